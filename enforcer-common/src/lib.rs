@@ -1,0 +1,23 @@
+//! What the kernel programs and the agent share: map layouts, modes, reasons, the TLS classifier and the
+//! flow state machine.
+//!
+//! Nothing here does I/O, and nothing needs `std`: the same code is compiled for the kernel and for the host,
+//! where it is tested exhaustively. Numbers are in host byte order unless a field says otherwise; addresses are
+//! always in network byte order (see [`Address`]).
+#![no_std]
+#![forbid(unsafe_code)]
+
+pub mod address;
+pub mod datapath;
+pub mod event;
+pub mod flow;
+pub mod map;
+pub mod mode;
+pub mod reason;
+pub mod settings;
+pub mod tcp;
+pub mod tls;
+
+pub use address::Address;
+pub use mode::Mode;
+pub use reason::{Direction, Reason, Verdict};

@@ -1,0 +1,238 @@
+//! Keys and values of the BPF maps. All are `repr(C)` without padding, so that what one side writes the other
+//! reads; a test pins size and offsets of each.
+
+use crate::{Address, Direction, Mode, Reason, Verdict};
+
+/// Version of the layout of all maps, part of the pin folder's name: raised with every change of a type here.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Makes a `repr(C)` map type with the derives that both sides need.
+macro_rules! map_type {
+    ($(#[$meta:meta])* pub struct $name:ident { $($(#[$field_meta:meta])* pub $field:ident: $ty:ty,)* }) => {
+        $(#[$meta])*
+        #[repr(C)]
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        #[cfg_attr(feature = "user", derive(bytemuck::CheckedBitPattern, bytemuck::NoUninit))]
+        pub struct $name { $($(#[$field_meta])* pub $field: $ty,)* }
+    };
+}
+pub(crate) use map_type;
+
+map_type! {
+    /// Value of `ENDPOINTS` (key: the pod's [`Address`]). Sixteen bytes; the first eight are one word that the
+    /// kernel side reads in one load, so a packet sees all of a policy or none of it.
+    pub struct Endpoint {
+        /// The workload's id, key of `PORT_MODES` and `WORKLOAD_COUNTERS`.
+        pub workload: u32,
+        /// Generation of this endpoint's policy; wraps.
+        pub generation: u16,
+        /// Mode of every port without an entry in `PORT_MODES`.
+        pub mode: Mode,
+        /// Bits of [`endpoint_flags`].
+        pub flags: u8,
+        /// Index of the pod's host-side interface in the agent's network namespace; 0: any.
+        pub ifindex: u32,
+        /// Id of the pod's network namespace as the agent's namespace numbers it, plus one; 0: not known.
+        pub netns_id: u32,
+    }
+}
+
+/// Bits of [`Endpoint::flags`].
+pub mod endpoint_flags {
+    /// `PORT_MODES` has entries for this workload and generation.
+    pub const HAS_PORTS: u8 = 1;
+    /// At least one port or the default is STRICT: what has no readable port is held to STRICT.
+    pub const ANY_STRICT: u8 = 2;
+    /// The endpoint is new and its open connections are still being collected: unknown flows pass.
+    pub const LEARNING: u8 = 4;
+}
+
+map_type! {
+    /// Key of `PORT_MODES`.
+    pub struct PortKey {
+        /// The workload's id.
+        pub workload: u32,
+        /// The generation that this entry belongs to.
+        pub generation: u16,
+        /// Port of the pod, host byte order.
+        pub port: u16,
+    }
+}
+
+map_type! {
+    /// Value of `PORT_MODES`.
+    pub struct PortMode {
+        /// Mode of this port.
+        pub mode: Mode,
+        /// Bits of [`port_flags`].
+        pub flags: u8,
+        /// Zero.
+        pub reserved: u16,
+    }
+}
+
+/// Bits of [`PortMode::flags`].
+pub mod port_flags {
+    /// Never judged: a port of the mesh itself or one excluded by annotation.
+    pub const EXEMPT: u8 = 1;
+    /// A port that the pod names for probes: exempt for sources of kind [`super::ExemptKind::NODE`].
+    pub const PROBE: u8 = 2;
+    /// Blocked after a failed certificate check: new flows are refused under STRICT.
+    pub const BLOCKED: u8 = 4;
+}
+
+/// What an entry of `EXEMPT` exempts.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "user", derive(bytemuck::CheckedBitPattern, bytemuck::NoUninit))]
+#[expect(non_camel_case_types, clippy::upper_case_acronyms, reason = "bpftool prints the variants")]
+pub enum ExemptKind {
+    /// The mesh's probe address: every port.
+    SOURCE = 1,
+    /// An address of this node: only the ports that a pod names for probes.
+    NODE = 2,
+}
+
+map_type! {
+    /// Key of `HALF_OPEN`, `FLOWS` and `OUTBOUND`: the connection as seen from the pod.
+    pub struct FlowKey {
+        /// The remote end.
+        pub client: Address,
+        /// The pod's end.
+        pub pod: Address,
+        /// Port of the remote end, host byte order.
+        pub client_port: u16,
+        /// Port of the pod, host byte order.
+        pub pod_port: u16,
+    }
+}
+
+map_type! {
+    /// Value of `HALF_OPEN`: both initial sequence numbers, host byte order, from the pod's SYN-ACK.
+    pub struct HalfOpen {
+        /// The client's initial sequence number.
+        pub client_isn: u32,
+        /// The pod's initial sequence number.
+        pub pod_isn: u32,
+    }
+}
+
+map_type! {
+    /// Value of `OUTBOUND`: a connection that the pod opened itself. Never judged.
+    pub struct Outbound {
+        /// The pod's initial sequence number, host byte order; 0 when the connection was found open.
+        pub pod_isn: u32,
+        /// Zero.
+        pub reserved: u32,
+    }
+}
+
+/// What is known of a flow, whatever the policy makes of it.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "user", derive(bytemuck::CheckedBitPattern, bytemuck::NoUninit))]
+#[expect(non_camel_case_types, clippy::upper_case_acronyms, reason = "bpftool prints the variants")]
+pub enum FlowState {
+    /// The handshake is done, the client's first six bytes are not complete.
+    OPEN = 1,
+    /// The client opened as TLS, the pod's answer is not complete.
+    HELLO = 2,
+    /// Both ends speak TLS.
+    TLS = 3,
+    /// Not TLS; `fault` says how that was seen.
+    PLAINTEXT = 4,
+    /// Open before the pod was enforced: its first bytes were never seen.
+    EXISTING = 5,
+}
+
+map_type! {
+    /// Value of `FLOWS`. Times are `bpf_ktime_get_ns` (`CLOCK_MONOTONIC`), sequence numbers host byte order.
+    pub struct Flow {
+        /// When the handshake completed, ns.
+        pub opened_ns: u64,
+        /// When the first byte of the client came, ns; from the verdict on: when that fell.
+        pub phase_ns: u64,
+        /// Payload bytes towards the pod that were let through.
+        pub bytes_to_pod: u64,
+        /// Payload bytes from the pod that were let through.
+        pub bytes_from_pod: u64,
+        /// Packets towards the pod, refused ones included.
+        pub packets_to_pod: u64,
+        /// Packets from the pod, refused ones included.
+        pub packets_from_pod: u64,
+        /// Sequence number of the client's first byte.
+        pub client_start: u32,
+        /// Sequence number of the pod's first byte.
+        pub pod_start: u32,
+        /// Highest acknowledgement seen from the pod: its next expected sequence number.
+        pub pod_ack: u32,
+        /// The workload's id.
+        pub workload: u32,
+        /// What is known of the flow.
+        pub state: FlowState,
+        /// What is wrong with the flow under STRICT; `NONE` when nothing is.
+        pub fault: Reason,
+        /// The last verdict.
+        pub verdict: Verdict,
+        /// Why it fell.
+        pub reason: Reason,
+        /// Generation of the policy that the verdict fell under.
+        pub generation: u16,
+        /// The client's first bytes, as far as `client_mask` says.
+        pub client_prefix: [u8; 6],
+        /// Which of the six bytes of `client_prefix` are there, a bit each.
+        pub client_mask: u8,
+        /// How many of the pod's first bytes were judged, 0 to 5.
+        pub pod_judged: u8,
+        /// Bits of [`flow_flags`].
+        pub flags: u8,
+        /// Zero.
+        pub reserved: [u8; 5],
+    }
+}
+
+/// Bits of [`Flow::flags`].
+pub mod flow_flags {
+    /// The pod sent a SYN-ACK with new numbers for this tuple: the next exact ACK starts a new flow.
+    pub const REOPENING: u8 = 1;
+    /// The pod acknowledged all six judged bytes: later copies of them are discarded by its stack.
+    pub const PREFIX_ACKED: u8 = 2;
+}
+
+map_type! {
+    /// Key of `COUNTERS`.
+    pub struct CounterKey {
+        /// What was done.
+        pub verdict: Verdict,
+        /// Why.
+        pub reason: Reason,
+        /// Direction of the packets counted.
+        pub direction: Direction,
+    }
+}
+
+map_type! {
+    /// Key of `WORKLOAD_COUNTERS`.
+    pub struct WorkloadCounterKey {
+        /// The workload's id.
+        pub workload: u32,
+        /// What was done.
+        pub verdict: Verdict,
+        /// Why.
+        pub reason: Reason,
+        /// Direction of the packets counted.
+        pub direction: Direction,
+    }
+}
+
+map_type! {
+    /// Value of `COUNTERS` and `WORKLOAD_COUNTERS`, one per CPU: the sum over the CPUs is the number.
+    pub struct Counter {
+        /// Connections that got this verdict for this reason.
+        pub connections: u64,
+        /// Packets it was applied to.
+        pub packets: u64,
+        /// Their payload bytes.
+        pub bytes: u64,
+    }
+}
