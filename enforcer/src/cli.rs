@@ -1,4 +1,7 @@
 //! The command line.
+
+pub mod detach;
+
 use std::process::ExitCode;
 /// Entry point of the binary.
 #[must_use]
