@@ -140,22 +140,27 @@ pub fn to_pod<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey, segment: &Seg
         return syn_to_pod(env, endpoint, key, segment);
     }
     // Once the pod has answered a new SYN, the old connection is gone in its stack, and so is what was known of it.
-    if let Some(mut flow) = env.flow(key)
-        && flow.flags & flow_flags::REOPENING == 0
-    {
-        return client_segment(env, endpoint, key, segment, &mut flow);
+    let mut found = env.flow(key).filter(|flow| flow.flags & flow_flags::REOPENING == 0);
+    let mut full = false;
+    if found.is_none() {
+        if env.is_outbound(key) {
+            return Decision::PASS;
+        }
+        if let Some(half_open) = env.half_open(key)
+            && segment.has(ACK)
+            && segment.ack == half_open.pod_isn.wrapping_add(1)
+        {
+            found = promote(env, endpoint, key, &half_open);
+            full = found.is_none();
+        }
     }
-    if env.is_outbound(key) {
-        return Decision::PASS;
+    match found {
+        Some(mut flow) => client_segment(env, endpoint, key, segment, &mut flow),
+        None => {
+            let numbers = ResetNumbers { client_seq: segment.ack, pod_seq: segment.seq, pod_ack: segment.ack };
+            unknown_flow(env, endpoint, key, segment, numbers, full)
+        }
     }
-    if let Some(half_open) = env.half_open(key)
-        && segment.has(ACK)
-        && segment.ack == half_open.pod_isn.wrapping_add(1)
-    {
-        return promote(env, endpoint, key, segment, &half_open, true);
-    }
-    let numbers = ResetNumbers { client_seq: segment.ack, pod_seq: segment.seq, pod_ack: segment.ack };
-    unknown_flow(env, endpoint, key, segment, numbers)
 }
 
 /// Decides about a TCP packet from the pod.
@@ -172,23 +177,28 @@ pub fn from_pod<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey, segment: &S
         }
         return Decision::PASS;
     }
-    if let Some(mut flow) = env.flow(key)
-        && flow.flags & flow_flags::REOPENING == 0
-    {
-        return pod_segment(env, endpoint, key, segment, &mut flow);
+    let mut found = env.flow(key).filter(|flow| flow.flags & flow_flags::REOPENING == 0);
+    let mut full = false;
+    if found.is_none() {
+        if env.is_outbound(key) {
+            return Decision::PASS;
+        }
+        if segment.payload_len > 0
+            && let Some(half_open) = env.half_open(key)
+            && segment.seq == half_open.pod_isn.wrapping_add(1)
+        {
+            // The pod speaks before the handshake is done, as TCP fast open lets it.
+            found = promote(env, endpoint, key, &half_open);
+            full = found.is_none();
+        }
     }
-    if env.is_outbound(key) {
-        return Decision::PASS;
+    match found {
+        Some(mut flow) => pod_segment(env, endpoint, key, segment, &mut flow),
+        None => {
+            let numbers = ResetNumbers { client_seq: segment.seq, pod_seq: segment.ack, pod_ack: segment.seq };
+            unknown_flow(env, endpoint, key, segment, numbers, full)
+        }
     }
-    if segment.payload_len > 0
-        && let Some(half_open) = env.half_open(key)
-        && segment.seq == half_open.pod_isn.wrapping_add(1)
-    {
-        // The pod speaks before the handshake is done, as TCP fast open lets it.
-        return promote(env, endpoint, key, segment, &half_open, false);
-    }
-    let numbers = ResetNumbers { client_seq: segment.seq, pod_seq: segment.ack, pod_ack: segment.seq };
-    unknown_flow(env, endpoint, key, segment, numbers)
 }
 
 /// A SYN never touches an entry. Its data, if any, is cut off, so that the stream starts after the handshake.
@@ -217,33 +227,16 @@ fn syn_ack_from_pod<E: Env>(env: &E, key: &FlowKey, segment: &Segment) {
     env.remove_outbound(key);
 }
 
-/// The handshake is complete (or the pod did not wait for it): the connection becomes a flow.
+/// The handshake is complete (or the pod did not wait for it): the connection becomes a flow. `None` when the table takes
+/// no more; the half-open entry stays then, and the packet that is sent again gets another try.
 #[inline(always)]
-fn promote<E: Env>(
-    env: &E,
-    endpoint: &Endpoint,
-    key: &FlowKey,
-    segment: &Segment,
-    half_open: &HalfOpen,
-    from_client: bool,
-) -> Decision {
+fn promote<'a, E: Env>(env: &'a E, endpoint: &Endpoint, key: &FlowKey, half_open: &HalfOpen) -> Option<E::FlowRef<'a>> {
     let flow = Flow::open(half_open, endpoint.workload, endpoint.generation, env.now_ns());
-    if env.insert_flow(key, &flow)
-        && let Some(mut flow) = env.flow(key)
-    {
-        env.remove_half_open(key);
-        return if from_client {
-            client_segment(env, endpoint, key, segment, &mut flow)
-        } else {
-            pod_segment(env, endpoint, key, segment, &mut flow)
-        };
+    if !env.insert_flow(key, &flow) {
+        return None;
     }
-    // The table takes no more: without an entry nothing can be judged, so data waits. The half-open entry stays, and
-    // the packet that is sent again gets another try.
-    if segment.payload_len == 0 || !policy(env, endpoint, key).is_enforced() || env.enforcement() == Enforcement::AUDIT {
-        return Decision::PASS;
-    }
-    Decision { act: Act::Drop, verdict: Verdict::DROP, reason: Reason::UNDECIDED, ..Decision::PASS }
+    env.remove_half_open(key);
+    env.flow(key)
 }
 
 #[inline(always)]
@@ -350,7 +343,7 @@ fn refusal<E: Env>(env: &E, numbers: ResetNumbers) -> Decision {
 }
 
 /// A packet whose handshake was never seen. Without data it is harmless: a connection that it might open has no flow, so
-/// its first byte ends up here.
+/// its first byte ends up here. `full`: the handshake was seen, and the table of flows takes no more.
 #[inline(always)]
 fn unknown_flow<E: Env>(
     env: &E,
@@ -358,12 +351,17 @@ fn unknown_flow<E: Env>(
     key: &FlowKey,
     segment: &Segment,
     numbers: ResetNumbers,
+    full: bool,
 ) -> Decision {
     if segment.payload_len == 0 || endpoint.flags & endpoint_flags::LEARNING != 0 {
         return Decision::PASS;
     }
     if !policy(env, endpoint, key).is_enforced() {
         return Decision::PASS;
+    }
+    if full && env.enforcement() == Enforcement::ENFORCE {
+        // Without an entry nothing can be judged, so data waits.
+        return Decision { act: Act::Drop, verdict: Verdict::DROP, reason: Reason::UNDECIDED, ..Decision::PASS };
     }
     Decision { reason: Reason::MIDSTREAM, report: true, ..refusal(env, numbers) }
 }

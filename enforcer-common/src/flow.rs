@@ -11,6 +11,8 @@ use crate::{Mode, Reason, Verdict};
 
 /// All six bits of [`Flow::client_mask`].
 const COMPLETE: u8 = 0b11_1111;
+/// The bits of [`Flow::client_mask`] for the record length.
+const LENGTH: u8 = 0b01_1000;
 /// The mesh's tunnel port: TLS to it is mesh TLS whatever its ALPN.
 const TUNNEL_PORT: u16 = 15008;
 
@@ -43,8 +45,36 @@ pub struct Window {
     pub offset: u32,
     /// How many bytes; 0 when the segment does not touch the first bytes.
     pub count: u32,
-    /// The bytes.
-    pub bytes: [u8; 6],
+    /// The bytes, each at its offset in the stream: the stream's first byte is the lowest of the word.
+    pub word: u64,
+}
+
+impl Window {
+    /// From the bytes of a segment: the first `count` of `bytes` stand at `offset` of the stream; together at most 6.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(offset: u32, count: u32, bytes: [u8; 8]) -> Self {
+        let kept = u64::from_le_bytes(bytes) & low_bytes(count);
+        Self { offset, count, word: kept << ((offset & 7) * 8) }
+    }
+
+    /// Which bytes of the word are there, 0xff each.
+    #[inline(always)]
+    const fn mask(&self) -> u64 {
+        low_bytes(self.count) << ((self.offset & 7) * 8)
+    }
+}
+
+/// A word whose lowest `count` (at most 7) bytes are 0xff.
+#[inline(always)]
+const fn low_bytes(count: u32) -> u64 {
+    (1 << ((count & 7) * 8)) - 1
+}
+
+/// Spreads the seven lowest bits over the bytes of a word, 0xff for each that is set.
+#[inline(always)]
+const fn spread(bits: u8) -> u64 {
+    (((bits & 0x7f) as u64).wrapping_mul(0x0002_0408_1020_4081) & 0x0101_0101_0101_0101) * 0xff
 }
 
 /// What to do with a segment as far as the order of its bytes goes.
@@ -132,45 +162,36 @@ impl Flow {
     /// Holds the bytes of a window against the rule of each offset and against earlier copies.
     #[inline(always)]
     fn record_client(&mut self, window: &Window, now_ns: u64) {
-        let acked = self.pod_ack.wrapping_sub(self.client_start);
-        let mut fault = Reason::NONE;
-        let mut position = 0;
-        while position < CLIENT_PREFIX {
-            let index = position.wrapping_sub(window.offset);
-            if position >= window.offset && index < window.count {
-                // `& 7` and `get` keep the verifier and the compiler free of a panic path.
-                let byte = window.bytes.get((index & 7) as usize).copied().unwrap_or(0);
-                let bit = 1_u8 << position;
-                let known = self.client_prefix.get(position as usize).copied().unwrap_or(0);
-                // The pod's stack discards what it has acknowledged, so a changed copy of that does no harm: old
-                // keepalive probes carry a garbage byte there.
-                let discarded = acked > position && !is_before(self.pod_ack, self.client_start);
-                let recorded = self.client_mask & bit != 0;
-                if recorded {
-                    if byte != known && !discarded && fault == Reason::NONE {
-                        fault = if tls::client_byte_fits(position, byte) { Reason::MALFORMED } else { Reason::PLAINTEXT };
-                    }
-                } else if tls::client_byte_fits(position, byte) {
-                    if let Some(slot) = self.client_prefix.get_mut(position as usize) {
-                        *slot = byte;
-                    }
-                    if self.client_mask == 0 {
-                        self.phase_ns = now_ns;
-                    }
-                    self.client_mask |= bit;
-                } else if fault == Reason::NONE {
-                    fault = Reason::PLAINTEXT;
-                }
-            }
-            position += 1;
+        // The pod's stack discards what it has acknowledged, so a changed copy of that does no harm: old keepalive probes
+        // carry a garbage byte there.
+        let acked = if is_before(self.pod_ack, self.client_start) { 0 } else { self.pod_ack.wrapping_sub(self.client_start) };
+        let acked = low_bytes(if acked < CLIENT_PREFIX { acked } else { CLIENT_PREFIX });
+        let recorded = spread(self.client_mask);
+        let live = window.mask() & !(recorded & acked);
+        let [a, b, c, d, e, f] = self.client_prefix;
+        let known = u64::from_le_bytes([a, b, c, d, e, f, 0, 0]);
+        if !tls::client_word_fits(window.word, live) {
+            self.condemn(Reason::PLAINTEXT);
+            return;
         }
-        let [_, _, _, high, low, _] = self.client_prefix;
-        if fault == Reason::NONE && self.client_mask & 0b01_1000 == 0b01_1000 && !tls::client_length_fits(high, low) {
-            fault = Reason::PLAINTEXT;
+        if (window.word ^ known) & recorded & live != 0 {
+            self.condemn(Reason::MALFORMED);
+            return;
         }
-        if fault != Reason::NONE {
-            self.condemn(fault);
-        } else if self.client_mask == COMPLETE && matches!(self.state, FlowState::OPEN) {
+        let new = live & !recorded;
+        if new == 0 {
+            return;
+        }
+        let [a, b, c, high, low, f, ..] = ((known & !new) | (window.word & new)).to_le_bytes();
+        self.client_prefix = [a, b, c, high, low, f];
+        if self.client_mask == 0 {
+            self.phase_ns = now_ns;
+        }
+        let mask = self.client_mask | ((((1_u32 << (window.count & 7)) - 1) << (window.offset & 7)) & 0x3f) as u8;
+        self.client_mask = mask;
+        if mask & LENGTH == LENGTH && !tls::client_length_fits(high, low) {
+            self.condemn(Reason::PLAINTEXT);
+        } else if mask == COMPLETE && matches!(self.state, FlowState::OPEN) {
             self.state = FlowState::HELLO;
         }
     }
@@ -216,17 +237,9 @@ impl Flow {
 
     #[inline(always)]
     fn record_pod(&mut self, window: &Window) {
-        let mut position = 0;
-        while position < POD_PREFIX {
-            let index = position.wrapping_sub(window.offset);
-            if position >= window.offset && index < window.count {
-                let byte = window.bytes.get((index & 7) as usize).copied().unwrap_or(0);
-                if !tls::pod_byte_fits(position, byte) {
-                    self.condemn(Reason::SERVER_NOT_TLS);
-                    return;
-                }
-            }
-            position += 1;
+        if !tls::pod_word_fits(window.word, window.mask()) {
+            self.condemn(Reason::SERVER_NOT_TLS);
+            return;
         }
         let end = window.offset + window.count;
         if end > u32::from(self.pod_judged) {

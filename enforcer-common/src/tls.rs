@@ -60,6 +60,34 @@ pub const fn pod_byte_fits(offset: u32, byte: u8) -> bool {
     }
 }
 
+/// The bytes of a `ClientHello` that have one right value each, in a word of six bytes, first byte lowest.
+const CLIENT_FIXED: u64 = u64::from_le_bytes([HANDSHAKE, MAJOR, 0, 0, 0, CLIENT_HELLO, 0, 0]);
+/// Where those bytes are.
+const CLIENT_FIXED_MASK: u64 = 0xff00_0000_ffff;
+
+/// [`client_byte_fits`] for several bytes at once: a word of six bytes, first byte lowest, of which `mask` (0xff a byte)
+/// says which are there. One expression instead of a loop, for the kernel's verifier.
+#[inline(always)]
+#[must_use]
+pub const fn client_word_fits(word: u64, mask: u64) -> bool {
+    let word = word & mask;
+    (word ^ CLIENT_FIXED) & CLIENT_FIXED_MASK & mask == 0
+        && (word >> 16) & 0xff <= MAX_MINOR as u64
+        && (word >> 24) & 0xff <= MAX_PLAINTEXT_HIGH as u64
+}
+
+/// [`pod_byte_fits`] for several bytes at once, as [`client_word_fits`].
+#[inline(always)]
+#[must_use]
+pub const fn pod_word_fits(word: u64, mask: u64) -> bool {
+    let word = word & mask;
+    let first = word & 0xff;
+    (mask & 0xff == 0 || first == HANDSHAKE as u64 || first == ALERT as u64)
+        && (word ^ ((MAJOR as u64) << 8)) & 0xff00 & mask == 0
+        && (word >> 16) & 0xff <= MAX_MINOR as u64
+        && (word >> 24) & 0xff <= MAX_RECORD_HIGH as u64
+}
+
 /// What a stream's first bytes say.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Class {

@@ -10,7 +10,7 @@ use enforcer_common::map::{ExemptKind, Flow, FlowKey, HalfOpen, Outbound, PortKe
 use enforcer_common::settings::{Action, Enforcement, OWN_PROBE_MARK};
 use enforcer_common::tcp::{Segment, overlap};
 
-use crate::skb::Skb;
+use crate::skb::{Skb, bounded};
 use crate::tables::{self, FLOWS, HALF_OPEN, OUTBOUND, PORT_MODES, SettingsRef};
 
 /// The maps and one packet.
@@ -136,14 +136,14 @@ impl Env for SkbEnv<'_> {
 
     #[inline(always)]
     fn window(&self, segment: &Segment, start: u32, limit: u32) -> Window {
-        let mut window = Window::default();
+        let mut bytes = [0_u8; 8];
         if let Some(part) = overlap(start, segment.seq, segment.payload_len, limit) {
-            let count = part.count & 7;
-            if (1..=6).contains(&count) && self.skb.load(self.payload_offset + part.index, window.bytes.as_mut_ptr(), count) {
-                window.offset = part.offset;
-                window.count = count;
+            let count = bounded::<7>(part.count);
+            if count != 0 && self.skb.load(self.payload_offset + part.index, bytes.as_mut_ptr(), count) {
+                return Window::new(part.offset, count, bytes);
             }
         }
-        window
+        Window::default()
     }
+
 }

@@ -67,25 +67,32 @@ impl Packet {
         }
     }
 
+    /// To be filled in by [`network`] and [`transport`].
     #[inline(always)]
-    fn new(direction: Direction, source: Address, destination: Address, ip_offset: u32, is_v6: bool) -> Self {
-        let (client, pod) = match direction {
+    pub fn new(direction: Direction) -> Self {
+        let nobody = Address([0; 16]);
+        Self {
+            key: FlowKey { client: nobody, pod: nobody, client_port: 0, pod_port: 0 },
+            direction,
+            segment: Segment { seq: 0, ack: 0, payload_len: 0, flags: 0 },
+            ip_offset: 0,
+            tcp_offset: 0,
+            payload_offset: 0,
+            is_v6: false,
+        }
+    }
+
+    #[inline(always)]
+    fn set_addresses(&mut self, source: Address, destination: Address) {
+        (self.key.client, self.key.pod) = match self.direction {
             Direction::TO_POD => (source, destination),
             Direction::FROM_POD => (destination, source),
         };
-        Self {
-            key: FlowKey { client, pod, client_port: 0, pod_port: 0 },
-            direction,
-            segment: Segment { seq: 0, ack: 0, payload_len: 0, flags: 0 },
-            ip_offset,
-            tcp_offset: 0,
-            payload_offset: 0,
-            is_v6,
-        }
     }
 }
 
 /// What the transport layer says.
+#[derive(Clone, Copy)]
 pub enum Parsed {
     /// TCP: the packet's segment, ports and offsets are filled in.
     Tcp,
@@ -95,10 +102,10 @@ pub enum Parsed {
     Unreadable(Reason),
 }
 
-/// The addresses of an IP packet; `None` for everything else. Only what may be TCP gets through, so that no other packet
+/// Fills in the addresses of an IP packet; `None` for everything else. Only what may be TCP gets through, so that no other packet
 /// costs a look-up.
 #[inline(always)]
-pub fn network(skb: &Skb, direction: Direction) -> Option<Packet> {
+pub fn network(skb: &Skb, packet: &mut Packet) -> Option<()> {
     if skb.linear_len() < ETHERNET_LEN + IPV6_LEN && skb.linear_len() < skb.len() {
         skb.pull(if skb.len() < 128 { skb.len() } else { 128 });
     }
@@ -118,20 +125,21 @@ pub fn network(skb: &Skb, direction: Direction) -> Option<Packet> {
             if header.protocol != PROTOCOL_TCP {
                 return None;
             }
-            let (source, destination) = (Address::from_v4(header.source), Address::from_v4(header.destination));
-            Some(Packet::new(direction, source, destination, offset, false))
+            packet.set_addresses(Address::from_v4(header.source), Address::from_v4(header.destination));
         }
         ETHERTYPE_IPV6 => {
             let header = skb.read::<Ipv6>(offset)?;
-            let (source, destination) = (Address::from_v6(header.source), Address::from_v6(header.destination));
-            Some(Packet::new(direction, source, destination, offset, true))
+            packet.set_addresses(Address::from_v6(header.source), Address::from_v6(header.destination));
+            packet.is_v6 = true;
         }
-        _ => None,
+        _ => return None,
     }
+    packet.ip_offset = offset;
+    Some(())
 }
 
 /// The TCP part of a packet to or from a listed endpoint.
-#[inline(always)]
+#[inline(never)]
 pub fn transport(skb: &Skb, packet: &mut Packet) -> Parsed {
     // End of the IP packet as its header says; a link may pad frames, and a batch of segments has no such length.
     let (tcp_offset, end) = if packet.is_v6 {

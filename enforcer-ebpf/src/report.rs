@@ -7,17 +7,16 @@ use enforcer_common::map::{Counter, CounterKey, Endpoint, WorkloadCounterKey};
 use enforcer_common::{Reason, Verdict};
 
 use crate::packet::Packet;
-use crate::skb::Skb;
+use crate::skb::{Skb, bounded};
 use crate::tables::{COUNTERS, EVENT_BUDGET, EVENTS, RESET_BUDGET, WORKLOAD_COUNTERS, settings};
 
 const SECOND_NS: u64 = 1_000_000_000;
 
 /// Turns a reset into a drop when this second's resets are spent.
-#[inline(always)]
-pub fn limit_resets(decision: &Decision) -> Decision {
-    let mut decision = *decision;
+#[inline(never)]
+pub fn limit_resets(decision: &mut Decision) {
     if decision.act != Act::Reset {
-        return decision;
+        return;
     }
     if let Some(budget) = RESET_BUDGET.get_ptr_mut(0) {
         // SAFETY: the pointer comes from the map. CPUs that write at once may let a few resets more through.
@@ -35,11 +34,10 @@ pub fn limit_resets(decision: &Decision) -> Decision {
             }
         }
     }
-    decision
 }
 
 /// Counts a packet, and a connection where the verdict is new.
-#[inline(always)]
+#[inline(never)]
 pub fn count(packet: &Packet, workload: u32, decision: &Decision) {
     let (direction, payload_len) = (packet.direction, packet.segment.payload_len);
     let Decision { verdict, reason, .. } = *decision;
@@ -107,9 +105,9 @@ pub fn event(skb: &Skb, packet: &Packet, endpoint: &Endpoint, decision: &Decisio
         (*event).generation = endpoint.generation;
         (*event).head = [0; HEAD_BYTES];
         let available = packet.segment.payload_len;
-        let mut len = if available < HEAD_BYTES as u32 { available & 0x3f } else { HEAD_BYTES as u32 };
+        let mut len = bounded::<0x7f>(if available < HEAD_BYTES as u32 { available } else { HEAD_BYTES as u32 });
         let head = (&raw mut (*event).head).cast::<u8>();
-        if len == 0 || !skb.load(packet.payload_offset, head, len) {
+        if len == 0 || len > HEAD_BYTES as u32 || !skb.load(packet.payload_offset, head, len) {
             len = 0;
         }
         (*event).head_len = len as u16;

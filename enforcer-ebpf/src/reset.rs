@@ -9,7 +9,7 @@ use enforcer_common::datapath::Decision;
 use enforcer_common::tcp::{ACK, RST};
 
 use crate::packet::Packet;
-use crate::skb::{DROP, NEXT, Skb};
+use crate::skb::{DROP, NEXT, Skb, bounded};
 
 const TCP_LEN: u32 = 20;
 const TTL: u8 = 64;
@@ -97,7 +97,7 @@ fn rst_to_client(source_port: u16, destination_port: u16, decision: &Decision) -
 /// Cuts the data off a SYN; its options stay.
 #[inline(never)]
 pub fn trim_syn(skb: &Skb, packet: &Packet) -> i32 {
-    let header_len = (packet.payload_offset - packet.tcp_offset) & 0x3c;
+    let header_len = bounded::<0x3c>(packet.payload_offset - packet.tcp_offset);
     if header_len < TCP_LEN || header_len > 60 {
         return DROP;
     }

@@ -1,5 +1,6 @@
 //! The packet at hand: direct access to its linear part, and the few helpers that the programs use.
 
+use core::arch::asm;
 use core::ffi::c_void;
 use core::mem::size_of;
 
@@ -18,6 +19,15 @@ pub const DROP: i32 = 2;
 /// Keep the sum of the whole packet right that some cards deliver.
 const RECOMPUTE_CSUM: u64 = 1;
 const INGRESS: u64 = 1;
+
+/// Masks a value where the verifier sees it. The compiler knows its range and would leave a plain mask out.
+#[inline(always)]
+pub fn bounded<const MASK: u32>(value: u32) -> u32 {
+    let mut value = u64::from(value);
+    // SAFETY: one instruction on one register.
+    unsafe { asm!("{value} &= {mask}", value = inout(reg) value, mask = const MASK, options(pure, nomem, nostack)) };
+    value as u32
+}
 
 /// A packet. Offsets count from its Ethernet header.
 pub struct Skb {
@@ -66,9 +76,10 @@ impl Skb {
         unsafe { (*self.raw).data_end.wrapping_sub((*self.raw).data) }
     }
 
-    /// Reads a value from the linear part.
+    /// Reads a value from the linear part, at an offset below 2048.
     #[inline(always)]
     pub fn read<T: Copy>(&self, offset: u32) -> Option<T> {
+        let offset = bounded::<0x7ff>(offset);
         // SAFETY: the verifier holds every access against `data_end`; packet data has no alignment, hence `unaligned`.
         unsafe {
             let start = (*self.raw).data as usize + offset as usize;

@@ -162,7 +162,7 @@ impl LinkWatch {
     pub fn open(selector: Selector) -> io::Result<Self> {
         // Subscribed before the first dump: nothing falls between the two.
         let socket = Netlink::subscribe(RTMGRP_LINK)?;
-        let events = AsyncFd::register_with_interest(socket, Interest::READABLE)?;
+        let events = AsyncFd::with_interest(socket, Interest::READABLE)?;
         let queries = Netlink::route()?;
         let mut watch = Self { events, queries, selector, known: BTreeMap::new(), pending: VecDeque::new() };
         watch.resync()?;
