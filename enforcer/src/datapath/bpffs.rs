@@ -96,12 +96,17 @@ const INITIAL_MOUNT_NAMESPACE: u64 = 0xEFFF_FFF8;
 
 /// The number of a process's mount namespace.
 fn mount_namespace(pid: &str) -> io::Result<u64> {
-    Ok(std::os::unix::fs::MetadataExt::ino(&fs::metadata(format!("/proc/{pid}/ns/mnt"))?))
+    Ok(std::os::unix::fs::MetadataExt::ino(&fs::metadata(format!(
+        "/proc/{pid}/ns/mnt"
+    ))?))
 }
 
 fn parent(pid: &str) -> Option<String> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    status.lines().find_map(|line| line.strip_prefix("PPid:")).map(|pid| pid.trim().to_owned())
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("PPid:"))
+        .map(|pid| pid.trim().to_owned())
 }
 
 /// The process in whose mount namespace a mount outlives us; `None` when our own is as good. That is process 1, or,

@@ -222,8 +222,12 @@ impl LinkWatch {
             .copied()
             .filter(|index| !found.contains_key(index))
             .collect();
-        gone.into_iter().for_each(|index| self.remove(index));
-        found.into_values().for_each(|interface| self.update(interface));
+        for index in gone {
+            self.remove(index);
+        }
+        for interface in found.into_values() {
+            self.update(interface);
+        }
         Ok(())
     }
 
@@ -236,7 +240,7 @@ impl LinkWatch {
             RTM_NEWLINK | RTM_DELLINK if message.payload.first() != Some(&0) => {}
             // The peer of a pair is told of before both ends are tied together.
             RTM_NEWLINK if interface.is_pair() && interface.peer_index.is_none() => {
-                self.refresh(interface.index)?
+                self.refresh(interface.index)?;
             }
             RTM_NEWLINK => self.update(interface),
             RTM_DELLINK => {
@@ -285,7 +289,7 @@ impl LinkWatch {
         });
         match self.selector.choose(&interface) {
             Choice::Take if was != Choice::Take || moved => {
-                self.pending.push_back(InterfaceEvent::Appeared(interface))
+                self.pending.push_back(InterfaceEvent::Appeared(interface));
             }
             Choice::Unsupported if was != Choice::Unsupported => {
                 self.pending.push_back(InterfaceEvent::Unsupported(interface));

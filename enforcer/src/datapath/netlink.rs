@@ -83,7 +83,7 @@ pub(super) fn read_u32(bytes: &[u8]) -> Option<u32> {
 }
 
 /// The attributes in a piece of a message: type and value of each.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Attributes<'a>(&'a [u8]);
 
 impl<'a> Attributes<'a> {
@@ -93,19 +93,19 @@ impl<'a> Attributes<'a> {
     }
 
     /// The value of the first attribute of this type.
-    pub(super) fn get(self, attribute: u16) -> Option<&'a [u8]> {
-        self.into_iter()
+    pub(super) fn get(&self, attribute: u16) -> Option<&'a [u8]> {
+        self.clone()
             .find(|(kind, _)| *kind == attribute)
             .map(|(_, value)| value)
     }
 
     /// The same as a number in host byte order.
-    pub(super) fn u32(self, attribute: u16) -> Option<u32> {
+    pub(super) fn u32(&self, attribute: u16) -> Option<u32> {
         self.get(attribute).and_then(read_u32)
     }
 
     /// The same as text that ends with a zero byte.
-    pub(super) fn text(self, attribute: u16) -> Option<String> {
+    pub(super) fn text(&self, attribute: u16) -> Option<String> {
         let value = self.get(attribute)?;
         let end = value.iter().position(|b| *b == 0).unwrap_or(value.len());
         Some(String::from_utf8_lossy(&value[..end]).into_owned())

@@ -264,7 +264,10 @@ pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
 
 /// Takes the program off the hook at once; the end of the last descriptor or pin would do so a little later.
 pub(super) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
-    let mut attr = LinkUpdateAttr { link: raw(link), ..LinkUpdateAttr::default() };
+    let mut attr = LinkUpdateAttr {
+        link: raw(link),
+        ..LinkUpdateAttr::default()
+    };
     bpf(BPF_LINK_DETACH, &mut attr).map(drop)
 }
 
