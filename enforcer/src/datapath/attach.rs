@@ -6,7 +6,7 @@ use nix::libc;
 
 use super::interface::Interface;
 use super::load::Datapath;
-use super::pin::{self, LinkKind, LinkName};
+use super::pin::{LinkKind, LinkName};
 use super::{clsact, sys, tcx};
 
 /// The direction of a program, seen from the pod.
@@ -91,7 +91,9 @@ pub enum AttachError {
         source: io::Error,
     },
     /// An ingress qdisc stands where clsact would go.
-    #[error("interface {0} has an ingress qdisc, which leaves no room for clsact: remove it with `tc qdisc del dev {0} ingress`")]
+    #[error(
+        "interface {0} has an ingress qdisc, which leaves no room for clsact: remove it with `tc qdisc del dev {0} ingress`"
+    )]
     IngressQdisc(String),
 }
 
@@ -100,7 +102,12 @@ impl AttachError {
         if source.raw_os_error() == Some(libc::ENODEV) {
             return Self::Gone(interface.name.clone());
         }
-        Self::Io { action, interface: interface.name.clone(), ifindex: interface.index, source }
+        Self::Io {
+            action,
+            interface: interface.name.clone(),
+            ifindex: interface.index,
+            source,
+        }
     }
 }
 
@@ -115,7 +122,9 @@ impl Datapath {
             Hook::Clsact => clsact::attach(self, interface)?,
             Hook::Tcx => tcx::attach(self, interface)?,
             Hook::Auto => match tcx::attach(self, interface) {
-                Err(AttachError::Io { source, .. }) if tcx::is_unsupported(&source) => clsact::attach(self, interface)?,
+                Err(AttachError::Io { source, .. }) if tcx::is_unsupported(&source) => {
+                    clsact::attach(self, interface)?
+                }
                 result => result?,
             },
         };
@@ -152,7 +161,13 @@ impl Datapath {
     /// # Errors
     /// When bpffs refuses.
     pub fn forget_others(&self, keep: &[u32]) -> io::Result<Vec<u32>> {
-        let mut gone: Vec<_> = self.pins.list_links()?.into_iter().filter(|n| n.cookie == self.cookie).map(|n| n.ifindex).collect();
+        let mut gone: Vec<_> = self
+            .pins
+            .list_links()?
+            .into_iter()
+            .filter(|n| n.cookie == self.cookie)
+            .map(|n| n.ifindex)
+            .collect();
         gone.retain(|index| !keep.contains(index));
         gone.sort_unstable();
         gone.dedup();
@@ -163,11 +178,17 @@ impl Datapath {
     }
 
     fn forget_tcx(&self, ifindex: u32) -> io::Result<()> {
-        Way::BOTH.iter().try_for_each(|&way| pin::remove(&self.pins.link(self.link_name(ifindex, LinkKind::Tcx(way)))))
+        Way::BOTH
+            .iter()
+            .try_for_each(|&way| tcx::remove(&self.pins.link(self.link_name(ifindex, LinkKind::Tcx(way)))))
     }
 
     pub(super) fn link_name(&self, ifindex: u32, kind: LinkKind) -> LinkName {
-        LinkName { cookie: self.cookie, ifindex, kind }
+        LinkName {
+            cookie: self.cookie,
+            ifindex,
+            kind,
+        }
     }
 }
 
@@ -190,7 +211,11 @@ pub fn hooked_programs(ifindex: u32) -> io::Result<Vec<HookedProgram>> {
     let mut all = Vec::new();
     for way in Way::BOTH {
         let on_hook = sys::tcx_query(ifindex, tcx::hook(way))?;
-        all.extend(on_hook.iter().map(|h| HookedProgram { way, program: h.program, name: sys::program_name(h.program) }));
+        all.extend(on_hook.iter().map(|h| HookedProgram {
+            way,
+            program: h.program,
+            name: sys::program_name(h.program),
+        }));
     }
     Ok(all)
 }

@@ -1,7 +1,7 @@
 //! Makes sure that the pin folder lies on a bpffs that outlives the agent.
 //!
 //! A process may have a mount namespace of its own (a container, `ip netns exec`). A bpffs mounted only there goes
-//! with it and takes every pin along, so a missing one is mounted in the mount namespace of process 1, and shown here
+//! with it and takes every pin along, so a missing one is mounted in the outer mount namespace, and shown here
 //! through a clone of that mount.
 
 use std::fs::{self, File};
@@ -48,7 +48,11 @@ impl BpffsError {
     fn new(action: &'static str, at: &Path, source: io::Error) -> Self {
         match source.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => Self::NotPermitted { at: at.to_owned() },
-            _ => Self::Io { action, at: at.to_owned(), source },
+            _ => Self::Io {
+                action,
+                at: at.to_owned(),
+                source,
+            },
         }
     }
 }
@@ -62,7 +66,11 @@ fn on_bpffs(path: &Path) -> bool {
 
 /// The folder to mount on when `dir` is not on a bpffs.
 fn mount_point(dir: &Path) -> PathBuf {
-    if dir.starts_with(STANDARD) { STANDARD.into() } else { dir.to_owned() }
+    if dir.starts_with(STANDARD) {
+        STANDARD.into()
+    } else {
+        dir.to_owned()
+    }
 }
 
 /// Makes the folder, with a bpffs under it. With `create` false only an existing bpffs is looked for.
@@ -83,29 +91,68 @@ pub fn ensure_bpffs(dir: &Path, create: bool) -> Result<(), BpffsError> {
     Ok(())
 }
 
-/// Mounts a bpffs at `at`, in the mount namespace of process 1 if that is another one than ours.
-fn show(at: &Path, create: bool) -> Result<(), BpffsError> {
-    let own = fs::metadata("/proc/self/ns/mnt");
-    let first = fs::metadata("/proc/1/ns/mnt");
-    let same = match (own, first) {
-        (Ok(own), Ok(first)) => std::os::unix::fs::MetadataExt::ino(&own) == std::os::unix::fs::MetadataExt::ino(&first),
-        _ => return Err(BpffsError::NotPermitted { at: at.to_owned() }),
-    };
-    if same {
-        return find_or_mount(at, create);
+/// The initial mount namespace's number (`MNT_NS_INIT_INO`), fixed since Linux 6.18.
+const INITIAL_MOUNT_NAMESPACE: u64 = 0xEFFF_FFF8;
+
+/// The number of a process's mount namespace.
+fn mount_namespace(pid: &str) -> io::Result<u64> {
+    Ok(std::os::unix::fs::MetadataExt::ino(&fs::metadata(format!(
+        "/proc/{pid}/ns/mnt"
+    ))?))
+}
+
+fn parent(pid: &str) -> Option<String> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("PPid:"))
+        .map(|pid| pid.trim().to_owned())
+}
+
+/// The process in whose mount namespace a mount outlives us; `None` when our own is as good. That is process 1, or,
+/// where that one may not be looked at, the nearest ancestor in another mount namespace.
+fn outer() -> io::Result<Option<String>> {
+    let own = mount_namespace("self")?;
+    if own == INITIAL_MOUNT_NAMESPACE {
+        return Ok(None);
     }
+    if let Ok(first) = mount_namespace("1") {
+        return Ok((first != own).then(|| "1".to_owned()));
+    }
+    let mut pid = parent("self");
+    while let Some(ancestor) = pid.filter(|pid| pid != "0") {
+        match mount_namespace(&ancestor) {
+            Ok(namespace) if namespace != own => return Ok(Some(ancestor)),
+            Ok(_) => pid = parent(&ancestor),
+            Err(_) => break,
+        }
+    }
+    Ok(None)
+}
+
+/// Mounts a bpffs at `at`, in the outer mount namespace if that is another one than ours.
+fn show(at: &Path, create: bool) -> Result<(), BpffsError> {
+    let Some(outer) = outer().map_err(|e| BpffsError::new("find the mount namespace for", at, e))? else {
+        return find_or_mount(at, create);
+    };
     let there = at.to_owned();
     // A thread of its own: it never comes back from the other mount namespace.
     let clone = std::thread::spawn(move || -> Result<OwnedFd, BpffsError> {
-        let failed = |e| BpffsError::new("enter the mount namespace of process 1 for", &there, e);
-        let namespace = File::open("/proc/1/ns/mnt").map_err(failed)?;
+        let failed = |e| BpffsError::new("enter the outer mount namespace for", &there, e);
+        let namespace = File::open(format!("/proc/{outer}/ns/mnt")).map_err(failed)?;
         unshare(CloneFlags::CLONE_FS).map_err(|e| failed(e.into()))?;
         setns(&namespace, CloneFlags::CLONE_NEWNS).map_err(|e| failed(e.into()))?;
         find_or_mount(&there, create)?;
         open_tree(&there).map_err(|e| BpffsError::new("clone the bpffs at", &there, e))
     })
     .join()
-    .map_err(|_| BpffsError::new("mount a bpffs at", at, io::Error::other("the mounting thread died")))??;
+    .map_err(|_| {
+        BpffsError::new(
+            "mount a bpffs at",
+            at,
+            io::Error::other("the mounting thread died"),
+        )
+    })??;
     fs::create_dir_all(at).map_err(|e| BpffsError::new("create", at, e))?;
     move_mount(&clone, at).map_err(|e| BpffsError::new("show the bpffs at", at, e))
 }
@@ -158,7 +205,11 @@ fn move_mount(tree: &OwnedFd, path: &Path) -> io::Result<()> {
             EMPTY_PATH,
         )
     };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -167,8 +218,17 @@ mod tests {
 
     #[test]
     fn the_mount_point_is_the_standard_one_where_that_holds_the_folder() {
-        assert_eq!(mount_point(Path::new("/sys/fs/bpf/enforcer/a")), Path::new("/sys/fs/bpf"));
-        assert_eq!(mount_point(Path::new("/run/enforcer/bpf")), Path::new("/run/enforcer/bpf"));
-        assert_eq!(mount_point(Path::new("/sys/fs/bpfoo")), Path::new("/sys/fs/bpfoo"));
+        assert_eq!(
+            mount_point(Path::new("/sys/fs/bpf/enforcer/a")),
+            Path::new("/sys/fs/bpf")
+        );
+        assert_eq!(
+            mount_point(Path::new("/run/enforcer/bpf")),
+            Path::new("/run/enforcer/bpf")
+        );
+        assert_eq!(
+            mount_point(Path::new("/sys/fs/bpfoo")),
+            Path::new("/sys/fs/bpfoo")
+        );
     }
 }

@@ -10,7 +10,7 @@ use super::bpffs::{BpffsError, ensure_bpffs};
 use super::clsact;
 use super::lock::{AgentLock, LockError};
 use super::pin::{self, LinkKind, Pins};
-use super::sys;
+use super::{sys, tcx};
 
 /// What was removed.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -73,7 +73,10 @@ pub fn detach(bpffs: &Path, force: bool) -> Result<Removed, DetachError> {
         Err(LockError::Held { .. }) if force => None,
         Err(e) => return Err(DetachError::Running(e)),
     };
-    remove_all(&Pins::new(bpffs)).map_err(|source| DetachError::Io { dir: bpffs.to_owned(), source })
+    remove_all(&Pins::new(bpffs)).map_err(|source| DetachError::Io {
+        dir: bpffs.to_owned(),
+        source,
+    })
 }
 
 /// The same, for the agent that holds the lock itself.
@@ -86,8 +89,10 @@ pub fn remove_all(pins: &Pins) -> io::Result<Removed> {
     for name in pins.list_links()? {
         match name.kind {
             LinkKind::Tcx(way) => {
-                pin::remove(&pins.link(name))?;
-                removed.links.push(format!("{} on interface {}", way.program(), name.ifindex));
+                tcx::remove(&pins.link(name))?;
+                removed
+                    .links
+                    .push(format!("{} on interface {}", way.program(), name.ifindex));
             }
             LinkKind::Clsact { .. } if name.cookie != cookie => removed.left.push(format!(
                 "filters on interface {} of another network namespace: run detach in that one",
@@ -111,7 +116,9 @@ pub fn remove_all(pins: &Pins) -> io::Result<Removed> {
             Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {}
             Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => {
                 for name in pin::names(&dir)? {
-                    removed.left.push(format!("{}: not ours", dir.join(name).display()));
+                    removed
+                        .left
+                        .push(format!("{}: not ours", dir.join(name).display()));
                 }
             }
             Err(e) => return Err(e),

@@ -74,7 +74,9 @@ impl Selector {
         let chosen = if self.globs.is_empty() {
             matches!(interface.kind.as_str(), "veth" | "netkit") && interface.peer_netns_id.is_some()
         } else {
-            self.globs.iter().any(|glob| matches(glob.as_bytes(), interface.name.as_bytes()))
+            self.globs
+                .iter()
+                .any(|glob| matches(glob.as_bytes(), interface.name.as_bytes()))
         };
         match (chosen, interface.kind.as_str()) {
             (false, _) => Choice::Leave,
@@ -88,7 +90,9 @@ impl Selector {
 fn matches(glob: &[u8], name: &[u8]) -> bool {
     match (glob, name) {
         ([], []) => true,
-        ([b'*', rest @ ..], _) => matches(rest, name) || name.split_first().is_some_and(|(_, tail)| matches(glob, tail)),
+        ([b'*', rest @ ..], _) => {
+            matches(rest, name) || name.split_first().is_some_and(|(_, tail)| matches(glob, tail))
+        }
         ([b'?', rest @ ..], [_, tail @ ..]) => matches(rest, tail),
         ([c, rest @ ..], [d, tail @ ..]) => c == d && matches(rest, tail),
         _ => false,
@@ -107,7 +111,10 @@ impl Interface {
             name: attributes.text(IFLA_IFNAME)?,
             kind,
             peer_index: attributes.u32(IFLA_LINK).filter(|index| *index != 0),
-            peer_netns_id: attributes.u32(IFLA_LINK_NETNSID).map(u32::cast_signed).filter(|id| *id >= 0),
+            peer_netns_id: attributes
+                .u32(IFLA_LINK_NETNSID)
+                .map(u32::cast_signed)
+                .filter(|id| *id >= 0),
         })
     }
 
@@ -162,9 +169,16 @@ impl LinkWatch {
     pub fn open(selector: Selector) -> io::Result<Self> {
         // Subscribed before the first dump: nothing falls between the two.
         let socket = Netlink::subscribe(RTMGRP_LINK)?;
-        let events = AsyncFd::with_interest(socket, Interest::READABLE)?;
+        // SAFETY: the `Netlink` inside keeps one descriptor, its own, for as long as it lives.
+        let events = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?;
         let queries = Netlink::route()?;
-        let mut watch = Self { events, queries, selector, known: BTreeMap::new(), pending: VecDeque::new() };
+        let mut watch = Self {
+            events,
+            queries,
+            selector,
+            known: BTreeMap::new(),
+            pending: VecDeque::new(),
+        };
         watch.resync()?;
         Ok(watch)
     }
@@ -197,20 +211,37 @@ impl LinkWatch {
     /// When netlink fails.
     pub fn resync(&mut self) -> io::Result<()> {
         let found = self.queries.dump(&Message::new(RTM_GETLINK, &[0; IFINFO]))?;
-        let found: BTreeMap<_, _> = found.iter().filter_map(Interface::read).map(|i| (i.index, i)).collect();
-        let gone: Vec<_> = self.known.keys().copied().filter(|index| !found.contains_key(index)).collect();
-        gone.into_iter().for_each(|index| self.remove(index));
-        found.into_values().for_each(|interface| self.update(interface));
+        let found: BTreeMap<_, _> = found
+            .iter()
+            .filter_map(Interface::read)
+            .map(|i| (i.index, i))
+            .collect();
+        let gone: Vec<_> = self
+            .known
+            .keys()
+            .copied()
+            .filter(|index| !found.contains_key(index))
+            .collect();
+        for index in gone {
+            self.remove(index);
+        }
+        for interface in found.into_values() {
+            self.update(interface);
+        }
         Ok(())
     }
 
     fn apply(&mut self, message: &Message) -> io::Result<()> {
-        let Some(interface) = Interface::read(message) else { return Ok(()) };
+        let Some(interface) = Interface::read(message) else {
+            return Ok(());
+        };
         match message.kind {
             // Bridges tell of their ports with messages of another family: not about the link itself.
             RTM_NEWLINK | RTM_DELLINK if message.payload.first() != Some(&0) => {}
             // The peer of a pair is told of before both ends are tied together.
-            RTM_NEWLINK if interface.is_pair() && interface.peer_index.is_none() => self.refresh(interface.index)?,
+            RTM_NEWLINK if interface.is_pair() && interface.peer_index.is_none() => {
+                self.refresh(interface.index)?;
+            }
             RTM_NEWLINK => self.update(interface),
             RTM_DELLINK => {
                 self.remove(interface.index);
@@ -218,7 +249,9 @@ impl LinkWatch {
                 let peers: Vec<_> = self
                     .known
                     .values()
-                    .filter(|k| k.is_pair() && k.peer_netns_id.is_none() && k.peer_index == Some(interface.index))
+                    .filter(|k| {
+                        k.is_pair() && k.peer_netns_id.is_none() && k.peer_index == Some(interface.index)
+                    })
                     .map(|k| k.index)
                     .collect();
                 peers.into_iter().try_for_each(|index| self.refresh(index))?;
@@ -247,11 +280,17 @@ impl LinkWatch {
 
     fn update(&mut self, interface: Interface) {
         let before = self.known.insert(interface.index, interface.clone());
-        let was = before.as_ref().map_or(Choice::Leave, |old| self.selector.choose(old));
+        let was = before
+            .as_ref()
+            .map_or(Choice::Leave, |old| self.selector.choose(old));
         // A peer in another namespace than before is another pod.
-        let moved = before.is_some_and(|old| (old.peer_netns_id, old.peer_index) != (interface.peer_netns_id, interface.peer_index));
+        let moved = before.is_some_and(|old| {
+            (old.peer_netns_id, old.peer_index) != (interface.peer_netns_id, interface.peer_index)
+        });
         match self.selector.choose(&interface) {
-            Choice::Take if was != Choice::Take || moved => self.pending.push_back(InterfaceEvent::Appeared(interface)),
+            Choice::Take if was != Choice::Take || moved => {
+                self.pending.push_back(InterfaceEvent::Appeared(interface));
+            }
             Choice::Unsupported if was != Choice::Unsupported => {
                 self.pending.push_back(InterfaceEvent::Unsupported(interface));
             }
@@ -277,21 +316,43 @@ mod tests {
             ("*a*b", "xaxbc", false),
             ("eth0", "eth0", true),
         ] {
-            assert_eq!(matches(glob.as_bytes(), name.as_bytes()), expected, "{glob} {name}");
+            assert_eq!(
+                matches(glob.as_bytes(), name.as_bytes()),
+                expected,
+                "{glob} {name}"
+            );
         }
     }
 
     #[test]
     fn a_pod_interface_is_a_veth_with_its_peer_elsewhere() {
-        let veth = Interface { index: 2, name: "v".into(), kind: "veth".into(), peer_index: Some(3), peer_netns_id: None };
-        let away = Interface { peer_netns_id: Some(0), ..veth.clone() };
-        let netkit = Interface { kind: "netkit".into(), ..away.clone() };
+        let veth = Interface {
+            index: 2,
+            name: "v".into(),
+            kind: "veth".into(),
+            peer_index: Some(3),
+            peer_netns_id: None,
+        };
+        let away = Interface {
+            peer_netns_id: Some(0),
+            ..veth.clone()
+        };
+        let netkit = Interface {
+            kind: "netkit".into(),
+            ..away.clone()
+        };
         let any = Selector::default();
         assert_eq!(any.choose(&veth), Choice::Leave);
         assert_eq!(any.choose(&away), Choice::Take);
         assert_eq!(any.choose(&netkit), Choice::Unsupported);
         let named = Selector::new(vec!["v?".into(), "v".into()]);
         assert_eq!(named.choose(&veth), Choice::Take);
-        assert_eq!(named.choose(&Interface { name: "w".into(), ..away }), Choice::Leave);
+        assert_eq!(
+            named.choose(&Interface {
+                name: "w".into(),
+                ..away
+            }),
+            Choice::Leave
+        );
     }
 }

@@ -6,8 +6,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, setsockopt, socket,
-    sockopt,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, setsockopt,
+    socket, sockopt,
 };
 
 pub(super) const NLM_F_REQUEST: u16 = 1;
@@ -34,7 +34,10 @@ pub(super) struct Message {
 impl Message {
     /// A message of this type that starts with a fixed structure's bytes.
     pub(super) fn new(kind: u16, fixed: &[u8]) -> Self {
-        Self { kind, payload: fixed.to_vec() }
+        Self {
+            kind,
+            payload: fixed.to_vec(),
+        }
     }
 
     /// Appends an attribute.
@@ -80,7 +83,7 @@ pub(super) fn read_u32(bytes: &[u8]) -> Option<u32> {
 }
 
 /// The attributes in a piece of a message: type and value of each.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Attributes<'a>(&'a [u8]);
 
 impl<'a> Attributes<'a> {
@@ -90,17 +93,19 @@ impl<'a> Attributes<'a> {
     }
 
     /// The value of the first attribute of this type.
-    pub(super) fn get(self, attribute: u16) -> Option<&'a [u8]> {
-        self.into_iter().find(|(kind, _)| *kind == attribute).map(|(_, value)| value)
+    pub(super) fn get(&self, attribute: u16) -> Option<&'a [u8]> {
+        self.clone()
+            .find(|(kind, _)| *kind == attribute)
+            .map(|(_, value)| value)
     }
 
     /// The same as a number in host byte order.
-    pub(super) fn u32(self, attribute: u16) -> Option<u32> {
+    pub(super) fn u32(&self, attribute: u16) -> Option<u32> {
         self.get(attribute).and_then(read_u32)
     }
 
     /// The same as text that ends with a zero byte.
-    pub(super) fn text(self, attribute: u16) -> Option<String> {
+    pub(super) fn text(&self, attribute: u16) -> Option<String> {
         let value = self.get(attribute)?;
         let end = value.iter().position(|b| *b == 0).unwrap_or(value.len());
         Some(String::from_utf8_lossy(&value[..end]).into_owned())
@@ -127,10 +132,18 @@ fn messages(mut datagram: &[u8]) -> Vec<(u16, Message)> {
         (read_u32(datagram), datagram.get(4..6), datagram.get(6..8))
     {
         let len = len as usize;
-        let Some(payload) = datagram.get(HEADER..len) else { break };
+        let Some(payload) = datagram.get(HEADER..len) else {
+            break;
+        };
         let kind = u16::from_ne_bytes([kind[0], kind[1]]);
         let flags = u16::from_ne_bytes([flags[0], flags[1]]);
-        all.push((flags, Message { kind, payload: payload.to_vec() }));
+        all.push((
+            flags,
+            Message {
+                kind,
+                payload: payload.to_vec(),
+            },
+        ));
         datagram = datagram.get(len.next_multiple_of(4)..).unwrap_or_default();
     }
     all
@@ -168,7 +181,11 @@ impl Netlink {
 
     /// Opens a non-blocking socket that receives the multicast groups of the bit mask.
     pub(super) fn subscribe(groups: u32) -> io::Result<Self> {
-        let socket = Self::open(SockProtocol::NetlinkRoute, groups, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
+        let socket = Self::open(
+            SockProtocol::NetlinkRoute,
+            groups,
+            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+        )?;
         // A burst of new pods must not overrun the queue at once; an overrun is healed by a dump, but costs time.
         let wanted = 4 << 20;
         if setsockopt(&socket.fd, sockopt::RcvBufForce, &wanted).is_err() {
@@ -199,7 +216,11 @@ impl Netlink {
 
     /// The next datagram's messages; `ENOBUFS` when the kernel had to throw some away.
     pub(super) fn receive(&self) -> io::Result<Vec<Message>> {
-        Ok(self.receive_flagged()?.into_iter().map(|(_, message)| message).collect())
+        Ok(self
+            .receive_flagged()?
+            .into_iter()
+            .map(|(_, message)| message)
+            .collect())
     }
 
     fn receive_flagged(&self) -> io::Result<Vec<(u16, Message)>> {
@@ -241,7 +262,8 @@ impl Netlink {
                 return Ok(all);
             }
         }
-        self.dump_once(message)?.ok_or_else(|| io::Error::other("the table changes faster than it can be read"))
+        self.dump_once(message)?
+            .ok_or_else(|| io::Error::other("the table changes faster than it can be read"))
     }
 
     fn dump_once(&mut self, message: &Message) -> io::Result<Option<Vec<Message>>> {
@@ -265,7 +287,10 @@ fn acknowledged(reply: &Message) -> io::Result<()> {
     match reply.u32_at(0).map(u32::cast_signed) {
         Some(0) => Ok(()),
         Some(negative) => Err(io::Error::from_raw_os_error(-negative)),
-        None => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "a netlink answer was cut short")),
+        None => Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "a netlink answer was cut short",
+        )),
     }
 }
 
@@ -275,7 +300,9 @@ mod tests {
 
     #[test]
     fn attributes_are_read_back_as_written() {
-        let message = Message::new(7, &[1, 2, 3, 4]).with(1, b"bpf\0").with_nested(2, &[(6, &9_u32.to_ne_bytes()), (7, b"abcde\0")]);
+        let message = Message::new(7, &[1, 2, 3, 4])
+            .with(1, b"bpf\0")
+            .with_nested(2, &[(6, &9_u32.to_ne_bytes()), (7, b"abcde\0")]);
         assert_eq!(message.u32_at(0), Some(u32::from_ne_bytes([1, 2, 3, 4])));
         let attributes = message.attributes(4);
         assert_eq!(attributes.text(1).as_deref(), Some("bpf"));
@@ -297,7 +324,14 @@ mod tests {
 
     #[test]
     fn the_loopback_interface_is_in_the_dump() {
-        let links = Netlink::route().expect("a socket").dump(&Message::new(18, &[0; 16])).expect("a dump");
-        assert!(links.iter().any(|link| link.attributes(16).text(3).as_deref() == Some("lo")));
+        let links = Netlink::route()
+            .expect("a socket")
+            .dump(&Message::new(18, &[0; 16]))
+            .expect("a dump");
+        assert!(
+            links
+                .iter()
+                .any(|link| link.attributes(16).text(3).as_deref() == Some("lo"))
+        );
     }
 }

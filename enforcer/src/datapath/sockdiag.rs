@@ -126,7 +126,10 @@ mod tests {
             let own = client.local_addr().expect("an address");
             let found = sockets().expect("the table");
             let end = |local, remote| {
-                found.established.iter().find(|s| s.local == local && s.remote == remote && s.state == ESTABLISHED)
+                found
+                    .established
+                    .iter()
+                    .find(|s| s.local == local && s.remote == remote && s.state == ESTABLISHED)
             };
             assert!(found.is_inbound(end(port, own).expect("the server's end")));
             assert!(!found.is_inbound(end(own, port).expect("the client's end")));

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
 
 use nix::libc;
 
@@ -35,7 +36,9 @@ pub(super) fn attach(datapath: &Datapath, interface: &Interface) -> Result<Attac
         replaced &= existing;
         let on_hook = sys::tcx_query(interface.index, hook(way))
             .map_err(|e| AttachError::io("query the hook of", interface, e))?;
-        let id = sys::link_info(link.as_fd()).map_err(|e| AttachError::io("read the link of", interface, e))?.id;
+        let id = sys::link_info(link.as_fd())
+            .map_err(|e| AttachError::io("read the link of", interface, e))?
+            .id;
         neighbours.extend(around(&on_hook, id, way));
     }
     for neighbour in &neighbours {
@@ -46,14 +49,22 @@ pub(super) fn attach(datapath: &Datapath, interface: &Interface) -> Result<Attac
             ));
         }
     }
-    Ok(Attachment { interface: interface.clone(), hook: Hook::Tcx, replaced, neighbours, warnings })
+    Ok(Attachment {
+        interface: interface.clone(),
+        hook: Hook::Tcx,
+        replaced,
+        neighbours,
+        warnings,
+    })
 }
 
 /// Replaces the program of the pinned link; `None` when there is no pin, or the link behind it is not on this
 /// interface any more (interface gone, index used again, moved to another namespace). Such a pin is removed.
 fn reopen(datapath: &Datapath, interface: &Interface, way: Way) -> Result<Option<OwnedFd>, AttachError> {
     let failed = |e| AttachError::io("replace the program on", interface, e);
-    let path = datapath.pins.link(datapath.link_name(interface.index, LinkKind::Tcx(way)));
+    let path = datapath
+        .pins
+        .link(datapath.link_name(interface.index, LinkKind::Tcx(way)));
     let link = match sys::open(&path) {
         Ok(link) => link,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -63,7 +74,10 @@ fn reopen(datapath: &Datapath, interface: &Interface, way: Way) -> Result<Option
     let alive = info.kind == sys::LINK_TYPE_TCX
         && info.ifindex == interface.index
         && info.hook == hook(way) as u32
-        && sys::tcx_query(interface.index, hook(way)).map_err(failed)?.iter().any(|other| other.link == info.id);
+        && sys::tcx_query(interface.index, hook(way))
+            .map_err(failed)?
+            .iter()
+            .any(|other| other.link == info.id);
     if alive {
         match sys::link_update(link.as_fd(), datapath.program(way).map_err(failed)?) {
             Ok(()) => return Ok(Some(link)),
@@ -80,7 +94,9 @@ fn create(datapath: &Datapath, interface: &Interface, way: Way) -> Result<OwnedF
     let failed = |e| AttachError::io("attach to", interface, e);
     let program = datapath.program(way).map_err(failed)?;
     let link = sys::tcx_attach_first(program, interface.index, hook(way)).map_err(failed)?;
-    let path = datapath.pins.link(datapath.link_name(interface.index, LinkKind::Tcx(way)));
+    let path = datapath
+        .pins
+        .link(datapath.link_name(interface.index, LinkKind::Tcx(way)));
     sys::pin(link.as_fd(), &path).map_err(|e| AttachError::io("pin the link of", interface, e))?;
     Ok(link)
 }
@@ -97,4 +113,18 @@ fn around(on_hook: &[Hooked], own: u32, way: Way) -> Vec<Neighbour> {
             name: sys::program_name(other.program),
         })
         .collect()
+}
+
+/// Takes the program off the hook and removes the pin; nothing to do is no error.
+pub(super) fn remove(path: &Path) -> io::Result<()> {
+    match sys::open(path) {
+        Ok(link) => match sys::link_detach(link.as_fd()) {
+            // The interface is gone.
+            Err(e) if e.raw_os_error() != Some(libc::ENOLINK) => return Err(e),
+            _ => {}
+        },
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e),
+    }
+    pin::remove(path)
 }

@@ -1,5 +1,4 @@
 //! A network namespace with a veth for each test, on a thread of its own.
-#![expect(clippy::missing_panics_doc, reason = "a helper of tests")]
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -8,7 +7,7 @@ use nix::sched::{CloneFlags, unshare};
 
 /// What a test gets: it runs in a fresh network namespace where `host0` is a veth whose peer `eth0` lives in the
 /// namespace `pod`.
-pub struct Lab {
+pub(crate) struct Lab {
     /// A pin folder of its own.
     pub bpffs: PathBuf,
     /// Name of the pod's namespace.
@@ -27,19 +26,21 @@ impl Drop for Lab {
 }
 
 /// Runs a command line and gives its output; it must succeed.
-#[must_use]
 fn run(script: &str) -> (bool, String) {
     let output = Command::new("sh").args(["-c", script]).output().expect("sh runs");
-    (output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    (
+        output.status.success(),
+        String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned(),
+    )
 }
 
 /// Runs a command line in the test's namespace and gives its output.
-pub fn shell(script: &str) -> String {
+pub(crate) fn shell(script: &str) -> String {
     run(script).1
 }
 
 /// Runs the test in its own namespace.
-pub fn in_namespace(name: &str, test: impl FnOnce(&Lab) + Send + 'static) {
+pub(crate) fn in_namespace(name: &str, test: impl FnOnce(&Lab) + Send + 'static) {
     let pod = format!("{name}-{}", std::process::id());
     let bpffs = PathBuf::from(format!("/sys/fs/bpf/enforcer-test-{pod}"));
     let thread = std::thread::spawn(move || {
