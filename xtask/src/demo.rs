@@ -3,8 +3,8 @@
 use anyhow::Result;
 use clap::Args;
 
-use crate::shell::{binaries, cargo, command, require_root, run as run_command};
 use crate::setup;
+use crate::shell::{binaries, cargo, command, require_root, run as run_command};
 
 /// What the demo gets.
 #[derive(Args)]

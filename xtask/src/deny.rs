@@ -11,11 +11,20 @@ const VERSION: &str = "0.20.2";
 pub(crate) fn run() -> Result<()> {
     if output(&mut cargo(["deny", "--version"])).is_err() {
         println!("  cargo-deny is missing; installing {VERSION} (some minutes)");
-        run_command(&mut cargo(["install", "cargo-deny", "--version", VERSION, "--locked"]))?;
+        run_command(&mut cargo([
+            "install",
+            "cargo-deny",
+            "--version",
+            VERSION,
+            "--locked",
+        ]))?;
     }
     let configuration = root().join("deny.toml");
     for mut command in [cargo(["deny"]), ebpf_cargo(["deny"])] {
-        command.args(["check", "--config"]).arg(&configuration).args(["bans", "licenses", "sources"]);
+        command
+            .args(["check", "--config"])
+            .arg(&configuration)
+            .args(["bans", "licenses", "sources"]);
         run_command(&mut command)?;
     }
     Ok(())

@@ -47,14 +47,18 @@ fn main() -> ExitCode {
         Task::Setup => setup::run(),
         Task::Build(options) => build::run(&options),
         Task::Demo(options) => demo::run(&options),
-        Task::Test(options) => test::run(&options),
+        Task::Test(options) => return exit_code(test::run(&options)),
         Task::Lint => lint::run(),
         Task::Deny => deny::run(),
         Task::Bench(options) => bench::run(&options),
         Task::CleanLab => clean_lab::run(),
     };
+    exit_code(result.map(|()| ExitCode::SUCCESS))
+}
+
+fn exit_code(result: anyhow::Result<ExitCode>) -> ExitCode {
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE

@@ -22,7 +22,9 @@ pub(super) fn ensure() -> Result<()> {
         report(component, "missing; installing it with rustup");
         add(component);
         if let Err(error) = output(&mut cargo([subcommand, "--version"])) {
-            bail!("{component} is missing and rustup could not install it: add it to the toolchain ({error})");
+            bail!(
+                "{component} is missing and rustup could not install it: add it to the toolchain ({error})"
+            );
         }
     }
     Ok(())
@@ -31,6 +33,8 @@ pub(super) fn ensure() -> Result<()> {
 /// Asks rustup for a component; true when it says that it is there.
 pub(super) fn add(component: &str) -> bool {
     let mut rustup = command("rustup");
-    rustup.args(["component", "add", component]).env("RUSTUP_MAX_RETRIES", "1");
+    rustup
+        .args(["component", "add", component])
+        .env("RUSTUP_MAX_RETRIES", "1");
     succeeds_within(&mut rustup, RUSTUP_LIMIT)
 }

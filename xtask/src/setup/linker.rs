@@ -16,14 +16,29 @@ pub(super) fn ensure() -> Result<()> {
             report("bpf-linker", format_args!("found {version}"));
             return Ok(());
         }
-        Some(version) => report("bpf-linker", format_args!("found {version}, but {VERSION} is needed; installing it")),
-        None => report("bpf-linker", format_args!("missing; installing {VERSION} (about two minutes)")),
+        Some(version) => report(
+            "bpf-linker",
+            format_args!("found {version}, but {VERSION} is needed; installing it"),
+        ),
+        None => report(
+            "bpf-linker",
+            format_args!("missing; installing {VERSION} (about two minutes)"),
+        ),
     }
-    run(&mut cargo(["install", "bpf-linker", "--version", VERSION, "--locked", "--force"]))?;
+    run(&mut cargo([
+        "install",
+        "bpf-linker",
+        "--version",
+        VERSION,
+        "--locked",
+        "--force",
+    ]))?;
     match installed() {
         Some(version) if version == VERSION => Ok(()),
         Some(version) => {
-            bail!("PATH has bpf-linker {version} before the installed {VERSION}: put cargo's bin directory first")
+            bail!(
+                "PATH has bpf-linker {version} before the installed {VERSION}: put cargo's bin directory first"
+            )
         }
         None => bail!("bpf-linker was installed but is not on PATH: put cargo's bin directory on PATH"),
     }
