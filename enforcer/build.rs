@@ -1,8 +1,9 @@
 //! Builds the kernel side from source and leaves the object at `$OUT_DIR/enforcer-ebpf`, where the agent embeds it.
 //!
-//! The eBPF crate is a workspace of its own, for another target and with its own flags, so this runs a second cargo.
-//! That cargo has one target directory for every profile of the outer build (`target/ebpf`): `build`, `clippy` and
-//! `test` share one compilation of `core`, and nothing is rebuilt when nothing changed.
+//! The eBPF crate is a workspace of its own, for another target and with its own flags (its `.cargo/config.toml`),
+//! so this runs a second cargo. That cargo has one target directory for every profile of the outer build
+//! (`target/ebpf`): `build`, `clippy` and `test` share one compilation of `core`, and nothing is rebuilt when
+//! nothing changed.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -10,17 +11,6 @@ use std::{env, fs};
 
 const TARGET: &str = "bpfel-unknown-none";
 const OBJECT: &str = "enforcer-ebpf";
-
-/// Flags of every crate in the object, `core` included.
-const RUSTFLAGS: [&str; 4] = [
-    // BTF is made from debug info, and a function without it has no func_info, which the verifier refuses.
-    "-Cdebuginfo=2",
-    "-Clink-arg=--btf",
-    // Without this, small copies become calls to byte loops: four times the instructions to verify and run.
-    "-Clink-arg=--disable-expand-memcpy-in-order",
-    // Atomics that return a value and 32-bit arithmetic; kernels have had both since 5.12.
-    "-Ctarget-cpu=v3",
-];
 
 /// Why there is no object.
 enum Failure {
@@ -45,6 +35,7 @@ fn main() -> ExitCode {
         source.join("src"),
         source.join("Cargo.toml"),
         source.join("Cargo.lock"),
+        source.join(".cargo/config.toml"),
         root.join("enforcer-common/src"),
         root.join("enforcer-common/Cargo.toml"),
     ] {
@@ -81,17 +72,9 @@ fn build(source: &Path) -> Result<(), Failure> {
     }
     let status = cargo
         .current_dir(source)
-        .args([
-            "build",
-            "--release",
-            "-Zbuild-std=core",
-            "--target",
-            TARGET,
-            "--target-dir",
-        ])
+        .args(["build", "--release", "--target-dir"])
         .arg(&target)
         .env("RUSTC_BOOTSTRAP", "1")
-        .env("CARGO_ENCODED_RUSTFLAGS", RUSTFLAGS.join("\u{1f}"))
         .env("LD_LIBRARY_PATH", libraries)
         .stdin(Stdio::null())
         .status()
