@@ -1,1 +1,10 @@
-//! To come: policy.
+//! `PeerAuthentication`: validation, composition, explanation, lint and comparison. Pure, no I/O; knows nothing of
+//! where objects come from.
+
+pub mod compose;
+pub mod diff;
+pub mod explain;
+pub mod lint;
+pub mod membership;
+pub mod problem;
+pub mod validate;
