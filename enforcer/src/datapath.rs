@@ -4,11 +4,14 @@
 //! Everything that enforces is pinned in bpffs, so that it outlives the agent (see [`pin`] for the folder's form).
 
 pub mod attach;
+pub mod apply;
 pub mod bpffs;
+pub mod desired;
 pub mod detach;
 pub mod interface;
 pub mod load;
 pub mod lock;
+pub mod maps;
 pub mod netns;
 pub mod pin;
 pub mod sockdiag;

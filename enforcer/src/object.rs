@@ -70,6 +70,8 @@ pub struct Pod {
     pub name: ObjectName,
     /// Its uid; empty in files without one.
     pub uid: String,
+    /// `metadata.creationTimestamp`.
+    pub created: Option<Timestamp>,
     /// Its labels.
     pub labels: Map,
     /// Its annotations.
