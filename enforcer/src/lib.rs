@@ -1,5 +1,6 @@
 //! The agent and the command line of enforcer, as a library with a short `main`.
 //!
+//! - [`agent`]: the loop that ties the parts together.
 //! - [`object`]: the Kubernetes objects that the agent reads, reduced to what it needs.
 //! - [`policy`]: `PeerAuthentication`: validation, composition, explanation. Pure, no I/O.
 //! - [`source`]: where objects come from: manifest files, later the Kubernetes API.
@@ -8,6 +9,7 @@
 //! - [`telemetry`]: counters, flow log, readiness.
 //! - [`cli`]: one file per subcommand.
 
+pub mod agent;
 pub mod certificate;
 pub mod cli;
 pub mod datapath;

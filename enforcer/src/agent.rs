@@ -1,0 +1,3 @@
+//! The agent.
+
+pub mod state; pub mod tables;

@@ -1,0 +1,112 @@
+//! What the agent knows beside the maps, kept in a file so that `status`, `endpoints` and the next agent can read it when
+//! the agent is dead.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// Folder of the state files.
+pub const DEFAULT_DIR: &str = "/var/lib/enforcer";
+
+/// The state.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct State {
+    /// When the agent started.
+    pub started: Option<Timestamp>,
+    /// When policy was last read and put in force.
+    pub policy_applied: Option<Timestamp>,
+    /// Where the objects come from.
+    pub source: String,
+    /// Every pod that ever had a workload id, by `namespace/name`.
+    pub workloads: BTreeMap<String, u32>,
+    /// The endpoints.
+    pub endpoints: Vec<EndpointState>,
+    /// Hooked interfaces.
+    pub interfaces: Vec<InterfaceState>,
+    /// Interfaces that look like a pod's and cannot be hooked.
+    pub unsupported_interfaces: Vec<String>,
+    /// Pods that a mesh namespace leaves without a data plane.
+    pub unprotected_pods: Vec<String>,
+    /// What a person should look at, one sentence each.
+    pub problems: Vec<String>,
+}
+
+/// One address of a meshed pod.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct EndpointState {
+    /// Its address.
+    pub address: IpAddr,
+    /// `namespace/name` of the pod.
+    pub pod: String,
+    /// Its workload id.
+    pub workload: u32,
+    /// The policies that decided.
+    pub decided_by: Vec<DecisionState>,
+}
+
+/// A policy that decided, as in `policy explain`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct DecisionState {
+    /// `mesh`, `namespace`, `workload` or `port`.
+    pub level: String,
+    /// `namespace/name` of the policy.
+    pub policy: String,
+    /// The mode.
+    pub mode: String,
+    /// The port, at level `port`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+}
+
+/// A hooked interface.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct InterfaceState {
+    /// Its index.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// `tcx` or `clsact`.
+    pub hook: String,
+    /// Other programs on the same hooks.
+    pub neighbours: Vec<String>,
+}
+
+/// The state file that belongs to a pin folder.
+#[must_use]
+pub fn path(dir: &Path, bpffs: &Path) -> PathBuf {
+    let name: String = bpffs.to_string_lossy().trim_matches('/').replace('/', "-");
+    dir.join(format!("{name}.json"))
+}
+
+impl State {
+    /// Reads a state file; a missing one is the empty state.
+    ///
+    /// # Errors
+    /// When it cannot be read or is not valid.
+    pub fn read(path: &Path) -> io::Result<Self> {
+        match fs::read(path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::from),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes the state as a whole or not at all.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn write(&self, path: &Path) -> io::Result<()> {
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        let new = path.with_extension("json.new");
+        fs::write(&new, serde_json::to_vec_pretty(self)?)?;
+        fs::rename(&new, path)
+    }
+}

@@ -1,0 +1,198 @@
+//! The maps that the agent writes, and carrying changes out in them.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use enforcer_common::map::{Endpoint, Flow, FlowKey, FlowState, Outbound, PortKey, endpoint_flags};
+use enforcer_common::settings::Settings;
+use enforcer_common::{Address, Reason, Verdict};
+
+use crate::datapath::Datapath;
+use crate::datapath::apply::{Change, Held, Write};
+use crate::datapath::maps::{Endpoints, Exempt, Flows, MapsError, Outbounds, PortModes, SettingsMap};
+use crate::datapath::sockdiag::{PodSockets, Socket};
+
+/// How long a packet may still be using what it read from a map: far more than any packet takes.
+const GRACE: Duration = Duration::from_millis(200);
+/// Kernel numbers of socket states whose handshake is not done (`tcp_states.h`).
+const HANDSHAKE_STATES: [u8; 2] = [3, 12];
+
+/// What happens to inbound connections that were open before their pod was enforced.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
+pub enum ExistingFlows {
+    /// They go on.
+    #[default]
+    Allow,
+    /// Under STRICT they are reset at their next packet.
+    Reset,
+}
+
+/// The maps.
+pub struct Tables {
+    endpoints: Endpoints,
+    ports: PortModes,
+    exempt: Exempt,
+    flows: Flows,
+    outbound: Outbounds,
+    settings: SettingsMap,
+    held: Held,
+    stale: Vec<(Instant, Vec<PortKey>)>,
+}
+
+fn take(datapath: &mut Datapath, name: &'static str) -> Result<aya::maps::Map, MapsError> {
+    datapath.take_map(name).ok_or(MapsError::Missing { map: name })
+}
+
+impl Tables {
+    /// Takes the maps and reads what they hold from an earlier run.
+    ///
+    /// # Errors
+    /// When a map is missing or holds invalid entries.
+    pub fn open(datapath: &mut Datapath) -> Result<Self, MapsError> {
+        let endpoints = Endpoints::new("ENDPOINTS", take(datapath, "ENDPOINTS")?)?;
+        let ports = PortModes::new("PORT_MODES", take(datapath, "PORT_MODES")?)?;
+        let exempt = Exempt::new(take(datapath, "EXEMPT")?)?;
+        let held = Held {
+            endpoints: endpoints.entries()?.into_iter().collect(),
+            ports: ports.entries()?.into_iter().map(|(key, mode)| ((key.workload, key.generation, key.port), mode)).collect(),
+            exempt: exempt.entries()?.into_iter().collect(),
+        };
+        Ok(Self {
+            endpoints,
+            ports,
+            exempt,
+            flows: Flows::new("FLOWS", take(datapath, "FLOWS")?)?,
+            outbound: Outbounds::new("OUTBOUND", take(datapath, "OUTBOUND")?)?,
+            settings: SettingsMap::new(take(datapath, "SETTINGS")?)?,
+            held,
+            stale: Vec::new(),
+        })
+    }
+
+    /// What the maps hold.
+    #[must_use]
+    pub fn held(&self) -> &Held {
+        &self.held
+    }
+
+    /// Puts settings in force.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn set_settings(&mut self, settings: &Settings) -> Result<(), MapsError> {
+        self.settings.set(settings)
+    }
+
+    /// Carries a change out. Fresh endpoints are first only learning: their handshakes are followed, and nothing unknown
+    /// is refused until [`Self::finish`] was called with what is open.
+    ///
+    /// # Errors
+    /// When the kernel refuses a write; what was written before it stays.
+    pub fn apply(&mut self, change: &Change) -> Result<(), MapsError> {
+        for write in &change.writes {
+            match *write {
+                Write::Port(key, mode) => self.ports.insert(&key, &mode)?,
+                Write::Exempt(address, kind) => self.exempt.insert(address, kind)?,
+                Write::Unexempt(address) => self.exempt.remove(address)?,
+                Write::RemoveEndpoint(address) => self.endpoints.remove(&address)?,
+                Write::Endpoint(address, endpoint) if change.fresh.contains(&address) => {
+                    let flags = endpoint.flags | endpoint_flags::LEARNING;
+                    self.endpoints.insert(&address, &Endpoint { flags, ..endpoint })?;
+                }
+                Write::Endpoint(address, endpoint) => self.endpoints.insert(&address, &endpoint)?,
+            }
+            self.held.enter(write);
+        }
+        if !change.stale.is_empty() {
+            self.stale.push((Instant::now() + GRACE, change.stale.clone()));
+        }
+        Ok(())
+    }
+
+    /// Enters what is open at a fresh endpoint and ends its learning.
+    ///
+    /// # Errors
+    /// When the kernel refuses a write.
+    pub fn finish(&mut self, address: Address, sockets: Option<&PodSockets>, existing: ExistingFlows) -> Result<(), MapsError> {
+        let Some(endpoint) = self.held.endpoints.get(&address).copied() else {
+            return Ok(());
+        };
+        for (sockets, socket) in sockets.iter().flat_map(|sockets| sockets.established.iter().map(move |socket| (sockets, socket))) {
+            if Address::from(socket.local.ip()) != address || HANDSHAKE_STATES.contains(&socket.state) {
+                continue;
+            }
+            let key = key(socket);
+            if sockets.is_inbound(socket) {
+                if self.flows.get(&key)?.is_none() {
+                    self.flows.insert(&key, &existing_flow(&endpoint, existing))?;
+                }
+            } else {
+                self.outbound.insert(&key, &Outbound { pod_isn: 0, reserved: 0 })?;
+            }
+        }
+        self.endpoints.insert(&address, &endpoint)
+    }
+
+    /// Removes ports of generations that no packet can be using any more.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn sweep(&mut self) -> Result<(), MapsError> {
+        let now = Instant::now();
+        let (due, later) = std::mem::take(&mut self.stale).into_iter().partition(|(when, _)| *when <= now);
+        self.stale = later;
+        let due: Vec<(Instant, Vec<PortKey>)> = due;
+        for key in due.into_iter().flat_map(|(_, keys)| keys) {
+            let used = self.held.endpoints.values().any(|held| held.workload == key.workload && held.generation == key.generation);
+            if !used {
+                self.ports.remove(&key)?;
+                self.held.ports.remove(&(key.workload, key.generation, key.port));
+            }
+        }
+        Ok(())
+    }
+
+    /// Endpoints that an agent before this one left in learning.
+    #[must_use]
+    pub fn unfinished(&self) -> BTreeMap<Address, Endpoint> {
+        let learning = |endpoint: &Endpoint| endpoint.flags & endpoint_flags::LEARNING != 0;
+        self.held.endpoints.iter().filter(|(_, endpoint)| learning(endpoint)).map(|(address, endpoint)| (*address, *endpoint)).collect()
+    }
+}
+
+fn key(socket: &Socket) -> FlowKey {
+    FlowKey {
+        client: Address::from(socket.remote.ip()),
+        pod: Address::from(socket.local.ip()),
+        client_port: socket.remote.port(),
+        pod_port: socket.local.port(),
+    }
+}
+
+fn existing_flow(endpoint: &Endpoint, existing: ExistingFlows) -> Flow {
+    Flow {
+        opened_ns: 0,
+        phase_ns: 0,
+        bytes_to_pod: 0,
+        bytes_from_pod: 0,
+        packets_to_pod: 0,
+        packets_from_pod: 0,
+        client_start: 0,
+        pod_start: 0,
+        pod_ack: 0,
+        workload: endpoint.workload,
+        state: FlowState::EXISTING,
+        fault: match existing {
+            ExistingFlows::Allow => Reason::NONE,
+            ExistingFlows::Reset => Reason::MIDSTREAM,
+        },
+        verdict: Verdict::NONE,
+        reason: Reason::NONE,
+        generation: endpoint.generation,
+        client_prefix: [0; 6],
+        client_mask: 0,
+        pod_judged: 0,
+        flags: 0,
+        reserved: [0; 5],
+    }
+}
