@@ -24,7 +24,10 @@ pub struct ObjectName {
 impl ObjectName {
     /// From both parts.
     pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
     }
 }
 
@@ -70,6 +73,8 @@ pub struct Pod {
     pub name: ObjectName,
     /// Its uid; empty in files without one.
     pub uid: String,
+    /// `metadata.creationTimestamp`.
+    pub created: Option<Timestamp>,
     /// Its labels.
     pub labels: Map,
     /// Its annotations.
