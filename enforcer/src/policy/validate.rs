@@ -169,6 +169,15 @@ impl Reader<'_> {
             text("name").unwrap_or_default(),
         );
         self.object = format!("PeerAuthentication {name}");
+        for key in ["name", "namespace"] {
+            match metadata.get(key) {
+                None | Some(Value::Null | Value::String(_)) => {}
+                Some(other) => {
+                    let message = format!("must be a string, not {}: put it in quotes", type_name(other));
+                    self.undecodable(format!("metadata.{key}"), "type", message);
+                }
+            }
+        }
         self.api_version(top);
         self.unknown(
             top,
