@@ -158,9 +158,9 @@ impl<'a> Composer<'a> {
             }
             let scope = scopes.entry(policy.name.namespace.as_str()).or_default();
             if policy.selector.is_empty() {
-                scope.wide.push(policy)
+                scope.wide.push(policy);
             } else {
-                scope.workload.push(policy)
+                scope.workload.push(policy);
             }
         }
         for scope in scopes.values_mut() {

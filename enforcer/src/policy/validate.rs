@@ -319,13 +319,14 @@ impl Reader<'_> {
         let path = "metadata.creationTimestamp";
         match metadata.get("creationTimestamp")? {
             Value::Null => None,
-            Value::String(text) => match text.parse() {
-                Ok(instant) => Some(instant),
-                Err(_) => {
+            Value::String(text) => {
+                if let Ok(instant) = text.parse() {
+                    Some(instant)
+                } else {
                     self.undecodable(path, "timestamp", format!("`{text}` is no RFC 3339 time such as 2024-01-01T00:00:00Z: correct it or remove it"));
                     None
                 }
-            },
+            }
             other => {
                 self.undecodable(
                     path,

@@ -50,8 +50,11 @@ impl Object {
     pub fn origin(&self) -> &Origin {
         match self {
             Self::Policy(object) => &object.origin,
-            Self::Namespace(_, origin) | Self::Pod(_, origin) | Self::Service(_, origin) => origin,
-            Self::ConfigMap(_, origin) | Self::Clients(_, _, origin) => origin,
+            Self::Namespace(_, origin)
+            | Self::Pod(_, origin)
+            | Self::Service(_, origin)
+            | Self::ConfigMap(_, origin)
+            | Self::Clients(_, _, origin) => origin,
         }
     }
 
