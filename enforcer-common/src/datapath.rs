@@ -1,0 +1,427 @@
+//! What happens to a packet of a meshed pod: the rules that tie endpoints, half-open connections, flows and policy
+//! together. The kernel programs and the model in the tests run this same code over different tables.
+//!
+//! Who opened a flow is decided by the handshake alone: the pod's SYN-ACK makes a half-open entry, the client's packet
+//! that acknowledges exactly the pod's initial sequence number makes the flow. A SYN of the pod marks its own outbound
+//! connection, which is never judged.
+
+use core::ops::DerefMut;
+
+use crate::flow::{Opinion, Order, Policy, Window};
+use crate::map::{
+    Endpoint, ExemptKind, Flow, FlowKey, FlowState, HalfOpen, PortKey, PortMode, endpoint_flags, flow_flags, port_flags,
+};
+use crate::settings::{Action, Enforcement};
+use crate::tcp::{ACK, RST, SYN, Segment};
+use crate::tls::{CLIENT_PREFIX, POD_PREFIX};
+use crate::{Address, Mode, Reason, Verdict};
+
+/// The tables and the packet that a decision is made from.
+pub trait Env {
+    /// A flow entry that can be changed in place.
+    type FlowRef<'a>: DerefMut<Target = Flow>
+    where
+        Self: 'a;
+
+    /// Looks a flow up in `FLOWS`.
+    fn flow(&self, key: &FlowKey) -> Option<Self::FlowRef<'_>>;
+    /// Enters a flow; false when the table does not take it.
+    fn insert_flow(&self, key: &FlowKey, flow: &Flow) -> bool;
+    /// Looks a connection up in `HALF_OPEN`.
+    fn half_open(&self, key: &FlowKey) -> Option<HalfOpen>;
+    /// Enters a half-open connection.
+    fn insert_half_open(&self, key: &FlowKey, half_open: &HalfOpen);
+    /// Removes a half-open connection.
+    fn remove_half_open(&self, key: &FlowKey);
+    /// Whether the pod opened this connection itself.
+    fn is_outbound(&self, key: &FlowKey) -> bool;
+    /// Enters a connection of the pod's own; `pod_isn`: its initial sequence number.
+    fn insert_outbound(&self, key: &FlowKey, pod_isn: u32);
+    /// Removes a connection of the pod's own.
+    fn remove_outbound(&self, key: &FlowKey);
+    /// Looks a port up in `PORT_MODES`.
+    fn port_mode(&self, key: &PortKey) -> Option<PortMode>;
+    /// Looks a source address up in `EXEMPT`.
+    fn exempt(&self, source: &Address) -> Option<ExemptKind>;
+    /// Whether verdicts are carried out.
+    fn enforcement(&self) -> Enforcement;
+    /// What is done with a refused connection.
+    fn action(&self) -> Action;
+    /// How long a client may take from its first byte to its sixth, ns.
+    fn undecided_ns(&self) -> u64;
+    /// The monotonic clock, ns.
+    fn now_ns(&self) -> u64;
+    /// The packet was sent by the agent itself, to check the server.
+    fn is_own_probe(&self) -> bool;
+    /// The bytes of the packet's payload that fall on the first `limit` (at most 6) bytes of the stream that starts at
+    /// sequence number `start`.
+    fn window(&self, segment: &Segment, start: u32, limit: u32) -> Window;
+}
+
+/// What is to be done with a packet.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Act {
+    /// Let it through.
+    Pass = 0,
+    /// Cut the data off a SYN and let it through.
+    TrimSyn = 1,
+    /// Drop it.
+    Drop = 2,
+    /// Drop it and reset both ends.
+    Reset = 3,
+}
+
+/// A decision about one packet.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Decision {
+    /// What is to be done.
+    pub act: Act,
+    /// The verdict; [`Verdict::NONE`] when there is nothing to count.
+    pub verdict: Verdict,
+    /// Why.
+    pub reason: Reason,
+    /// What is known of the flow; [`FlowState::OPEN`] where there is none.
+    pub state: FlowState,
+    /// The verdict is new for this connection: it is counted as one connection and reported as one event.
+    pub report: bool,
+    /// For [`Act::Reset`]: sequence number of the RST to the client.
+    pub client_seq: u32,
+    /// For [`Act::Reset`]: sequence number of the RST to the pod, its next expected one.
+    pub pod_seq: u32,
+    /// For [`Act::Reset`]: acknowledgement number of the RST to the pod.
+    pub pod_ack: u32,
+    /// For [`Act::Reset`] in answer to a SYN: acknowledgement number of the RST to the client; else 0.
+    pub client_ack: u32,
+}
+
+impl Decision {
+    /// Let it through, nothing to count.
+    pub const PASS: Self = Self {
+        act: Act::Pass,
+        verdict: Verdict::NONE,
+        reason: Reason::NONE,
+        state: FlowState::OPEN,
+        report: false,
+        client_seq: 0,
+        pod_seq: 0,
+        pod_ack: 0,
+        client_ack: 0,
+    };
+
+    const WAIT: Self = Self { act: Act::Drop, verdict: Verdict::WAIT, reason: Reason::OUT_OF_ORDER, ..Self::PASS };
+}
+
+/// Sequence numbers for the two resets that answer a packet.
+#[derive(Clone, Copy)]
+struct ResetNumbers {
+    client_seq: u32,
+    pod_seq: u32,
+    pod_ack: u32,
+}
+
+/// True when the flow needs no look at this packet: the hot path. Counts the packet.
+#[inline(always)]
+pub fn passes_settled(flow: &mut Flow, endpoint: &Endpoint, segment: &Segment) -> bool {
+    let settled = flow.flags & (flow_flags::SETTLED | flow_flags::REOPENING) == flow_flags::SETTLED;
+    settled && flow.generation == endpoint.generation && !segment.has(SYN | RST)
+}
+
+/// Decides about a TCP packet towards the pod.
+#[inline(always)]
+pub fn to_pod<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey, segment: &Segment) -> Decision {
+    if endpoint.flags & endpoint_flags::NOT_MESHED != 0 || segment.has(RST) {
+        // A RST carries no data to the application and never changes what is known of a flow; the pod's own stack
+        // decides whether it is genuine.
+        return Decision::PASS;
+    }
+    if segment.has(SYN) {
+        return syn_to_pod(env, endpoint, key, segment);
+    }
+    // Once the pod has answered a new SYN, the old connection is gone in its stack, and so is what was known of it.
+    let mut found = env.flow(key).filter(|flow| flow.flags & flow_flags::REOPENING == 0);
+    let mut full = false;
+    if found.is_none() {
+        if env.is_outbound(key) {
+            return Decision::PASS;
+        }
+        if let Some(half_open) = env.half_open(key)
+            && segment.has(ACK)
+            && segment.ack == half_open.pod_isn.wrapping_add(1)
+        {
+            found = promote(env, endpoint, key, &half_open);
+            full = found.is_none();
+        }
+    }
+    match found {
+        Some(mut flow) => client_segment(env, endpoint, key, segment, &mut flow),
+        None => {
+            let numbers = ResetNumbers { client_seq: segment.ack, pod_seq: segment.seq, pod_ack: segment.ack };
+            unknown_flow(env, endpoint, key, segment, numbers, full)
+        }
+    }
+}
+
+/// Decides about a TCP packet from the pod.
+#[inline(always)]
+pub fn from_pod<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey, segment: &Segment) -> Decision {
+    if endpoint.flags & endpoint_flags::NOT_MESHED != 0 || segment.has(RST) {
+        return Decision::PASS;
+    }
+    if segment.has(SYN) {
+        if segment.has(ACK) {
+            syn_ack_from_pod(env, key, segment);
+        } else {
+            env.insert_outbound(key, segment.seq);
+        }
+        return Decision::PASS;
+    }
+    let mut found = env.flow(key).filter(|flow| flow.flags & flow_flags::REOPENING == 0);
+    let mut full = false;
+    if found.is_none() {
+        if env.is_outbound(key) {
+            return Decision::PASS;
+        }
+        if segment.payload_len > 0
+            && let Some(half_open) = env.half_open(key)
+            && segment.seq == half_open.pod_isn.wrapping_add(1)
+        {
+            // The pod speaks before the handshake is done, as TCP fast open lets it.
+            found = promote(env, endpoint, key, &half_open);
+            full = found.is_none();
+        }
+    }
+    match found {
+        Some(mut flow) => pod_segment(env, endpoint, key, segment, &mut flow),
+        None => {
+            let numbers = ResetNumbers { client_seq: segment.seq, pod_seq: segment.ack, pod_ack: segment.seq };
+            unknown_flow(env, endpoint, key, segment, numbers, full)
+        }
+    }
+}
+
+/// A SYN never touches an entry. Its data, if any, is cut off, so that the stream starts after the handshake.
+#[inline(always)]
+fn syn_to_pod<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey, segment: &Segment) -> Decision {
+    if segment.payload_len == 0 || segment.has(ACK) {
+        return Decision::PASS;
+    }
+    let policy = policy(env, endpoint, key);
+    if policy.exempt != Reason::NONE || env.enforcement() == Enforcement::AUDIT {
+        return Decision::PASS;
+    }
+    Decision { act: Act::TrimSyn, verdict: Verdict::WAIT, reason: Reason::SYN_DATA_TRIMMED, ..Decision::PASS }
+}
+
+#[inline(always)]
+fn syn_ack_from_pod<E: Env>(env: &E, key: &FlowKey, segment: &Segment) {
+    if let Some(mut flow) = env.flow(key) {
+        if flow.pod_start == segment.seq.wrapping_add(1) && flow.client_start == segment.ack {
+            // Sent again because the pod missed the client's ACK: the flow is the same.
+            return;
+        }
+        flow.flags |= flow_flags::REOPENING;
+    }
+    env.insert_half_open(key, &HalfOpen { client_isn: segment.ack.wrapping_sub(1), pod_isn: segment.seq });
+    env.remove_outbound(key);
+}
+
+/// The handshake is complete (or the pod did not wait for it): the connection becomes a flow. `None` when the table takes
+/// no more; the half-open entry stays then, and the packet that is sent again gets another try.
+#[inline(always)]
+fn promote<'a, E: Env>(env: &'a E, endpoint: &Endpoint, key: &FlowKey, half_open: &HalfOpen) -> Option<E::FlowRef<'a>> {
+    let flow = Flow::open(half_open, endpoint.workload, endpoint.generation, env.now_ns());
+    if !env.insert_flow(key, &flow) {
+        return None;
+    }
+    env.remove_half_open(key);
+    env.flow(key)
+}
+
+#[inline(always)]
+fn client_segment<E: Env>(
+    env: &E,
+    endpoint: &Endpoint,
+    key: &FlowKey,
+    segment: &Segment,
+    flow: &mut Flow,
+) -> Decision {
+    flow.packets_to_pod += 1;
+    if passes_settled(flow, endpoint, segment) {
+        flow.bytes_to_pod += u64::from(segment.payload_len);
+        return Decision::PASS;
+    }
+    let policy = policy(env, endpoint, key);
+    let hold = policy.is_enforced() && env.enforcement() == Enforcement::ENFORCE;
+    let now = env.now_ns();
+    let window = if flow.flags & flow_flags::PREFIX_ACKED == 0 && segment.payload_len > 0 {
+        env.window(segment, flow.client_start, CLIENT_PREFIX)
+    } else {
+        Window::default()
+    };
+    let order = flow.observe_client(segment, &window, hold, now, env.undecided_ns());
+    let payload = segment.payload_len > 0;
+    let opinion = flow.decide(&policy, key.pod_port, payload);
+    if order == Order::Early && hold && opinion == Opinion::Undecided {
+        return Decision::WAIT;
+    }
+    let numbers = ResetNumbers { client_seq: segment.ack, pod_seq: flow.pod_ack, pod_ack: segment.ack };
+    let decision = conclude(env, flow, opinion, &policy, now, numbers);
+    if decision.act == Act::Pass {
+        flow.bytes_to_pod += u64::from(segment.payload_len);
+    }
+    decision
+}
+
+#[inline(always)]
+fn pod_segment<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey, segment: &Segment, flow: &mut Flow) -> Decision {
+    flow.packets_from_pod += 1;
+    if passes_settled(flow, endpoint, segment) {
+        flow.note_pod_ack(segment);
+        flow.bytes_from_pod += u64::from(segment.payload_len);
+        return Decision::PASS;
+    }
+    let policy = policy(env, endpoint, key);
+    let hold = policy.is_enforced() && env.enforcement() == Enforcement::ENFORCE;
+    let window = if segment.payload_len > 0 && matches!(flow.state, FlowState::OPEN | FlowState::HELLO) {
+        env.window(segment, flow.pod_start, POD_PREFIX)
+    } else {
+        Window::default()
+    };
+    let order = flow.observe_pod(segment, &window, hold);
+    if order == Order::Early {
+        return Decision::WAIT;
+    }
+    let opinion = flow.decide(&policy, key.pod_port, false);
+    let numbers = ResetNumbers { client_seq: segment.seq, pod_seq: segment.ack, pod_ack: segment.seq };
+    let decision = conclude(env, flow, opinion, &policy, env.now_ns(), numbers);
+    if decision.act == Act::Pass {
+        flow.bytes_from_pod += u64::from(segment.payload_len);
+    }
+    decision
+}
+
+/// Turns an opinion into a decision and enters it in the flow.
+#[inline(always)]
+fn conclude<E: Env>(
+    env: &E,
+    flow: &mut Flow,
+    opinion: Opinion,
+    policy: &Policy,
+    now_ns: u64,
+    numbers: ResetNumbers,
+) -> Decision {
+    let (mut decision, reason) = match opinion {
+        Opinion::Undecided => {
+            flow.generation = policy.generation;
+            return Decision::PASS;
+        }
+        Opinion::Allow(reason) => (Decision { verdict: Verdict::ALLOW, ..Decision::PASS }, reason),
+        Opinion::Refuse(reason) => (refusal(env, numbers), reason),
+    };
+    decision.reason = reason;
+    decision.state = flow.state;
+    decision.report = flow.enter(decision.verdict, reason, policy.generation, now_ns);
+    flow.settle();
+    if decision.verdict == Verdict::ALLOW && !decision.report {
+        decision.verdict = Verdict::NONE;
+    }
+    decision
+}
+
+/// How a refusal is carried out under the settings of this moment.
+#[inline(always)]
+fn refusal<E: Env>(env: &E, numbers: ResetNumbers) -> Decision {
+    let (act, verdict) = match (env.enforcement(), env.action()) {
+        (Enforcement::AUDIT, _) => (Act::Pass, Verdict::WOULD_RESET),
+        (Enforcement::ENFORCE, Action::DROP) => (Act::Drop, Verdict::DROP),
+        (Enforcement::ENFORCE, Action::RESET) => (Act::Reset, Verdict::RESET),
+    };
+    let ResetNumbers { client_seq, pod_seq, pod_ack } = numbers;
+    Decision { act, verdict, client_seq, pod_seq, pod_ack, ..Decision::PASS }
+}
+
+/// A packet whose handshake was never seen. Without data it is harmless: a connection that it might open has no flow, so
+/// its first byte ends up here. `full`: the handshake was seen, and the table of flows takes no more.
+#[inline(always)]
+fn unknown_flow<E: Env>(
+    env: &E,
+    endpoint: &Endpoint,
+    key: &FlowKey,
+    segment: &Segment,
+    numbers: ResetNumbers,
+    full: bool,
+) -> Decision {
+    if segment.payload_len == 0 || endpoint.flags & endpoint_flags::LEARNING != 0 {
+        return Decision::PASS;
+    }
+    if !policy(env, endpoint, key).is_enforced() {
+        return Decision::PASS;
+    }
+    if full && env.enforcement() == Enforcement::ENFORCE {
+        // Without an entry nothing can be judged, so data waits.
+        return Decision { act: Act::Drop, verdict: Verdict::DROP, reason: Reason::UNDECIDED, ..Decision::PASS };
+    }
+    Decision { reason: Reason::MIDSTREAM, report: true, ..refusal(env, numbers) }
+}
+
+/// A packet to or from the endpoint whose ports or bytes cannot be read: held to the strictest mode of the endpoint.
+/// `source`: the address of the remote end.
+#[inline(always)]
+pub fn unreadable<E: Env>(env: &E, endpoint: &Endpoint, source: &Address, reason: Reason) -> Decision {
+    let unjudged = endpoint_flags::NOT_MESHED | endpoint_flags::LEARNING;
+    if endpoint.flags & endpoint_flags::ANY_STRICT == 0 || endpoint.flags & unjudged != 0 {
+        return Decision::PASS;
+    }
+    if matches!(env.exempt(source), Some(ExemptKind::SOURCE)) {
+        return Decision::PASS;
+    }
+    match env.enforcement() {
+        Enforcement::AUDIT => Decision { verdict: Verdict::WOULD_RESET, reason, report: true, ..Decision::PASS },
+        Enforcement::ENFORCE => Decision { act: Act::Drop, verdict: Verdict::DROP, reason, report: true, ..Decision::PASS },
+    }
+}
+
+/// A new connection to an address that is no endpoint, on a pod's interface, while unknown pods are held to STRICT.
+#[inline(always)]
+pub fn unknown_pod<E: Env>(env: &E, segment: &Segment) -> Decision {
+    if !segment.has(SYN) || segment.has(ACK | RST) {
+        return Decision::PASS;
+    }
+    let numbers = ResetNumbers { client_seq: 0, pod_seq: segment.seq, pod_ack: 0 };
+    let client_ack = segment.seq.wrapping_add(segment.payload_len).wrapping_add(1);
+    Decision { reason: Reason::UNKNOWN_POD, report: true, client_ack, ..refusal(env, numbers) }
+}
+
+/// The policy for one flow at this moment.
+#[inline(always)]
+pub fn policy<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey) -> Policy {
+    let mut policy =
+        Policy { mode: endpoint.mode, exempt: Reason::NONE, blocked: false, generation: endpoint.generation };
+    let mut probe_port = false;
+    if endpoint.flags & endpoint_flags::HAS_PORTS != 0 {
+        let port = PortKey { workload: endpoint.workload, generation: endpoint.generation, port: key.pod_port };
+        if let Some(port) = env.port_mode(&port) {
+            policy.mode = port.mode;
+            policy.blocked = port.flags & port_flags::BLOCKED != 0;
+            probe_port = port.flags & port_flags::PROBE != 0;
+            if port.flags & port_flags::EXEMPT != 0 {
+                policy.exempt = Reason::EXEMPT_PORT;
+                return policy;
+            }
+        }
+    }
+    if env.is_own_probe() {
+        policy.exempt = Reason::PROBE;
+        return policy;
+    }
+    if policy.mode == Mode::STRICT {
+        match env.exempt(&key.client) {
+            Some(ExemptKind::SOURCE) => policy.exempt = Reason::EXEMPT_SOURCE,
+            Some(ExemptKind::NODE) if probe_port => policy.exempt = Reason::PROBE,
+            _ => {}
+        }
+    }
+    policy
+}

@@ -1,0 +1,324 @@
+//! The state machine of one flow: what its bytes say, and what the policy makes of that.
+//!
+//! Knowledge and verdict are kept apart. [`Flow::observe_client`] and [`Flow::observe_pod`] learn from segments
+//! whatever the policy is, so that a policy change finds live flows judged already; [`Flow::decide`] holds what is
+//! known against the policy of this moment.
+
+use crate::map::{Flow, FlowState, HalfOpen, flow_flags};
+use crate::tcp::{ACK, FIN, Segment, URG, is_before};
+use crate::tls::{self, CLIENT_PREFIX, POD_PREFIX};
+use crate::{Mode, Reason, Verdict};
+
+/// All six bits of [`Flow::client_mask`].
+const COMPLETE: u8 = 0b11_1111;
+/// The bits of [`Flow::client_mask`] for the record length.
+const LENGTH: u8 = 0b01_1000;
+/// The mesh's tunnel port: TLS to it is mesh TLS whatever its ALPN.
+const TUNNEL_PORT: u16 = 15008;
+
+/// What the policy says for one flow at this moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Policy {
+    /// Mode of the flow's port.
+    pub mode: Mode,
+    /// Why the flow is exempt; [`Reason::NONE`] when it is not.
+    pub exempt: Reason,
+    /// The port is blocked after a failed certificate check.
+    pub blocked: bool,
+    /// Generation of the endpoint's policy.
+    pub generation: u16,
+}
+
+impl Policy {
+    /// Whether anything can be refused under this policy.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_enforced(&self) -> bool {
+        self.mode == Mode::STRICT && self.exempt == Reason::NONE
+    }
+}
+
+/// The bytes of a segment that fall on the judged first bytes of its stream.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Window {
+    /// Offset in the stream of the first byte.
+    pub offset: u32,
+    /// How many bytes; 0 when the segment does not touch the first bytes.
+    pub count: u32,
+    /// The bytes, each at its offset in the stream: the stream's first byte is the lowest of the word.
+    pub word: u64,
+}
+
+impl Window {
+    /// From the bytes of a segment: the first `count` of `bytes` stand at `offset` of the stream; together at most 6.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(offset: u32, count: u32, bytes: [u8; 8]) -> Self {
+        let kept = u64::from_le_bytes(bytes) & low_bytes(count);
+        Self { offset, count, word: kept << ((offset & 7) * 8) }
+    }
+
+    /// Which bytes of the word are there, 0xff each.
+    #[inline(always)]
+    const fn mask(&self) -> u64 {
+        low_bytes(self.count) << ((self.offset & 7) * 8)
+    }
+}
+
+/// A word whose lowest `count` (at most 7) bytes are 0xff.
+#[inline(always)]
+const fn low_bytes(count: u32) -> u64 {
+    (1 << ((count & 7) * 8)) - 1
+}
+
+/// Spreads the seven lowest bits over the bytes of a word, 0xff for each that is set.
+#[inline(always)]
+const fn spread(bits: u8) -> u64 {
+    (((bits & 0x7f) as u64).wrapping_mul(0x0002_0408_1020_4081) & 0x0101_0101_0101_0101) * 0xff
+}
+
+/// What to do with a segment as far as the order of its bytes goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Order {
+    /// It may pass if the policy lets it.
+    Ready,
+    /// It comes before bytes that are still missing for a judgement.
+    Early,
+}
+
+/// What the policy makes of a flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Opinion {
+    /// Nothing is known yet: its segments pass.
+    Undecided,
+    /// Leave it alone.
+    Allow(Reason),
+    /// End it.
+    Refuse(Reason),
+}
+
+impl Flow {
+    /// A flow whose handshake just completed.
+    #[inline(always)]
+    #[must_use]
+    pub fn open(half_open: &HalfOpen, workload: u32, generation: u16, now_ns: u64) -> Self {
+        let client_start = half_open.client_isn.wrapping_add(1);
+        Self {
+            opened_ns: now_ns,
+            phase_ns: 0,
+            bytes_to_pod: 0,
+            bytes_from_pod: 0,
+            packets_to_pod: 0,
+            packets_from_pod: 0,
+            client_start,
+            pod_start: half_open.pod_isn.wrapping_add(1),
+            pod_ack: client_start,
+            workload,
+            state: FlowState::OPEN,
+            fault: Reason::NONE,
+            verdict: Verdict::NONE,
+            reason: Reason::NONE,
+            generation,
+            client_prefix: [0; 6],
+            client_mask: 0,
+            pod_judged: 0,
+            flags: 0,
+            reserved: [0; 5],
+        }
+    }
+
+    /// Learns from a segment of the client. `hold`: segments may be kept waiting, so what is not in order yet is not
+    /// recorded either. `budget_ns`: how long the client may take from its first byte to its sixth.
+    #[inline(always)]
+    pub fn observe_client(&mut self, segment: &Segment, window: &Window, hold: bool, now_ns: u64, budget_ns: u64) -> Order {
+        if self.flags & flow_flags::PREFIX_ACKED != 0 || !matches!(self.state, FlowState::OPEN | FlowState::HELLO | FlowState::TLS) {
+            return Order::Ready;
+        }
+        if segment.has(URG) {
+            self.condemn(Reason::MALFORMED);
+            return Order::Ready;
+        }
+        let open = matches!(self.state, FlowState::OPEN);
+        let mut order = Order::Ready;
+        if window.count > 0 {
+            if hold && open && window.offset > self.client_mask.trailing_ones() {
+                order = Order::Early;
+            } else {
+                self.record_client(window, now_ns);
+            }
+        } else if open && segment.payload_len > 0 && !is_before(segment.seq, self.client_start) {
+            order = Order::Early;
+        }
+        if matches!(self.state, FlowState::OPEN) && self.client_mask != 0 {
+            let end = segment.seq.wrapping_add(segment.payload_len).wrapping_sub(self.client_start);
+            let ended = segment.has(FIN) && end == self.client_mask.trailing_ones();
+            if ended || now_ns.wrapping_sub(self.phase_ns) > budget_ns {
+                self.condemn(Reason::UNDECIDED);
+            }
+        }
+        order
+    }
+
+    /// Holds the bytes of a window against the rule of each offset and against earlier copies.
+    #[inline(always)]
+    fn record_client(&mut self, window: &Window, now_ns: u64) {
+        // The pod's stack discards what it has acknowledged, so a changed copy of that does no harm: old keepalive probes
+        // carry a garbage byte there.
+        let acked = if is_before(self.pod_ack, self.client_start) { 0 } else { self.pod_ack.wrapping_sub(self.client_start) };
+        let acked = low_bytes(if acked < CLIENT_PREFIX { acked } else { CLIENT_PREFIX });
+        let recorded = spread(self.client_mask);
+        let live = window.mask() & !(recorded & acked);
+        let [a, b, c, d, e, f] = self.client_prefix;
+        let known = u64::from_le_bytes([a, b, c, d, e, f, 0, 0]);
+        if !tls::client_word_fits(window.word, live) {
+            self.condemn(Reason::PLAINTEXT);
+            return;
+        }
+        if (window.word ^ known) & recorded & live != 0 {
+            self.condemn(Reason::MALFORMED);
+            return;
+        }
+        let new = live & !recorded;
+        if new == 0 {
+            return;
+        }
+        let [a, b, c, high, low, f, ..] = ((known & !new) | (window.word & new)).to_le_bytes();
+        self.client_prefix = [a, b, c, high, low, f];
+        if self.client_mask == 0 {
+            self.phase_ns = now_ns;
+        }
+        let mask = self.client_mask | ((((1_u32 << (window.count & 7)) - 1) << (window.offset & 7)) & 0x3f) as u8;
+        self.client_mask = mask;
+        if mask & LENGTH == LENGTH && !tls::client_length_fits(high, low) {
+            self.condemn(Reason::PLAINTEXT);
+        } else if mask == COMPLETE && matches!(self.state, FlowState::OPEN) {
+            self.state = FlowState::HELLO;
+        }
+    }
+
+    /// Learns from a segment of the pod. `hold` as in [`Self::observe_client`].
+    #[inline(always)]
+    pub fn observe_pod(&mut self, segment: &Segment, window: &Window, hold: bool) -> Order {
+        self.note_pod_ack(segment);
+        match self.state {
+            FlowState::OPEN if segment.payload_len > 0 => {
+                // Copies of bytes below the stream's start are keepalive probes of the pod, not an answer.
+                if window.count > 0 || !is_before(segment.seq, self.pod_start) {
+                    self.condemn(Reason::SERVER_FIRST);
+                }
+                Order::Ready
+            }
+            FlowState::HELLO if segment.payload_len > 0 => {
+                let judged = u32::from(self.pod_judged);
+                if window.count == 0 {
+                    return if hold && !is_before(segment.seq, self.pod_start) { Order::Early } else { Order::Ready };
+                }
+                if window.offset > judged {
+                    // Permitted flows go on unjudged; the pod sends in order, so this is a lost packet on its way here.
+                    return if hold { Order::Early } else { Order::Ready };
+                }
+                self.record_pod(window);
+                Order::Ready
+            }
+            _ => Order::Ready,
+        }
+    }
+
+    /// Keeps the pod's acknowledgement, the exact number for a reset towards it. Called for every segment of the pod.
+    #[inline(always)]
+    pub fn note_pod_ack(&mut self, segment: &Segment) {
+        if segment.has(ACK) && is_before(self.pod_ack, segment.ack) {
+            self.pod_ack = segment.ack;
+            if segment.ack.wrapping_sub(self.client_start) >= CLIENT_PREFIX && self.client_mask == COMPLETE {
+                self.flags |= flow_flags::PREFIX_ACKED;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn record_pod(&mut self, window: &Window) {
+        if !tls::pod_word_fits(window.word, window.mask()) {
+            self.condemn(Reason::SERVER_NOT_TLS);
+            return;
+        }
+        let end = window.offset + window.count;
+        if end > u32::from(self.pod_judged) {
+            self.pod_judged = (end & 0xff) as u8;
+        }
+        if u32::from(self.pod_judged) >= POD_PREFIX {
+            self.state = FlowState::TLS;
+        }
+    }
+
+    /// What is wrong with the flow once it is known not to be TLS; the first fault stays.
+    #[inline(always)]
+    fn condemn(&mut self, fault: Reason) {
+        self.state = FlowState::PLAINTEXT;
+        self.fault = fault;
+    }
+
+    /// What the policy of this moment makes of the flow; `payload`: the segment at hand carries data.
+    #[inline(always)]
+    #[must_use]
+    pub fn decide(&self, policy: &Policy, pod_port: u16, payload: bool) -> Opinion {
+        let tls = matches!(self.state, FlowState::HELLO | FlowState::TLS);
+        let tls_reason = if pod_port == TUNNEL_PORT { Reason::MESH_TLS } else { Reason::TLS };
+        if matches!(self.state, FlowState::OPEN) {
+            return if policy.is_enforced() && policy.blocked && payload {
+                Opinion::Refuse(Reason::CERTIFICATE)
+            } else {
+                Opinion::Undecided
+            };
+        }
+        if policy.exempt != Reason::NONE {
+            return Opinion::Allow(if tls && pod_port == TUNNEL_PORT { tls_reason } else { policy.exempt });
+        }
+        if policy.mode == Mode::DISABLE {
+            return Opinion::Allow(Reason::DISABLED);
+        }
+        if tls {
+            return Opinion::Allow(tls_reason);
+        }
+        let existing = matches!(self.state, FlowState::EXISTING);
+        if existing && self.fault == Reason::NONE {
+            return Opinion::Allow(Reason::EXISTING);
+        }
+        if policy.mode == Mode::PERMISSIVE {
+            return Opinion::Allow(if existing { Reason::EXISTING } else { Reason::PLAINTEXT_PERMITTED });
+        }
+        Opinion::Refuse(match self.verdict {
+            // Refused before: the reason stays, so that one connection is counted once.
+            Verdict::RESET | Verdict::DROP | Verdict::WOULD_RESET => self.reason,
+            Verdict::ALLOW if !existing && !matches!(self.reason, Reason::TLS | Reason::MESH_TLS) => Reason::POLICY_CHANGED,
+            _ => self.fault,
+        })
+    }
+
+    /// Enters a verdict. True when it differs from the last one: then it is counted as a connection and reported.
+    #[inline(always)]
+    pub fn enter(&mut self, verdict: Verdict, reason: Reason, generation: u16, now_ns: u64) -> bool {
+        let new = self.verdict != verdict || self.reason != reason;
+        if new {
+            self.verdict = verdict;
+            self.reason = reason;
+            self.phase_ns = now_ns;
+        }
+        self.generation = generation;
+        new
+    }
+
+    /// Marks a flow that needs no further look while its generation stays: allowed, and its judged bytes cannot change.
+    #[inline(always)]
+    pub fn settle(&mut self) {
+        let final_state = match self.state {
+            FlowState::TLS => self.flags & flow_flags::PREFIX_ACKED != 0,
+            FlowState::PLAINTEXT | FlowState::EXISTING => true,
+            FlowState::OPEN | FlowState::HELLO => false,
+        };
+        if final_state && self.verdict == Verdict::ALLOW {
+            self.flags |= flow_flags::SETTLED;
+        } else {
+            self.flags &= !flow_flags::SETTLED;
+        }
+    }
+}

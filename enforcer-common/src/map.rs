@@ -37,6 +37,12 @@ map_type! {
     }
 }
 
+impl Endpoint {
+    /// Stands in for an endpoint where a pod is not known.
+    pub const UNKNOWN: Self =
+        Self { workload: 0, generation: 0, mode: Mode::STRICT, flags: 0, ifindex: 0, netns_id: 0 };
+}
+
 /// Bits of [`Endpoint::flags`].
 pub mod endpoint_flags {
     /// `PORT_MODES` has entries for this workload and generation.
@@ -45,6 +51,8 @@ pub mod endpoint_flags {
     pub const ANY_STRICT: u8 = 2;
     /// The endpoint is new and its open connections are still being collected: unknown flows pass.
     pub const LEARNING: u8 = 4;
+    /// The pod is known and outside the mesh: it is listed only so that it is not taken for an unknown pod.
+    pub const NOT_MESHED: u8 = 8;
 }
 
 map_type! {
@@ -85,7 +93,7 @@ pub mod port_flags {
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "user", derive(bytemuck::CheckedBitPattern, bytemuck::NoUninit))]
-#[expect(non_camel_case_types, clippy::upper_case_acronyms, reason = "bpftool prints the variants")]
+#[expect(clippy::upper_case_acronyms, reason = "bpftool prints the variants")]
 pub enum ExemptKind {
     /// The mesh's probe address: every port.
     SOURCE = 1,
@@ -131,7 +139,7 @@ map_type! {
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[cfg_attr(feature = "user", derive(bytemuck::CheckedBitPattern, bytemuck::NoUninit))]
-#[expect(non_camel_case_types, clippy::upper_case_acronyms, reason = "bpftool prints the variants")]
+#[expect(clippy::upper_case_acronyms, reason = "bpftool prints the variants")]
 pub enum FlowState {
     /// The handshake is done, the client's first six bytes are not complete.
     OPEN = 1,
@@ -197,6 +205,8 @@ pub mod flow_flags {
     pub const REOPENING: u8 = 1;
     /// The pod acknowledged all six judged bytes: later copies of them are discarded by its stack.
     pub const PREFIX_ACKED: u8 = 2;
+    /// Allowed, and nothing but a new generation can change that: no byte is looked at any more.
+    pub const SETTLED: u8 = 4;
 }
 
 map_type! {
@@ -234,5 +244,29 @@ map_type! {
         pub packets: u64,
         /// Their payload bytes.
         pub bytes: u64,
+    }
+}
+
+map_type! {
+    /// Value of `RESET_BUDGET` (one entry): how many resets were sent in the current second.
+    pub struct ResetBudget {
+        /// When the current second began, ns.
+        pub window_ns: u64,
+        /// Resets sent since.
+        pub sent: u64,
+    }
+}
+
+map_type! {
+    /// Value of `EVENT_BUDGET` (one entry per CPU): what became of the events.
+    pub struct EventBudget {
+        /// When the current second began, ns.
+        pub window_ns: u64,
+        /// Events sent since.
+        pub sent: u64,
+        /// Events that were not sent because of the rate limit, in all.
+        pub suppressed: u64,
+        /// Events that found the ring buffer full, in all.
+        pub lost: u64,
     }
 }

@@ -2,11 +2,14 @@
 
 use crate::map::map_type;
 
+/// Socket mark (`SO_MARK`) of the agent's own certificate checks, so that they are counted as `PROBE`, never as a client.
+pub const OWN_PROBE_MARK: u32 = 0x656e_6672;
+
 /// Whether verdicts are carried out.
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "user", derive(bytemuck::CheckedBitPattern, bytemuck::NoUninit))]
-#[expect(non_camel_case_types, clippy::upper_case_acronyms, reason = "bpftool prints the variants")]
+#[expect(clippy::upper_case_acronyms, reason = "bpftool prints the variants")]
 pub enum Enforcement {
     /// Verdicts are carried out.
     ENFORCE = 0,
@@ -18,7 +21,7 @@ pub enum Enforcement {
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "user", derive(bytemuck::CheckedBitPattern, bytemuck::NoUninit))]
-#[expect(non_camel_case_types, clippy::upper_case_acronyms, reason = "bpftool prints the variants")]
+#[expect(clippy::upper_case_acronyms, reason = "bpftool prints the variants")]
 pub enum Action {
     /// Both ends get a RST.
     RESET = 0,
@@ -30,7 +33,7 @@ pub enum Action {
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "user", derive(bytemuck::CheckedBitPattern, bytemuck::NoUninit))]
-#[expect(non_camel_case_types, clippy::upper_case_acronyms, reason = "bpftool prints the variants")]
+#[expect(clippy::upper_case_acronyms, reason = "bpftool prints the variants")]
 pub enum UnknownPods {
     /// Their connections pass.
     ALLOW = 0,

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+pub mod detach;
 pub mod output;
 pub mod policy;
 
@@ -35,11 +36,14 @@ struct Root {
 enum Command {
     /// Explain, check and compare `PeerAuthentication` policies; offline, without root.
     Policy(policy::Args),
+    /// Remove programs, links and maps from this node.
+    Detach(detach::DetachArgs),
 }
 
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Policy(args) => policy::run(args),
+        Command::Detach(args) => detach::run(&args).map(|()| ExitCode::SUCCESS),
     }
 }
 

@@ -1,1 +1,26 @@
-//! To come: datapath.
+//! The kernel side's other half: load, attach, pin, replace; what is on the node's interfaces and in its pods'
+//! network namespaces.
+//!
+//! Everything that enforces is pinned in bpffs, so that it outlives the agent (see [`pin`] for the folder's form).
+
+pub mod attach;
+pub mod apply;
+pub mod bpffs;
+pub mod desired;
+pub mod detach;
+pub mod interface;
+pub mod load;
+pub mod lock;
+pub mod maps;
+pub mod netns;
+pub mod pin;
+pub mod sockdiag;
+
+mod clsact;
+mod netlink;
+mod sys;
+mod tcx;
+
+pub use attach::{Attachment, Hook};
+pub use interface::{Interface, InterfaceEvent, LinkWatch, Selector};
+pub use load::{Datapath, OpenOptions, Pinned};

@@ -1,0 +1,149 @@
+//! `enforcer_common::datapath` over the maps and the packet at hand.
+
+use core::ops::{Deref, DerefMut};
+
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use enforcer_common::Address;
+use enforcer_common::datapath::Env;
+use enforcer_common::flow::Window;
+use enforcer_common::map::{ExemptKind, Flow, FlowKey, HalfOpen, Outbound, PortKey, PortMode};
+use enforcer_common::settings::{Action, Enforcement, OWN_PROBE_MARK};
+use enforcer_common::tcp::{Segment, overlap};
+
+use crate::skb::{Skb, bounded};
+use crate::tables::{self, FLOWS, HALF_OPEN, OUTBOUND, PORT_MODES, SettingsRef};
+
+/// The maps and one packet.
+pub struct SkbEnv<'a> {
+    skb: &'a Skb,
+    payload_offset: u32,
+    settings: SettingsRef,
+}
+
+impl<'a> SkbEnv<'a> {
+    #[inline(always)]
+    pub fn new(skb: &'a Skb, payload_offset: u32) -> Self {
+        Self { skb, payload_offset, settings: tables::settings() }
+    }
+}
+
+/// A flow in the map.
+pub struct FlowRef(*mut Flow);
+
+impl Deref for FlowRef {
+    type Target = Flow;
+
+    #[inline(always)]
+    fn deref(&self) -> &Flow {
+        // SAFETY: the pointer comes from the map and is valid for the program's run. Other CPUs may write the entry; every
+        // field is a plain number, and no rule relies on two fields being written together.
+        unsafe { &*self.0 }
+    }
+}
+
+impl DerefMut for FlowRef {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut Flow {
+        // SAFETY: as above.
+        unsafe { &mut *self.0 }
+    }
+}
+
+impl Env for SkbEnv<'_> {
+    type FlowRef<'b>
+        = FlowRef
+    where
+        Self: 'b;
+
+    #[inline(always)]
+    fn flow(&self, key: &FlowKey) -> Option<FlowRef> {
+        FLOWS.get_ptr_mut(key).map(FlowRef)
+    }
+
+    #[inline(always)]
+    fn insert_flow(&self, key: &FlowKey, flow: &Flow) -> bool {
+        FLOWS.insert(key, flow, 0).is_ok()
+    }
+
+    #[inline(always)]
+    fn half_open(&self, key: &FlowKey) -> Option<HalfOpen> {
+        // SAFETY: the pointer comes from the map; the entry is copied at once.
+        HALF_OPEN.get_ptr(key).map(|entry| unsafe { *entry })
+    }
+
+    #[inline(always)]
+    fn insert_half_open(&self, key: &FlowKey, half_open: &HalfOpen) {
+        let _ = HALF_OPEN.insert(key, half_open, 0);
+    }
+
+    #[inline(always)]
+    fn remove_half_open(&self, key: &FlowKey) {
+        let _ = HALF_OPEN.remove(key);
+    }
+
+    #[inline(always)]
+    fn is_outbound(&self, key: &FlowKey) -> bool {
+        OUTBOUND.get_ptr(key).is_some()
+    }
+
+    #[inline(always)]
+    fn insert_outbound(&self, key: &FlowKey, pod_isn: u32) {
+        let _ = OUTBOUND.insert(key, Outbound { pod_isn, reserved: 0 }, 0);
+    }
+
+    #[inline(always)]
+    fn remove_outbound(&self, key: &FlowKey) {
+        let _ = OUTBOUND.remove(key);
+    }
+
+    #[inline(always)]
+    fn port_mode(&self, key: &PortKey) -> Option<PortMode> {
+        // SAFETY: the pointer comes from the map; the entry is copied at once.
+        PORT_MODES.get_ptr(key).map(|entry| unsafe { *entry })
+    }
+
+    #[inline(always)]
+    fn exempt(&self, source: &Address) -> Option<ExemptKind> {
+        tables::exempt(source)
+    }
+
+    #[inline(always)]
+    fn enforcement(&self) -> Enforcement {
+        self.settings.enforcement()
+    }
+
+    #[inline(always)]
+    fn action(&self) -> Action {
+        self.settings.action()
+    }
+
+    #[inline(always)]
+    fn undecided_ns(&self) -> u64 {
+        self.settings.undecided_ns()
+    }
+
+    #[inline(always)]
+    fn now_ns(&self) -> u64 {
+        // SAFETY: the helper has no arguments.
+        unsafe { bpf_ktime_get_ns() }
+    }
+
+    #[inline(always)]
+    fn is_own_probe(&self) -> bool {
+        // A mark does not cross network namespaces, so only a socket of the node itself can carry this one.
+        self.skb.mark() == OWN_PROBE_MARK
+    }
+
+    #[inline(always)]
+    fn window(&self, segment: &Segment, start: u32, limit: u32) -> Window {
+        let mut bytes = [0_u8; 8];
+        if let Some(part) = overlap(start, segment.seq, segment.payload_len, limit) {
+            let count = bounded::<7>(part.count);
+            if count != 0 && self.skb.load(self.payload_offset + part.index, bytes.as_mut_ptr(), count) {
+                return Window::new(part.offset, count, bytes);
+            }
+        }
+        Window::default()
+    }
+
+}

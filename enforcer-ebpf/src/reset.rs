@@ -1,0 +1,264 @@
+//! Carrying refusals out: two exact RSTs made from the packet at hand, and SYNs without their data.
+//!
+//! To the pod goes RST|ACK with the pod's own next expected sequence number, to the client a RST with the number that it
+//! acknowledged last: both exact, so neither end answers with a challenge ACK (RFC 5961, section 3.2).
+
+use aya_ebpf::helpers::generated::bpf_csum_diff;
+use enforcer_common::Address;
+use enforcer_common::datapath::Decision;
+use enforcer_common::tcp::{ACK, RST};
+
+use crate::packet::Packet;
+use crate::skb::{DROP, NEXT, Skb, bounded};
+
+const TCP_LEN: u32 = 20;
+const TTL: u8 = 64;
+
+/// A bare TCP header; big endian.
+#[repr(C)]
+struct TcpHeader {
+    source: u16,
+    destination: u16,
+    seq: u32,
+    ack: u32,
+    offset: u8,
+    flags: u8,
+    window: u16,
+    checksum: u16,
+    urgent: u16,
+}
+
+/// One end's RST.
+struct Rst {
+    source_port: u16,
+    destination_port: u16,
+    seq: u32,
+    ack: u32,
+    flags: u8,
+}
+
+/// Answers a packet towards the pod: a RST follows it, the packet itself turns round as a RST to the client.
+#[inline(never)]
+pub fn from_client_packet(skb: &Skb, packet: &Packet, decision: &Decision) -> i32 {
+    let Some(partial) = make_bare(skb, packet) else {
+        return DROP;
+    };
+    let (source_port, destination_port) = packet.ports();
+    let to_pod = Rst {
+        source_port,
+        destination_port,
+        seq: decision.pod_seq,
+        ack: decision.pod_ack,
+        flags: RST | ACK,
+    };
+    if write(skb, packet, &to_pod, partial) {
+        skb.clone_to_egress();
+    }
+    let to_client = rst_to_client(destination_port, source_port, decision);
+    if turn(skb, packet) && write(skb, packet, &to_client, partial) {
+        return skb.redirect_to_ingress();
+    }
+    DROP
+}
+
+/// Answers a packet from the pod: a copy turns round as a RST to the pod, the packet itself goes on as a RST to the client.
+#[inline(never)]
+pub fn from_pod_packet(skb: &Skb, packet: &Packet, decision: &Decision) -> i32 {
+    let Some(partial) = make_bare(skb, packet) else {
+        return DROP;
+    };
+    let (source_port, destination_port) = packet.ports();
+    let to_pod = Rst {
+        source_port: destination_port,
+        destination_port: source_port,
+        seq: decision.pod_seq,
+        ack: decision.pod_ack,
+        flags: RST | ACK,
+    };
+    if !turn(skb, packet) {
+        return DROP;
+    }
+    if write(skb, packet, &to_pod, partial) {
+        skb.clone_to_egress();
+    }
+    let to_client = rst_to_client(source_port, destination_port, decision);
+    if turn_back(skb, packet) && write(skb, packet, &to_client, partial) { NEXT } else { DROP }
+}
+
+#[inline(always)]
+fn rst_to_client(source_port: u16, destination_port: u16, decision: &Decision) -> Rst {
+    // A client in SYN-SENT takes a RST only for what it acknowledges (RFC 9293, section 3.10.7.3).
+    if decision.client_ack != 0 {
+        return Rst { source_port, destination_port, seq: 0, ack: decision.client_ack, flags: RST | ACK };
+    }
+    Rst { source_port, destination_port, seq: decision.client_seq, ack: 0, flags: RST }
+}
+
+/// Cuts the data off a SYN; its options stay.
+#[inline(never)]
+pub fn trim_syn(skb: &Skb, packet: &Packet) -> i32 {
+    let header_len = bounded::<0x3c>(packet.payload_offset - packet.tcp_offset);
+    if header_len < TCP_LEN || header_len > 60 {
+        return DROP;
+    }
+    if !skb.truncate(packet.tcp_offset + header_len) || !set_length(skb, packet, header_len) {
+        return DROP;
+    }
+    let Some(partial) = is_partial(skb, packet) else {
+        return DROP;
+    };
+    let pseudo = pseudo_header_sum(packet, header_len);
+    let mut header = [0_u32; 15];
+    if !skb.load(packet.tcp_offset, header.as_mut_ptr().cast::<u8>(), header_len) {
+        return DROP;
+    }
+    // The checksum is the first half of the fifth word.
+    header[4] &= 0xffff_0000_u32.to_le();
+    let checksum = if partial {
+        fold(pseudo)
+    } else {
+        // SAFETY: the buffer holds `header_len` (a multiple of four) initialised bytes.
+        let sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, header.as_mut_ptr().cast(), header_len, pseudo) };
+        !fold(sum as u32)
+    };
+    if skb.store(packet.tcp_offset + 16, &checksum) { NEXT } else { DROP }
+}
+
+/// Cuts the packet down to its headers and freshens the IP header. Tells whether the checksum field holds only the
+/// pseudo-header's sum, to be completed by the device.
+#[inline(always)]
+fn make_bare(skb: &Skb, packet: &Packet) -> Option<bool> {
+    if !skb.truncate(packet.tcp_offset + TCP_LEN) || !set_length(skb, packet, TCP_LEN) {
+        return None;
+    }
+    if packet.is_v6 {
+        skb.store(packet.ip_offset + 7, &TTL);
+    } else {
+        let old = skb.read::<u16>(packet.ip_offset + 8)?;
+        // Time to live is the first of the two bytes, the protocol the second.
+        let new = u16::from_be_bytes([TTL, (u16::from_be(old) & 0xff) as u8]).to_be();
+        skb.replace_l3_csum(packet.ip_offset + 10, old, new);
+        skb.store(packet.ip_offset + 8, &new);
+    }
+    is_partial(skb, packet)
+}
+
+/// Writes the length of an IP packet that ends with `tcp_len` bytes of TCP.
+#[inline(always)]
+fn set_length(skb: &Skb, packet: &Packet, tcp_len: u32) -> bool {
+    let from_ip = packet.tcp_offset - packet.ip_offset + tcp_len;
+    if packet.is_v6 {
+        return skb.store(packet.ip_offset + 4, &((from_ip - 40) as u16).to_be());
+    }
+    let new = (from_ip as u16).to_be();
+    let Some(old) = skb.read::<u16>(packet.ip_offset + 2) else {
+        return false;
+    };
+    skb.replace_l3_csum(packet.ip_offset + 10, old, new) && skb.store(packet.ip_offset + 2, &new)
+}
+
+/// `bpf_l4_csum_replace` leaves the field alone when it holds only the pseudo-header's sum (`CHECKSUM_PARTIAL`): a program
+/// has no other way to tell.
+#[inline(always)]
+fn is_partial(skb: &Skb, packet: &Packet) -> Option<bool> {
+    let mut before = 0_u16;
+    let mut after = 0_u16;
+    let at = packet.tcp_offset + 16;
+    if !skb.load(at, (&raw mut before).cast(), 2) || !skb.replace_l4_csum(at, 0x0101) || !skb.load(at, (&raw mut after).cast(), 2) {
+        return None;
+    }
+    Some(before == after)
+}
+
+/// Writes a bare TCP header with its checksum.
+#[inline(always)]
+fn write(skb: &Skb, packet: &Packet, rst: &Rst, partial: bool) -> bool {
+    let mut header = TcpHeader {
+        source: rst.source_port.to_be(),
+        destination: rst.destination_port.to_be(),
+        seq: rst.seq.to_be(),
+        ack: rst.ack.to_be(),
+        offset: 5 << 4,
+        flags: rst.flags,
+        window: 0,
+        checksum: 0,
+        urgent: 0,
+    };
+    let pseudo = pseudo_header_sum(packet, TCP_LEN);
+    header.checksum = if partial {
+        fold(pseudo)
+    } else {
+        let sum = pseudo
+            + u32::from(header.source)
+            + u32::from(header.destination)
+            + words(header.seq)
+            + words(header.ack)
+            + u32::from(u16::from_ne_bytes([header.offset, header.flags]));
+        !fold(sum)
+    };
+    skb.store(packet.tcp_offset, &header)
+}
+
+/// Swaps the MAC and IP addresses of the packet as it came.
+#[inline(always)]
+fn turn(skb: &Skb, packet: &Packet) -> bool {
+    let Some(macs) = skb.read::<[[u8; 6]; 2]>(0) else {
+        return false;
+    };
+    let (source, destination) = packet.addresses();
+    skb.store(0, &[macs[1], macs[0]]) && store_addresses(skb, packet, destination, source)
+}
+
+/// Undoes [`turn`].
+#[inline(always)]
+fn turn_back(skb: &Skb, packet: &Packet) -> bool {
+    let Some(macs) = skb.read::<[[u8; 6]; 2]>(0) else {
+        return false;
+    };
+    let (source, destination) = packet.addresses();
+    skb.store(0, &[macs[1], macs[0]]) && store_addresses(skb, packet, source, destination)
+}
+
+/// Swapping addresses leaves the IPv4 header checksum as it is.
+#[inline(always)]
+fn store_addresses(skb: &Skb, packet: &Packet, source: &Address, destination: &Address) -> bool {
+    if packet.is_v6 {
+        return skb.store(packet.ip_offset + 8, &source.0) && skb.store(packet.ip_offset + 24, &destination.0);
+    }
+    let [.., a, b, c, d] = source.0;
+    let [.., e, f, g, h] = destination.0;
+    skb.store(packet.ip_offset + 12, &[a, b, c, d, e, f, g, h])
+}
+
+/// Sum of the pseudo header (RFC 9293, section 3.1; RFC 8200, section 8.1), not folded. The words that mark an IPv4 address
+/// are all ones, which is zero in this arithmetic.
+#[inline(always)]
+fn pseudo_header_sum(packet: &Packet, tcp_len: u32) -> u32 {
+    let mut sum = u32::from(6_u16.to_be()) + u32::from((tcp_len as u16).to_be());
+    let mut index = 0;
+    while index < 8 {
+        sum += address_word(&packet.key.client, index) + address_word(&packet.key.pod, index);
+        index += 1;
+    }
+    sum
+}
+
+#[inline(always)]
+fn address_word(address: &Address, index: usize) -> u32 {
+    let (Some(first), Some(second)) = (address.0.get(index * 2), address.0.get(index * 2 + 1)) else {
+        return 0;
+    };
+    u32::from(u16::from_ne_bytes([*first, *second]))
+}
+
+#[inline(always)]
+fn words(value: u32) -> u32 {
+    (value & 0xffff) + (value >> 16)
+}
+
+#[inline(always)]
+fn fold(sum: u32) -> u16 {
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    sum as u16
+}

@@ -1,0 +1,124 @@
+//! The maps. Names are part of the contract with operators: `bpftool map dump` shows them.
+
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, lpm_trie::Key};
+use aya_ebpf::macros::btf_map;
+use enforcer_common::event::Event;
+use enforcer_common::map::{
+    Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow, FlowKey, HalfOpen, Outbound, PortKey, PortMode,
+    ResetBudget, WorkloadCounterKey,
+};
+use enforcer_common::settings::{Action, Enforcement, Settings, UnknownPods};
+use enforcer_common::{Address, Mode};
+
+/// Pod address -> its policy.
+#[btf_map]
+pub static ENDPOINTS: HashMap<Address, Endpoint, 4096> = HashMap::new();
+/// Ports whose mode or treatment differs from the endpoint's.
+#[btf_map]
+pub static PORT_MODES: HashMap<PortKey, PortMode, 65536> = HashMap::new();
+/// Source prefixes that are exempt.
+#[btf_map]
+pub static EXEMPT: LpmTrie<Address, ExemptKind, 1024> = LpmTrie::new();
+/// Connections that the pod has answered and the client has not confirmed.
+#[btf_map]
+pub static HALF_OPEN: LruHashMap<FlowKey, HalfOpen, 65536> = LruHashMap::new();
+/// Inbound connections.
+#[btf_map]
+pub static FLOWS: LruHashMap<FlowKey, Flow, 262144> = LruHashMap::new();
+/// Connections that pods opened themselves.
+#[btf_map]
+pub static OUTBOUND: LruHashMap<FlowKey, Outbound, 131072> = LruHashMap::new();
+/// The node's counters.
+#[btf_map]
+pub static COUNTERS: PerCpuHashMap<CounterKey, Counter, 512> = PerCpuHashMap::new();
+/// The same by workload.
+#[btf_map]
+pub static WORKLOAD_COUNTERS: PerCpuHashMap<WorkloadCounterKey, Counter, 16384> = PerCpuHashMap::new();
+/// One record per verdict.
+#[btf_map]
+pub static EVENTS: RingBuf<Event, 1048576> = RingBuf::new();
+/// What the agent tells the programs.
+#[btf_map]
+pub static SETTINGS: Array<Settings, 1> = Array::new();
+/// Resets of the current second.
+#[btf_map]
+pub static RESET_BUDGET: Array<ResetBudget, 1> = Array::new();
+/// What became of the events.
+#[btf_map]
+pub static EVENT_BUDGET: PerCpuArray<EventBudget, 1> = PerCpuArray::new();
+
+/// Looks an endpoint up. Its policy is read in one load: a packet sees all of a change or none of it.
+#[inline(always)]
+pub fn endpoint(address: &Address) -> Option<Endpoint> {
+    let entry = ENDPOINTS.get_ptr(address)?;
+    // SAFETY: the entry is 16 bytes, aligned to 8 as every map value is; a concurrent update replaces it as a whole.
+    let (word, ifindex) = unsafe { (entry.cast::<u64>().read_volatile(), (&raw const (*entry).ifindex).read_volatile()) };
+    Some(Endpoint {
+        workload: word as u32,
+        generation: (word >> 32) as u16,
+        mode: match (word >> 48) as u8 {
+            1 => Mode::DISABLE,
+            2 => Mode::PERMISSIVE,
+            _ => Mode::STRICT,
+        },
+        flags: (word >> 56) as u8,
+        ifindex,
+        netns_id: 0,
+    })
+}
+
+/// Looks an exempt source up.
+#[inline(always)]
+pub fn exempt(source: &Address) -> Option<ExemptKind> {
+    EXEMPT.get(&Key::new(128, *source)).copied()
+}
+
+/// The settings as they are now; every field by itself, so that only what is asked for is read.
+pub struct SettingsRef(Option<*const Settings>);
+
+/// The settings.
+#[inline(always)]
+pub fn settings() -> SettingsRef {
+    SettingsRef(SETTINGS.get_ptr(0))
+}
+
+macro_rules! setting {
+    ($(#[$doc:meta])* $name:ident: $ty:ty) => {
+        $(#[$doc])*
+        #[inline(always)]
+        pub fn $name(&self) -> $ty {
+            match self.0 {
+                // SAFETY: the pointer comes from the map, whose value outlives the program's run.
+                Some(settings) => unsafe { (&raw const (*settings).$name).read_volatile() },
+                None => Settings::DEFAULT.$name,
+            }
+        }
+    };
+}
+
+impl SettingsRef {
+    setting!(
+        /// Whether verdicts are carried out.
+        enforcement: Enforcement
+    );
+    setting!(
+        /// What is done with a refused connection.
+        action: Action
+    );
+    setting!(
+        /// What happens to pods that are not known yet.
+        unknown_pods: UnknownPods
+    );
+    setting!(
+        /// How long a client may take from its first byte to its sixth, ns.
+        undecided_ns: u64
+    );
+    setting!(
+        /// Resets per second on this node.
+        resets_per_second: u32
+    );
+    setting!(
+        /// Events per second and CPU.
+        events_per_second: u32
+    );
+}

@@ -1,0 +1,221 @@
+//! Puts both programs on an interface, or replaces what an earlier agent put there.
+
+use std::io;
+
+use nix::libc;
+
+use super::interface::Interface;
+use super::load::Datapath;
+use super::pin::{LinkKind, LinkName};
+use super::{clsact, sys, tcx};
+
+/// The direction of a program, seen from the pod.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Way {
+    /// Towards the pod: egress of the host-side interface.
+    ToPod,
+    /// From the pod: ingress of the host-side interface.
+    FromPod,
+}
+
+impl Way {
+    /// Both.
+    pub const BOTH: [Self; 2] = [Self::ToPod, Self::FromPod];
+
+    /// The name of the program for this direction.
+    #[must_use]
+    pub const fn program(self) -> &'static str {
+        match self {
+            Self::ToPod => "to_pod",
+            Self::FromPod => "from_pod",
+        }
+    }
+}
+
+/// What the programs are hung on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Hook {
+    /// TCX where the kernel takes it, else clsact: tried, not guessed from a version.
+    #[default]
+    Auto,
+    /// TCX links (kernel 6.6 and later).
+    Tcx,
+    /// Filters of the clsact qdisc.
+    Clsact,
+}
+
+/// Another program on the same hook.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Neighbour {
+    /// Which of our directions it shares.
+    pub way: Way,
+    /// True when it runs before ours: packets that it takes never reach ours.
+    pub before: bool,
+    /// Its id.
+    pub program: u32,
+    /// Its name; empty when it cannot be read.
+    pub name: String,
+}
+
+/// What [`Datapath::attach`] did.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Attachment {
+    /// The interface.
+    pub interface: Interface,
+    /// `Tcx` or `Clsact`.
+    pub hook: Hook,
+    /// The programs of an earlier agent were replaced in place, in both directions.
+    pub replaced: bool,
+    /// Others on the same hooks (TCX only).
+    pub neighbours: Vec<Neighbour>,
+    /// What an operator should know, one sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// Why an interface is not hooked.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// The interface vanished meanwhile.
+    #[error("interface {0} is gone")]
+    Gone(String),
+    /// The kernel refuses.
+    #[error("cannot {action} interface {interface} (index {ifindex}): {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The interface's name.
+        interface: String,
+        /// Its index.
+        ifindex: u32,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// An ingress qdisc stands where clsact would go.
+    #[error(
+        "interface {0} has an ingress qdisc, which leaves no room for clsact: remove it with `tc qdisc del dev {0} ingress`"
+    )]
+    IngressQdisc(String),
+}
+
+impl AttachError {
+    pub(super) fn io(action: &'static str, interface: &Interface, source: io::Error) -> Self {
+        if source.raw_os_error() == Some(libc::ENODEV) {
+            return Self::Gone(interface.name.clone());
+        }
+        Self::Io {
+            action,
+            interface: interface.name.clone(),
+            ifindex: interface.index,
+            source,
+        }
+    }
+}
+
+impl Datapath {
+    /// Hooks an interface of the agent's network namespace in both directions, or replaces our programs there
+    /// atomically; calling it again changes nothing else.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or the interface is gone.
+    pub fn attach(&self, interface: &Interface) -> Result<Attachment, AttachError> {
+        let mut attachment = match self.hook {
+            Hook::Clsact => clsact::attach(self, interface)?,
+            Hook::Tcx => tcx::attach(self, interface)?,
+            Hook::Auto => match tcx::attach(self, interface) {
+                Err(AttachError::Io { source, .. }) if tcx::is_unsupported(&source) => {
+                    clsact::attach(self, interface)?
+                }
+                result => result?,
+            },
+        };
+        // Only now, so that one of the two was on the interface at every moment.
+        match attachment.hook {
+            Hook::Clsact => self.forget_tcx(interface.index),
+            Hook::Tcx | Hook::Auto => clsact::remove(self, interface.index),
+        }
+        .map_err(|e| AttachError::io("clean up", interface, e))?;
+        for neighbour in attachment.neighbours.iter().filter(|n| n.before) {
+            attachment.warnings.push(format!(
+                "program {} (id {}) runs before {} on {}: connections that it redirects are not seen",
+                neighbour.name,
+                neighbour.program,
+                neighbour.way.program(),
+                interface.name
+            ));
+        }
+        Ok(attachment)
+    }
+
+    /// Drops the pins of an interface that is gone.
+    ///
+    /// # Errors
+    /// When bpffs refuses.
+    pub fn forget(&self, ifindex: u32) -> io::Result<()> {
+        self.forget_tcx(ifindex)?;
+        clsact::remove(self, ifindex)
+    }
+
+    /// Drops the pins of interfaces of this network namespace that are not in the list: gone, or no pods' any more.
+    /// Gives their indices.
+    ///
+    /// # Errors
+    /// When bpffs refuses.
+    pub fn forget_others(&self, keep: &[u32]) -> io::Result<Vec<u32>> {
+        let mut gone: Vec<_> = self
+            .pins
+            .list_links()?
+            .into_iter()
+            .filter(|n| n.cookie == self.cookie)
+            .map(|n| n.ifindex)
+            .collect();
+        gone.retain(|index| !keep.contains(index));
+        gone.sort_unstable();
+        gone.dedup();
+        for &index in &gone {
+            self.forget(index)?;
+        }
+        Ok(gone)
+    }
+
+    fn forget_tcx(&self, ifindex: u32) -> io::Result<()> {
+        Way::BOTH
+            .iter()
+            .try_for_each(|&way| tcx::remove(&self.pins.link(self.link_name(ifindex, LinkKind::Tcx(way)))))
+    }
+
+    pub(super) fn link_name(&self, ifindex: u32, kind: LinkKind) -> LinkName {
+        LinkName {
+            cookie: self.cookie,
+            ifindex,
+            kind,
+        }
+    }
+}
+
+/// A program on a hook.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HookedProgram {
+    /// The direction of the hook.
+    pub way: Way,
+    /// The program's id.
+    pub program: u32,
+    /// Its name; empty when it cannot be read.
+    pub name: String,
+}
+
+/// Every program on the two TCX hooks of an interface of the calling thread's namespace, first to run first.
+///
+/// # Errors
+/// When the interface is gone, or the kernel has no TCX.
+pub fn hooked_programs(ifindex: u32) -> io::Result<Vec<HookedProgram>> {
+    let mut all = Vec::new();
+    for way in Way::BOTH {
+        let on_hook = sys::tcx_query(ifindex, tcx::hook(way))?;
+        all.extend(on_hook.iter().map(|h| HookedProgram {
+            way,
+            program: h.program,
+            name: sys::program_name(h.program),
+        }));
+    }
+    Ok(all)
+}

@@ -1,0 +1,203 @@
+//! Desired state: from objects and facts about the node to the wanted content of the maps, as one pure function.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use enforcer_common::map::{ExemptKind, PortMode, port_flags};
+use enforcer_common::{Address, Mode};
+
+use crate::object::{ObjectName, Objects, Pod};
+use crate::policy::compose::{Composer, Decision};
+use crate::policy::membership::{self, Membership};
+
+/// Source address of the mesh's probes (ambient): `HOST_PROBE_SNAT_IP` and its IPv6 twin in Istio.
+const PROBE_SOURCES: [&str; 2] = ["169.254.7.127", "fd16:9254:7127:1337:ffff:ffff:ffff:ffff"];
+
+/// Where a pod's address was found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// Index of the host-side interface.
+    pub ifindex: u32,
+    /// Id of the pod's network namespace as this one numbers it.
+    pub netns_id: i32,
+}
+
+/// What is known about the node.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Facts {
+    /// The node's own addresses.
+    pub node_addresses: BTreeSet<IpAddr>,
+    /// Addresses found behind hooked interfaces.
+    pub places: BTreeMap<IpAddr, Place>,
+    /// Ports blocked after a failed certificate check.
+    pub blocked: BTreeSet<(ObjectName, u16)>,
+}
+
+/// How objects are read.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Options {
+    /// Istio's root namespace.
+    pub root_namespace: String,
+    /// The control plane's revision; `None`: policies of every revision count.
+    pub revision: Option<String>,
+    /// List pods outside the mesh too, so that they are not taken for unknown ones.
+    pub list_all_pods: bool,
+}
+
+/// Ids of workloads, one per pod: what counters are kept under. An id is never given to another pod while it is listed.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct WorkloadIds {
+    ids: BTreeMap<ObjectName, u32>,
+    last: u32,
+}
+
+impl WorkloadIds {
+    /// Ids that were given before.
+    #[must_use]
+    pub fn restore(ids: BTreeMap<ObjectName, u32>) -> Self {
+        let last = ids.values().copied().max().unwrap_or(0);
+        Self { ids, last }
+    }
+
+    /// The id of a pod; a new one when it has none.
+    pub fn id(&mut self, pod: &ObjectName) -> u32 {
+        if let Some(id) = self.ids.get(pod) {
+            return *id;
+        }
+        // 0 stands for "no workload" in the maps.
+        self.last = self.last.checked_add(1).unwrap_or(1);
+        self.ids.insert(pod.clone(), self.last);
+        self.last
+    }
+
+    /// All ids.
+    #[must_use]
+    pub fn all(&self) -> &BTreeMap<ObjectName, u32> {
+        &self.ids
+    }
+}
+
+/// The wanted policy of one address.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct EndpointPlan {
+    /// The pod that has the address.
+    pub pod: ObjectName,
+    /// Its workload id.
+    pub workload: u32,
+    /// Mode of every port that is not listed.
+    pub mode: Mode,
+    /// Ports with a mode or treatment of their own.
+    pub ports: BTreeMap<u16, PortMode>,
+    /// Host-side interface; 0 while unknown.
+    pub ifindex: u32,
+    /// Network namespace id plus one; 0 while unknown.
+    pub netns_id: u32,
+    /// False for a pod outside the mesh.
+    pub meshed: bool,
+    /// The policies that decided.
+    pub decided_by: Vec<Decision>,
+}
+
+/// The wanted content of the maps.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Desired {
+    /// By address.
+    pub endpoints: BTreeMap<Address, EndpointPlan>,
+    /// Exempt sources.
+    pub exempt: BTreeMap<Address, ExemptKind>,
+    /// Pods that a mesh namespace leaves without a data plane.
+    pub unprotected: BTreeSet<ObjectName>,
+}
+
+/// Computes the desired state.
+pub fn desired(objects: &Objects, facts: &Facts, options: &Options, ids: &mut WorkloadIds) -> Desired {
+    let composer = Composer::new(objects.policies.values(), &options.root_namespace, options.revision.as_deref());
+    let mut wanted = Desired { exempt: exempt(facts), ..Desired::default() };
+    for pod in objects.pods.values() {
+        if pod.finished {
+            continue;
+        }
+        let membership = membership::membership(pod, objects.namespaces.get(&pod.name.namespace));
+        if matches!(membership, Membership::Unprotected { .. }) {
+            wanted.unprotected.insert(pod.name.clone());
+        }
+        let meshed = matches!(membership, Membership::Enforced { .. });
+        if pod.host_network || !(meshed || options.list_all_pods) {
+            continue;
+        }
+        let plan = plan(pod, meshed, &composer, facts, ids);
+        for address in &pod.addresses {
+            let place = facts.places.get(address);
+            let plan = EndpointPlan {
+                ifindex: place.map_or(0, |place| place.ifindex),
+                netns_id: place.map_or(0, |place| place.netns_id.cast_unsigned().wrapping_add(1)),
+                ..plan.clone()
+            };
+            insert(&mut wanted.endpoints, objects, Address::from(*address), plan);
+        }
+    }
+    wanted
+}
+
+/// Two pods may claim one address while the old one is going: the younger one has it, by its start.
+fn insert(endpoints: &mut BTreeMap<Address, EndpointPlan>, objects: &Objects, address: Address, plan: EndpointPlan) {
+    let created = |name: &ObjectName| objects.pods.get(name).and_then(|pod| pod.created);
+    match endpoints.get(&address) {
+        Some(held) if created(&held.pod) > created(&plan.pod) => {}
+        _ => {
+            endpoints.insert(address, plan);
+        }
+    }
+}
+
+fn plan(pod: &Pod, meshed: bool, composer: &Composer<'_>, facts: &Facts, ids: &mut WorkloadIds) -> EndpointPlan {
+    let workload = ids.id(&pod.name);
+    let base = EndpointPlan {
+        pod: pod.name.clone(),
+        workload,
+        mode: Mode::DISABLE,
+        ports: BTreeMap::new(),
+        ifindex: 0,
+        netns_id: 0,
+        meshed,
+        decided_by: Vec::new(),
+    };
+    if !meshed {
+        return base;
+    }
+    let effective = composer.effective(&pod.name.namespace, &pod.labels);
+    let exempt = membership::exempt_ports(pod);
+    let mut ports: BTreeMap<u16, PortMode> =
+        effective.ports.iter().map(|(port, mode)| (*port, PortMode { mode: *mode, flags: 0, reserved: 0 })).collect();
+    let mut mark = |port: u16, flag: u8| {
+        ports.entry(port).or_insert(PortMode { mode: effective.default, flags: 0, reserved: 0 }).flags |= flag;
+    };
+    for port in &exempt.ports {
+        mark(*port, port_flags::EXEMPT);
+    }
+    for port in &pod.probe_ports {
+        mark(*port, port_flags::PROBE);
+    }
+    for (_, port) in facts.blocked.iter().filter(|(name, _)| *name == pod.name) {
+        mark(*port, port_flags::BLOCKED);
+    }
+    let mut mode = effective.default;
+    if let Some(included) = &exempt.only {
+        // Only these ports pass the sidecar: every other one is as if the pod had none.
+        mode = Mode::DISABLE;
+        for port in included {
+            ports.entry(*port).or_insert(PortMode { mode: effective.default, flags: 0, reserved: 0 });
+        }
+        ports.retain(|port, entry| included.contains(port) || entry.flags & port_flags::EXEMPT != 0);
+    }
+    EndpointPlan { mode, ports, decided_by: effective.decided_by, ..base }
+}
+
+fn exempt(facts: &Facts) -> BTreeMap<Address, ExemptKind> {
+    let sources = PROBE_SOURCES.iter().filter_map(|text| text.parse::<IpAddr>().ok());
+    let nodes = facts.node_addresses.iter().filter(|address| !address.is_loopback());
+    nodes
+        .map(|address| (Address::from(*address), ExemptKind::NODE))
+        .chain(sources.map(|address| (Address::from(address), ExemptKind::SOURCE)))
+        .collect()
+}

@@ -1,0 +1,28 @@
+//! `cargo xtask setup`: finds or installs what a build and the tests need. Does nothing when nothing is missing.
+
+mod apt;
+mod cache;
+mod components;
+mod linker;
+mod packages;
+mod rust_src;
+mod sources;
+
+use std::fmt::Display;
+
+use anyhow::Result;
+
+/// Everything, in the order in which one needs the other.
+pub(crate) fn run() -> Result<()> {
+    // Two set-ups at once would install the same things into the same places.
+    let _lock = cache::lock()?;
+    components::ensure()?;
+    rust_src::ensure()?;
+    linker::ensure()?;
+    packages::ensure()
+}
+
+/// One line about something that was found or is being done.
+fn report(what: &str, how: impl Display) {
+    println!("  {what:<12} {how}");
+}

@@ -1,0 +1,126 @@
+//! `cargo xtask test`: every check and every test, a table of what they took, and one closing line.
+
+mod runner;
+mod summary;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+
+use crate::shell::{require_root, run as run_command};
+use crate::{demo, lint, setup};
+use runner::run_tests;
+use summary::{Outcome, Record, Tally};
+
+/// Which steps to run.
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Run this step alone (may be given several times)
+    #[arg(long, value_name = "STEP", conflicts_with = "quick")]
+    only: Vec<Step>,
+    /// Leave out the end-to-end tests; needs no root
+    #[arg(long)]
+    quick: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum Step {
+    /// What `cargo xtask setup` does
+    Setup,
+    /// rustfmt on both workspaces
+    Format,
+    /// clippy on both workspaces; a warning is an error
+    Clippy,
+    /// Every program, the eBPF object included
+    Build,
+    /// Unit tests of all packages
+    Unit,
+    /// Examples in the documentation
+    Doc,
+    /// Integration tests: the lab and its suites
+    EndToEnd,
+}
+
+impl Step {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Setup => "set-up",
+            Self::Format => "format",
+            Self::Clippy => "clippy",
+            Self::Build => "build",
+            Self::Unit => "unit tests",
+            Self::Doc => "documentation tests",
+            Self::EndToEnd => "end-to-end tests",
+        }
+    }
+
+    /// The later steps are pointless when this one failed.
+    fn is_needed_by_the_rest(self) -> bool {
+        matches!(self, Self::Setup | Self::Build)
+    }
+
+    fn run(self) -> Result<Tally> {
+        let commands = match self {
+            Self::Setup => {
+                setup::run()?;
+                Vec::new()
+            }
+            Self::Format => lint::format(),
+            Self::Clippy => lint::clippy(),
+            Self::Build => vec![demo::all_binaries()],
+            Self::Unit => return run_tests(&["--lib", "--bins"], true),
+            Self::Doc => return run_tests(&["--doc"], false),
+            Self::EndToEnd => return run_tests(&["--test", "*"], true),
+        };
+        for mut command in commands {
+            run_command(&mut command)?;
+        }
+        Ok(Tally::default())
+    }
+}
+
+/// Runs the steps. The closing line is the last that is said, so a failure is the exit code alone.
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    let chosen = |step: &Step| match (options.only.is_empty(), options.quick) {
+        (false, _) => options.only.contains(step),
+        (true, quick) => !(quick && *step == Step::EndToEnd),
+    };
+    let steps: Vec<Step> = Step::value_variants().iter().copied().filter(chosen).collect();
+    if steps.contains(&Step::EndToEnd) {
+        require_root("test")?;
+    }
+
+    let mut records = Vec::new();
+    let mut blocked = false;
+    for step in steps {
+        if blocked {
+            records.push(Record::not_run(step.name()));
+            continue;
+        }
+        println!("\n== {}", step.name());
+        let start = Instant::now();
+        let outcome = match step.run() {
+            Ok(tally) => Outcome::of(tally),
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                blocked = step.is_needed_by_the_rest();
+                Outcome::Failed(Tally::default())
+            }
+        };
+        records.push(Record {
+            step: step.name(),
+            outcome,
+            took: start.elapsed(),
+        });
+    }
+
+    let (text, failed) = summary::render(&records);
+    print!("{text}");
+    Ok(if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}

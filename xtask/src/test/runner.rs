@@ -1,0 +1,46 @@
+//! Runs `cargo test`, shows its output as it comes, and counts.
+
+use std::io::{BufRead, BufReader, Write, stdout};
+use std::process::Stdio;
+
+use anyhow::{Context, Result, bail};
+
+use super::summary::Tally;
+use crate::shell::cargo;
+
+/// Runs the tests of the whole workspace that `targets` selects. A run that counts nothing is an error when
+/// `some_expected`: a filter that matches nothing must not look like success.
+pub(super) fn run_tests(targets: &[&str], some_expected: bool) -> Result<Tally> {
+    let mut command = cargo(["test", "--locked", "--workspace", "--no-fail-fast"]);
+    command.args(targets).stdout(Stdio::piped());
+    println!("  $ cargo test --workspace {}", targets.join(" "));
+    let mut child = command.spawn().context("cannot run cargo test")?;
+    let output = child.stdout.take().context("cargo test has no output")?;
+
+    let mut tally = Tally::default();
+    for line in BufReader::new(output).split(b'\n') {
+        let line = line.context("cannot read what cargo test prints")?;
+        let line = String::from_utf8_lossy(&line);
+        if let Some(counted) = Tally::parse(&line) {
+            tally += counted;
+        }
+        // A closed terminal must not end the tests.
+        let _ = writeln!(stdout(), "{line}");
+    }
+    let status = child.wait().context("cannot wait for cargo test")?;
+    if !status.success() && tally.failed == 0 {
+        // It did not compile, or a test binary died.
+        if tally.passed == 0 {
+            bail!(
+                "`cargo test {}` failed before it ran a test ({status})",
+                targets.join(" ")
+            );
+        }
+        eprintln!("error: a test program ended without a result ({status})");
+        tally.failed += 1;
+    }
+    if some_expected && tally.passed + tally.failed == 0 {
+        bail!("`cargo test {}` ran no test", targets.join(" "));
+    }
+    Ok(tally)
+}
