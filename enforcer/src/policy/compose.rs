@@ -78,8 +78,16 @@ impl Effective {
     /// The decision behind the mode of one port, or behind the default; `None` when no policy set it.
     #[must_use]
     pub fn decision(&self, port: Option<u16>) -> Option<&Decision> {
-        let entry = port.and_then(|port| self.decided_by.iter().find(|decision| decision.port == Some(port)));
-        entry.or_else(|| self.decided_by.iter().rfind(|decision| decision.level != Level::Port))
+        let entry = port.and_then(|port| {
+            self.decided_by
+                .iter()
+                .find(|decision| decision.port == Some(port))
+        });
+        entry.or_else(|| {
+            self.decided_by
+                .iter()
+                .rfind(|decision| decision.level != Level::Port)
+        })
     }
 }
 
@@ -149,13 +157,21 @@ impl<'a> Composer<'a> {
                 continue;
             }
             let scope = scopes.entry(policy.name.namespace.as_str()).or_default();
-            if policy.selector.is_empty() { scope.wide.push(policy) } else { scope.workload.push(policy) }
+            if policy.selector.is_empty() {
+                scope.wide.push(policy);
+            } else {
+                scope.workload.push(policy);
+            }
         }
         for scope in scopes.values_mut() {
             scope.wide.sort_by(|a, b| precedence(a, b));
             scope.workload.sort_by(|a, b| precedence(a, b));
         }
-        Self { root: root_namespace.to_owned(), scopes, other_revision }
+        Self {
+            root: root_namespace.to_owned(),
+            scopes,
+            other_revision,
+        }
     }
 
     /// The root namespace that the composition uses.
@@ -173,13 +189,17 @@ impl<'a> Composer<'a> {
     /// Policies without selector of one namespace, in order of precedence: only the first counts.
     #[must_use]
     pub fn wide(&self, namespace: &str) -> &[&'a PeerAuthentication] {
-        self.scopes.get(namespace).map_or(&[], |scope| scope.wide.as_slice())
+        self.scopes
+            .get(namespace)
+            .map_or(&[], |scope| scope.wide.as_slice())
     }
 
     /// Policies with a selector of one namespace, in order of precedence.
     #[must_use]
     pub fn selecting(&self, namespace: &str) -> &[&'a PeerAuthentication] {
-        self.scopes.get(namespace).map_or(&[], |scope| scope.workload.as_slice())
+        self.scopes
+            .get(namespace)
+            .map_or(&[], |scope| scope.workload.as_slice())
     }
 
     /// The winner of each scope for a pod. Matching comes before age.
@@ -188,10 +208,21 @@ impl<'a> Composer<'a> {
         let mesh = self.wide(&self.root).first().copied();
         if namespace == self.root {
             // Pods in the root namespace are governed by the mesh policy alone.
-            return Winners { mesh, namespace: None, workload: None };
+            return Winners {
+                mesh,
+                namespace: None,
+                workload: None,
+            };
         }
-        let workload = self.selecting(namespace).iter().find(|policy| selects(&policy.selector, labels));
-        Winners { mesh, namespace: self.wide(namespace).first().copied(), workload: workload.copied() }
+        let workload = self
+            .selecting(namespace)
+            .iter()
+            .find(|policy| selects(&policy.selector, labels));
+        Winners {
+            mesh,
+            namespace: self.wide(namespace).first().copied(),
+            workload: workload.copied(),
+        }
     }
 
     /// The effective modes of a pod.
@@ -208,14 +239,21 @@ impl<'a> Composer<'a> {
         for (level, winner) in scopes {
             if let Some((policy, mode)) = winner.and_then(|policy| Some((policy, policy.mode?))) {
                 default = mode;
-                decided_by.push(Decision { level, policy: policy.name.clone(), mode, port: None });
+                decided_by.push(Decision {
+                    level,
+                    policy: policy.name.clone(),
+                    mode,
+                    port: None,
+                });
             }
         }
         let mut ports = BTreeMap::new();
         if let Some(policy) = winners.workload {
             for (&port, &mode) in &policy.ports {
                 // UNSET inherits the mode as the workload level left it; an override equal to it is none.
-                let Some(mode) = mode.filter(|&mode| mode != default) else { continue };
+                let Some(mode) = mode.filter(|&mode| mode != default) else {
+                    continue;
+                };
                 ports.insert(port, mode);
                 decided_by.push(Decision {
                     level: Level::Port,
@@ -225,7 +263,11 @@ impl<'a> Composer<'a> {
                 });
             }
         }
-        Effective { default, ports, decided_by }
+        Effective {
+            default,
+            ports,
+            decided_by,
+        }
     }
 }
 

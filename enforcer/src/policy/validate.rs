@@ -14,9 +14,22 @@ use crate::policy::problem::Problem;
 pub const API_VERSIONS: [&str; 2] = ["security.istio.io/v1", "security.istio.io/v1beta1"];
 
 const METADATA: &[&str] = &[
-    "name", "generateName", "namespace", "selfLink", "uid", "resourceVersion", "generation", "creationTimestamp",
-    "deletionTimestamp", "deletionGracePeriodSeconds", "labels", "annotations", "ownerReferences", "finalizers",
-    "managedFields", "clusterName",
+    "name",
+    "generateName",
+    "namespace",
+    "selfLink",
+    "uid",
+    "resourceVersion",
+    "generation",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+    "labels",
+    "annotations",
+    "ownerReferences",
+    "finalizers",
+    "managedFields",
+    "clusterName",
 ];
 
 const REFUSED_ANNOTATIONS: &[&str] = &[
@@ -60,7 +73,11 @@ pub fn validate(document: &Value, origin: &Origin) -> Validated {
     let policy = reader.document(document);
     let keep = !reader.undecodable
         && (reader.errors.is_empty() || policy.as_ref().is_some_and(|policy| policy.created.is_some()));
-    Validated { policy: policy.filter(|_| keep), errors: reader.errors, warnings: reader.warnings }
+    Validated {
+        policy: policy.filter(|_| keep),
+        errors: reader.errors,
+        warnings: reader.warnings,
+    }
 }
 
 /// What a JSON value is, in words.
@@ -78,7 +95,8 @@ pub fn type_name(value: &Value) -> &'static str {
 
 impl Reader<'_> {
     fn refuse(&mut self, field: impl Into<String>, rule: &'static str, message: impl Into<String>) {
-        self.errors.push(Problem::new(self.origin, &self.object, field, rule, message));
+        self.errors
+            .push(Problem::new(self.origin, &self.object, field, rule, message));
     }
 
     /// Refuses what cannot be decoded at all.
@@ -89,7 +107,11 @@ impl Reader<'_> {
 
     fn unknown(&mut self, fields: &Json<String, Value>, path: &str, known: &[&str], consequence: &str) {
         for key in fields.keys().filter(|key| !known.contains(&key.as_str())) {
-            let field = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+            let field = if path.is_empty() {
+                key.clone()
+            } else {
+                format!("{path}.{key}")
+            };
             let message = format!(
                 "unknown field: a lenient client drops it silently{consequence}; known here: {}; correct the spelling or remove it",
                 known.join(", ")
@@ -108,11 +130,19 @@ impl Reader<'_> {
         match parent.get(key)? {
             Value::Object(fields) => Some(fields),
             Value::Null => {
-                self.refuse(path, "null", "null is not allowed: remove the field, or give it a value");
+                self.refuse(
+                    path,
+                    "null",
+                    "null is not allowed: remove the field, or give it a value",
+                );
                 None
             }
             other => {
-                self.undecodable(path, "type", format!("must be a mapping, not {}", type_name(other)));
+                self.undecodable(
+                    path,
+                    "type",
+                    format!("must be a mapping, not {}", type_name(other)),
+                );
                 None
             }
         }
@@ -128,21 +158,55 @@ impl Reader<'_> {
             Some(Value::Object(metadata)) => metadata,
             _ => &empty,
         };
-        let text = |key| metadata.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
-        let name = ObjectName::new(text("namespace").unwrap_or("default"), text("name").unwrap_or_default());
+        let text = |key| {
+            metadata
+                .get(key)
+                .and_then(Value::as_str)
+                .filter(|text| !text.is_empty())
+        };
+        let name = ObjectName::new(
+            text("namespace").unwrap_or("default"),
+            text("name").unwrap_or_default(),
+        );
         self.object = format!("PeerAuthentication {name}");
+        for key in ["name", "namespace"] {
+            match metadata.get(key) {
+                None | Some(Value::Null | Value::String(_)) => {}
+                Some(other) => {
+                    let message = format!("must be a string, not {}: put it in quotes", type_name(other));
+                    self.undecodable(format!("metadata.{key}"), "type", message);
+                }
+            }
+        }
         self.api_version(top);
-        self.unknown(top, "", &["apiVersion", "kind", "metadata", "spec", "status"], " and the rest of the policy applies without it");
+        self.unknown(
+            top,
+            "",
+            &["apiVersion", "kind", "metadata", "spec", "status"],
+            " and the rest of the policy applies without it",
+        );
         self.unknown(metadata, "metadata", METADATA, "");
         self.name(&name);
         let labels = self.strings(metadata, "labels");
         let annotations = self.strings(metadata, "annotations");
-        for key in REFUSED_ANNOTATIONS.iter().filter(|key| annotations.contains_key(**key)) {
-            self.refuse(format!("metadata.annotations.{key}"), "annotation", "this annotation is refused on a PeerAuthentication: remove it");
+        for key in REFUSED_ANNOTATIONS
+            .iter()
+            .filter(|key| annotations.contains_key(**key))
+        {
+            self.refuse(
+                format!("metadata.annotations.{key}"),
+                "annotation",
+                "this annotation is refused on a PeerAuthentication: remove it",
+            );
         }
         let created = self.created(metadata);
         let spec = self.mapping(top, "spec", "spec").unwrap_or(&empty);
-        self.unknown(spec, "spec", &["selector", "mtls", "portLevelMtls"], ", and what it was meant to limit applies to every pod of the namespace");
+        self.unknown(
+            spec,
+            "spec",
+            &["selector", "mtls", "portLevelMtls"],
+            ", and what it was meant to limit applies to every pod of the namespace",
+        );
         let selector = self.selector(spec);
         let mode = match self.mapping(spec, "mtls", "spec.mtls") {
             Some(mtls) => self.mode(mtls, "spec.mtls"),
@@ -158,13 +222,23 @@ impl Reader<'_> {
             // Istio ignores them on a policy that got in nevertheless.
             ports.clear();
         }
-        Some(PeerAuthentication { name, created, labels, selector, mode, ports, origin: self.origin.clone() })
+        Some(PeerAuthentication {
+            name,
+            created,
+            labels,
+            selector,
+            mode,
+            ports,
+            origin: self.origin.clone(),
+        })
     }
 
     fn api_version(&mut self, top: &Json<String, Value>) {
         let version = top.get("apiVersion").and_then(Value::as_str).unwrap_or_default();
         if !API_VERSIONS.contains(&version) {
-            let message = format!("`{version}` is not an API version of PeerAuthentication: write security.istio.io/v1 (or v1beta1)");
+            let message = format!(
+                "`{version}` is not an API version of PeerAuthentication: write security.istio.io/v1 (or v1beta1)"
+            );
             self.undecodable("apiVersion", "api-version", message);
         }
     }
@@ -176,15 +250,38 @@ impl Reader<'_> {
             bytes.len() <= limit
                 && ends(bytes.first())
                 && ends(bytes.last())
-                && bytes.iter().all(|&byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || (dots && byte == b'.'))
+                && bytes.iter().all(|&byte| {
+                    byte.is_ascii_lowercase()
+                        || byte.is_ascii_digit()
+                        || byte == b'-'
+                        || (dots && byte == b'.')
+                })
         };
         if name.name.is_empty() {
-            self.undecodable("metadata.name", "name", "the object has no name: add one (by habit `default` for policies without selector)");
+            self.undecodable(
+                "metadata.name",
+                "name",
+                "the object has no name: add one (by habit `default` for policies without selector)",
+            );
         } else if !dns(&name.name, 253, true) {
-            self.undecodable("metadata.name", "name", format!("`{}` is no object name: use lower case letters, digits, `-` and `.`", name.name));
+            self.undecodable(
+                "metadata.name",
+                "name",
+                format!(
+                    "`{}` is no object name: use lower case letters, digits, `-` and `.`",
+                    name.name
+                ),
+            );
         }
         if !dns(&name.namespace, 63, false) {
-            self.undecodable("metadata.namespace", "name", format!("`{}` is no namespace name: use lower case letters, digits and `-`", name.namespace));
+            self.undecodable(
+                "metadata.namespace",
+                "name",
+                format!(
+                    "`{}` is no namespace name: use lower case letters, digits and `-`",
+                    name.namespace
+                ),
+            );
         }
     }
 
@@ -198,11 +295,22 @@ impl Reader<'_> {
                     if let Value::String(value) = value {
                         strings.insert(key.clone(), value.clone());
                     } else {
-                        self.undecodable(format!("{path}.{key}"), "type", format!("must be a string, not {}: put the value in quotes", type_name(value)));
+                        self.undecodable(
+                            format!("{path}.{key}"),
+                            "type",
+                            format!(
+                                "must be a string, not {}: put the value in quotes",
+                                type_name(value)
+                            ),
+                        );
                     }
                 }
             }
-            Some(other) => self.undecodable(path, "type", format!("must be a mapping, not {}", type_name(other))),
+            Some(other) => self.undecodable(
+                path,
+                "type",
+                format!("must be a mapping, not {}", type_name(other)),
+            ),
         }
         strings
     }
@@ -211,15 +319,20 @@ impl Reader<'_> {
         let path = "metadata.creationTimestamp";
         match metadata.get("creationTimestamp")? {
             Value::Null => None,
-            Value::String(text) => match text.parse() {
-                Ok(instant) => Some(instant),
-                Err(_) => {
+            Value::String(text) => {
+                if let Ok(instant) = text.parse() {
+                    Some(instant)
+                } else {
                     self.undecodable(path, "timestamp", format!("`{text}` is no RFC 3339 time such as 2024-01-01T00:00:00Z: correct it or remove it"));
                     None
                 }
-            },
+            }
             other => {
-                self.undecodable(path, "timestamp", format!("must be an RFC 3339 time, not {}", type_name(other)));
+                self.undecodable(
+                    path,
+                    "timestamp",
+                    format!("must be an RFC 3339 time, not {}", type_name(other)),
+                );
                 None
             }
         }
@@ -227,33 +340,69 @@ impl Reader<'_> {
 
     fn selector(&mut self, spec: &Json<String, Value>) -> Map {
         let mut labels = Map::new();
-        let Some(selector) = self.mapping(spec, "selector", "spec.selector") else { return labels };
-        self.unknown(selector, "spec.selector", &["matchLabels"], ", and the policy would then hold for every pod of the namespace");
+        let Some(selector) = self.mapping(spec, "selector", "spec.selector") else {
+            return labels;
+        };
+        self.unknown(
+            selector,
+            "spec.selector",
+            &["matchLabels"],
+            ", and the policy would then hold for every pod of the namespace",
+        );
         let path = "spec.selector.matchLabels";
         let pairs = self.mapping(selector, "matchLabels", path);
         if pairs.is_none_or(Json::is_empty) {
             let message = "the selector has no labels, so the policy holds for the whole namespace: add matchLabels, or remove the selector to say so";
-            self.warnings.push(Problem::new(self.origin, &self.object, "spec.selector", "selector-empty", message));
+            self.warnings.push(Problem::new(
+                self.origin,
+                &self.object,
+                "spec.selector",
+                "selector-empty",
+                message,
+            ));
         }
         for (key, value) in pairs.into_iter().flatten() {
             let field = format!("{path}.{key}");
             let Value::String(value) = value else {
-                self.undecodable(field, "type", format!("must be a string, not {}: put the value in quotes", type_name(value)));
+                self.undecodable(
+                    field,
+                    "type",
+                    format!(
+                        "must be a string, not {}: put the value in quotes",
+                        type_name(value)
+                    ),
+                );
                 continue;
             };
             if key.is_empty() {
-                self.refuse(&field, "selector-key-empty", "a label key cannot be empty: name the label");
+                self.refuse(
+                    &field,
+                    "selector-key-empty",
+                    "a label key cannot be empty: name the label",
+                );
             }
             if key.contains('*') || value.contains('*') {
-                self.refuse(&field, "selector-wildcard", "`*` is not a wildcard here and is refused: write the exact label");
+                self.refuse(
+                    &field,
+                    "selector-wildcard",
+                    "`*` is not a wildcard here and is refused: write the exact label",
+                );
             }
             if value.chars().count() > 63 {
-                self.refuse(&field, "selector-value-length", "a label value has at most 63 characters: shorten it");
+                self.refuse(
+                    &field,
+                    "selector-value-length",
+                    "a label value has at most 63 characters: shorten it",
+                );
             }
             labels.insert(key.clone(), value.clone());
         }
         if labels.len() > 4096 {
-            self.refuse(path, "selector-size", "a selector has at most 4096 labels: remove some");
+            self.refuse(
+                path,
+                "selector-size",
+                "a selector has at most 4096 labels: remove some",
+            );
         }
         labels
     }
@@ -269,8 +418,13 @@ impl Reader<'_> {
                 "STRICT" => Some(Mode::STRICT),
                 other => {
                     let hint = match other.to_ascii_uppercase().as_str() {
-                        upper @ ("UNSET" | "DISABLE" | "PERMISSIVE" | "STRICT") => format!("write {upper}, in capitals"),
-                        "MUTUAL" | "ISTIO_MUTUAL" | "SIMPLE" => "that is a client mode of DestinationRule; write STRICT to require mutual TLS".to_owned(),
+                        upper @ ("UNSET" | "DISABLE" | "PERMISSIVE" | "STRICT") => {
+                            format!("write {upper}, in capitals")
+                        }
+                        "MUTUAL" | "ISTIO_MUTUAL" | "SIMPLE" => {
+                            "that is a client mode of DestinationRule; write STRICT to require mutual TLS"
+                                .to_owned()
+                        }
                         "DISABLED" => "write DISABLE".to_owned(),
                         _ => "write UNSET, DISABLE, PERMISSIVE or STRICT".to_owned(),
                     };
@@ -279,11 +433,22 @@ impl Reader<'_> {
                 }
             },
             Value::Null => {
-                self.refuse(field, "null", "null is not allowed: remove the field, or write UNSET, DISABLE, PERMISSIVE or STRICT");
+                self.refuse(
+                    field,
+                    "null",
+                    "null is not allowed: remove the field, or write UNSET, DISABLE, PERMISSIVE or STRICT",
+                );
                 None
             }
             other => {
-                self.undecodable(field, "mode-type", format!("must be one of the words UNSET, DISABLE, PERMISSIVE, STRICT, not {}", type_name(other)));
+                self.undecodable(
+                    field,
+                    "mode-type",
+                    format!(
+                        "must be one of the words UNSET, DISABLE, PERMISSIVE, STRICT, not {}",
+                        type_name(other)
+                    ),
+                );
                 None
             }
         }
@@ -292,25 +457,46 @@ impl Reader<'_> {
     fn ports(&mut self, spec: &Json<String, Value>) -> BTreeMap<u16, Option<Mode>> {
         let mut ports = BTreeMap::new();
         let path = "spec.portLevelMtls";
-        let Some(entries) = self.mapping(spec, "portLevelMtls", path) else { return ports };
+        let Some(entries) = self.mapping(spec, "portLevelMtls", path) else {
+            return ports;
+        };
         if entries.is_empty() {
-            self.refuse(path, "ports-empty", "an empty mapping is refused: add a port, or remove the field");
+            self.refuse(
+                path,
+                "ports-empty",
+                "an empty mapping is refused: add a port, or remove the field",
+            );
         }
         for (key, value) in entries {
             let field = format!("{path}.{key}");
             let plain = key.bytes().all(|byte| byte.is_ascii_digit()) && !key.starts_with('0');
             let port = key.parse::<u16>().ok().filter(|_| plain);
             if port.is_none() {
-                self.undecodable(&field, "port-range", format!("`{key}` is not a port: write a number from 1 to 65535 (the container's port)"));
+                self.undecodable(
+                    &field,
+                    "port-range",
+                    format!("`{key}` is not a port: write a number from 1 to 65535 (the container's port)"),
+                );
             }
             let mode = match value {
                 Value::Object(fields) => self.mode(fields, &field),
                 Value::Null => {
-                    self.refuse(&field, "null", "null is not allowed: write a mode, such as {mode: STRICT}");
+                    self.refuse(
+                        &field,
+                        "null",
+                        "null is not allowed: write a mode, such as {mode: STRICT}",
+                    );
                     None
                 }
                 other => {
-                    self.undecodable(&field, "type", format!("must be a mapping such as {{mode: STRICT}}, not {}", type_name(other)));
+                    self.undecodable(
+                        &field,
+                        "type",
+                        format!(
+                            "must be a mapping such as {{mode: STRICT}}, not {}",
+                            type_name(other)
+                        ),
+                    );
                     None
                 }
             };

@@ -37,10 +37,18 @@ prop_compose! {
 }
 
 /// Removes one policy after the other until the best of a scope is left.
-fn oldest<'a>(all: &[&'a PeerAuthentication], wanted: impl Fn(&PeerAuthentication) -> bool) -> Option<&'a PeerAuthentication> {
+fn oldest<'a>(
+    all: &[&'a PeerAuthentication],
+    wanted: impl Fn(&PeerAuthentication) -> bool,
+) -> Option<&'a PeerAuthentication> {
     let mut best: Option<&PeerAuthentication> = None;
     for &policy in all.iter().filter(|policy| wanted(policy)) {
-        let key = |p: &PeerAuthentication| (p.created.map_or(i64::MIN, Timestamp::as_second), p.name.name.clone());
+        let key = |p: &PeerAuthentication| {
+            (
+                p.created.map_or(i64::MIN, Timestamp::as_second),
+                p.name.name.clone(),
+            )
+        };
         if best.is_none_or(|best| key(policy) < key(best)) {
             best = Some(policy);
         }
@@ -52,20 +60,30 @@ fn naive(all: &[&PeerAuthentication], namespace: &str, pod: &Map, revision: Opti
     let mine: Vec<_> = all
         .iter()
         .copied()
-        .filter(|p| revision.is_none() || !p.labels.contains_key("istio.io/rev") || p.labels.get("istio.io/rev").map(String::as_str) == revision)
+        .filter(|p| {
+            revision.is_none()
+                || !p.labels.contains_key("istio.io/rev")
+                || p.labels.get("istio.io/rev").map(String::as_str) == revision
+        })
         .collect();
     let mut mode = Mode::PERMISSIVE;
-    if let Some(found) = oldest(&mine, |p| p.name.namespace == "root" && p.selector.is_empty()).and_then(|p| p.mode) {
+    if let Some(found) =
+        oldest(&mine, |p| p.name.namespace == "root" && p.selector.is_empty()).and_then(|p| p.mode)
+    {
         mode = found;
     }
     if namespace == "root" {
         return mode;
     }
-    if let Some(found) = oldest(&mine, |p| p.name.namespace == namespace && p.selector.is_empty()).and_then(|p| p.mode) {
+    if let Some(found) =
+        oldest(&mine, |p| p.name.namespace == namespace && p.selector.is_empty()).and_then(|p| p.mode)
+    {
         mode = found;
     }
     let workload = oldest(&mine, |p| {
-        p.name.namespace == namespace && !p.selector.is_empty() && p.selector.iter().all(|pair| pod.iter().any(|have| have == pair))
+        p.name.namespace == namespace
+            && !p.selector.is_empty()
+            && p.selector.iter().all(|pair| pod.iter().any(|have| have == pair))
     });
     let Some(workload) = workload else { return mode };
     let mode = workload.mode.unwrap_or(mode);
