@@ -1,7 +1,83 @@
-//! The command line.
+//! The command line: one file per subcommand, each with its `Args` and a `run`.
+//!
+//! Exit codes: 0 done; 1 the answer is "no" (lint found errors, not ready, a check failed); 2 usage or input error,
+//! with one sentence on stderr that says what to do.
+
+use std::fmt;
+use std::io::{self, Write};
 use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub mod output;
+pub mod policy;
+
+/// Exit code for usage and input errors.
+pub const EXIT_USAGE: u8 = 2;
+/// Exit code for "the answer is no".
+pub const EXIT_NO: u8 = 1;
+
+/// Holds every inbound connection of a meshed pod against Istio's `PeerAuthentication`, in the kernel.
+#[derive(Debug, Parser)]
+#[command(name = "enforcer", version, propagate_version = true, disable_help_subcommand = true)]
+struct Root {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// The subcommands. Each is one variant here, one arm in [`dispatch`] and one file in `cli/`.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Explain, check and compare `PeerAuthentication` policies; offline, without root.
+    Policy(policy::Args),
+}
+
+fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Policy(args) => policy::run(args),
+    }
+}
+
 /// Entry point of the binary.
 #[must_use]
 pub fn main() -> ExitCode {
-    ExitCode::SUCCESS
+    // clap ends the process itself: 0 for --help and --version, 2 for usage errors.
+    let root = Root::parse();
+    match dispatch(root.command) {
+        Ok(code) => code,
+        // The reader of a pipe that closed early (`| head`) wants no message.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nothing is left to do when stderr is gone too.
+            let _ = writeln!(io::stderr(), "error: {}", Sentence(&error));
+            ExitCode::from(EXIT_USAGE)
+        }
+    }
+}
+
+/// An error chain as one line: outermost first, joined by colons.
+struct Sentence<'a>(&'a anyhow::Error);
+
+impl fmt::Display for Sentence<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, cause) in self.0.chain().enumerate() {
+            if index > 0 {
+                f.write_str(": ")?;
+            }
+            for (number, line) in cause.to_string().lines().enumerate() {
+                if number > 0 {
+                    f.write_str(" ")?;
+                }
+                f.write_str(line.trim())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
 }

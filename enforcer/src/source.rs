@@ -1,1 +1,4 @@
-//! To come: source.
+//! Where objects come from: manifest files and folders, the Kubernetes API. Both feed one store.
+
+pub mod document;
+pub mod manifest;
