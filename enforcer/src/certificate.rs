@@ -8,6 +8,7 @@
 //! - [`bundle`]: the mesh's trust anchors. Pure but for reading files.
 //! - [`x509`]: what is printed of a certificate. Pure.
 //! - [`verify`]: everything that is wrong with a presented chain. Pure.
+//! - [`client`]: the agent's own mesh certificate.
 //! - [`forbidden`]: the clients that a server must refuse.
 //! - [`probe`]: one check of one server, bounded in time and bytes.
 //! - [`state`]: findings into one state, and its consequence. Pure.
@@ -16,9 +17,13 @@
 //! - [`report`]: the published results and their file.
 
 pub mod bundle;
+pub mod checker;
+pub mod client;
 pub mod finding;
 pub mod forbidden;
 pub mod probe;
+pub mod report;
+pub mod schedule;
 pub mod spiffe;
 pub mod state;
 pub mod verify;

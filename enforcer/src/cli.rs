@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+pub mod certs;
 pub mod output;
 pub mod policy;
 
@@ -28,12 +29,15 @@ struct Root {
 /// The subcommands. Each is one variant here, one arm in [`dispatch`] and one file in `cli/`.
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Certificate checks: what every server presents and refuses; `certs probe` checks one by hand.
+    Certs(certs::Args),
     /// Explain, check and compare `PeerAuthentication` policies; offline, without root.
     Policy(policy::Args),
 }
 
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
+        Command::Certs(args) => certs::run(args),
         Command::Policy(args) => policy::run(args),
     }
 }
