@@ -202,7 +202,10 @@ impl Task {
                 Some(known) if known.target == target => known,
                 Some(_) | None => {
                     self.schedule.request(key, now);
-                    Known { entry: self.new_entry(&target), target }
+                    Known {
+                        entry: self.new_entry(&target),
+                        target,
+                    }
                 }
             };
             self.targets.insert(key, known);
@@ -258,23 +261,36 @@ impl Task {
                 mesh_client: mesh_client.as_ref(),
             };
             let probe = probe::probe(request, &settings).await;
-            Done { key, bundle, target, probe }
+            Done {
+                key,
+                bundle,
+                target,
+                probe,
+            }
         }
     }
 
     fn take(&mut self, done: Done) {
         let (now, time) = (self.now(), Timestamp::now());
         let state = state::judge(&done.probe.findings);
-        let chain = done.probe.server.as_ref().map(|server| &server.chain[..]).unwrap_or_default();
+        let chain = done
+            .probe
+            .server
+            .as_ref()
+            .map(|server| &server.chain[..])
+            .unwrap_or_default();
         let change = verify::next_change(chain, self.config.probe.expiry, time);
         let change = change.map(|instant| now + time.duration_until(instant).unsigned_abs());
-        self.schedule.finished(&done.key, now, state.is_good(), change, chance());
+        self.schedule
+            .finished(&done.key, now, state.is_good(), change, chance());
         let same_bundle = match (&done.bundle, self.bundle.good()) {
             (Some(used), Some(current)) => Arc::ptr_eq(used, current),
             (None, None) => true,
             _ => false,
         };
-        let Some(known) = self.targets.get_mut(&done.key) else { return };
+        let Some(known) = self.targets.get_mut(&done.key) else {
+            return;
+        };
         if !same_bundle || known.target != done.target {
             return;
         }
@@ -302,11 +318,16 @@ impl Task {
 
     async fn write(&mut self) {
         self.dirty = false;
-        let Some(path) = self.config.file.clone() else { return };
+        let Some(path) = self.config.file.clone() else {
+            return;
+        };
         let report = self.publish.borrow().clone();
         let written = tokio::task::spawn_blocking(move || report.write(&path).map_err(|e| (path, e))).await;
         if let Ok(Err((path, error))) = written {
-            tracing::warn!("results of the certificate checks cannot be written to {}: {error}", path.display());
+            tracing::warn!(
+                "results of the certificate checks cannot be written to {}: {error}",
+                path.display()
+            );
         }
     }
 }
@@ -314,14 +335,26 @@ impl Task {
 /// One line per change, which says what to do.
 fn log(entry: &Entry) {
     let (state, remedy) = (entry.history.state, entry.history.state.remedy());
-    let Entry { namespace, pod, address, port, .. } = entry;
+    let Entry {
+        namespace,
+        pod,
+        address,
+        port,
+        ..
+    } = entry;
     let findings = entry.probe.iter().flat_map(|probe| &probe.findings);
     let why = findings.map(ToString::to_string).collect::<Vec<_>>().join("; ");
     let blocked = entry.history.blocked;
     if state.is_good() && why.is_empty() {
-        tracing::info!(blocked, "certificate check of {namespace}/{pod} {address} port {port}: {state}");
+        tracing::info!(
+            blocked,
+            "certificate check of {namespace}/{pod} {address} port {port}: {state}"
+        );
     } else {
-        tracing::warn!(blocked, "certificate check of {namespace}/{pod} {address} port {port}: {state}: {why}; {remedy}");
+        tracing::warn!(
+            blocked,
+            "certificate check of {namespace}/{pod} {address} port {port}: {state}: {why}; {remedy}"
+        );
     }
 }
 

@@ -64,12 +64,22 @@ impl<K: Ord + Clone> Schedule<K> {
     /// Nothing to check yet.
     #[must_use]
     pub fn new(settings: ScheduleSettings) -> Self {
-        Self { settings, items: BTreeMap::new(), running: 0, last_start: None }
+        Self {
+            settings,
+            items: BTreeMap::new(),
+            running: 0,
+            last_start: None,
+        }
     }
 
     /// A server is to be checked now: it is new, or something about it has changed.
     pub fn request(&mut self, key: K, now: Duration) {
-        let new = Item { due: now, running: false, again: false, failures: 0 };
+        let new = Item {
+            due: now,
+            running: false,
+            again: false,
+            failures: 0,
+        };
         let item = self.items.entry(key).or_insert(new);
         item.due = item.due.min(now);
         item.failures = 0;
@@ -95,8 +105,12 @@ impl<K: Ord + Clone> Schedule<K> {
             return Next::Idle;
         }
         let waiting = self.items.iter_mut().filter(|(_, item)| !item.running);
-        let Some((key, item)) = waiting.min_by_key(|(_, item)| item.due) else { return Next::Idle };
-        let spaced = self.last_start.map_or(Duration::ZERO, |last| last + self.settings.spacing);
+        let Some((key, item)) = waiting.min_by_key(|(_, item)| item.due) else {
+            return Next::Idle;
+        };
+        let spaced = self
+            .last_start
+            .map_or(Duration::ZERO, |last| last + self.settings.spacing);
         let start = item.due.max(spaced);
         if start > now {
             return Next::Wait(start);
@@ -111,7 +125,9 @@ impl<K: Ord + Clone> Schedule<K> {
     /// is a random number, 0 to 999.
     pub fn finished(&mut self, key: &K, now: Duration, good: bool, change: Option<Duration>, chance: u32) {
         self.running = self.running.saturating_sub(1);
-        let Some(item) = self.items.get_mut(key).filter(|item| item.running) else { return };
+        let Some(item) = self.items.get_mut(key).filter(|item| item.running) else {
+            return;
+        };
         item.running = false;
         if std::mem::take(&mut item.again) {
             item.due = now;

@@ -25,7 +25,9 @@ pub struct SpiffeId {
 
 /// Why a text is no identity of a workload.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{text:?} is no workload identity: {reason}; write it as spiffe://<trust domain>/ns/<namespace>/sa/<service account>")]
+#[error(
+    "{text:?} is no workload identity: {reason}; write it as spiffe://<trust domain>/ns/<namespace>/sa/<service account>"
+)]
 pub struct InvalidSpiffeId {
     text: String,
     reason: &'static str,
@@ -37,11 +39,7 @@ impl SpiffeId {
     ///
     /// # Errors
     /// A part is empty or holds a `/`, so that no well-formed identity can come out of it.
-    pub fn new(
-        trust_domain: &str,
-        namespace: &str,
-        service_account: &str,
-    ) -> Result<Self, InvalidSpiffeId> {
+    pub fn new(trust_domain: &str, namespace: &str, service_account: &str) -> Result<Self, InvalidSpiffeId> {
         let trust_domain = trust_domain.replace('@', ".");
         format!("{SCHEME}{trust_domain}/ns/{namespace}/sa/{service_account}").parse()
     }
@@ -67,7 +65,11 @@ impl SpiffeId {
 
 impl fmt::Display for SpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{SCHEME}{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account)
+        write!(
+            f,
+            "{SCHEME}{}/ns/{}/sa/{}",
+            self.trust_domain, self.namespace, self.service_account
+        )
     }
 }
 
@@ -75,8 +77,13 @@ impl FromStr for SpiffeId {
     type Err = InvalidSpiffeId;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let invalid = |reason| InvalidSpiffeId { text: text.to_owned(), reason };
-        let rest = text.strip_prefix(SCHEME).ok_or_else(|| invalid("it does not begin with spiffe://"))?;
+        let invalid = |reason| InvalidSpiffeId {
+            text: text.to_owned(),
+            reason,
+        };
+        let rest = text
+            .strip_prefix(SCHEME)
+            .ok_or_else(|| invalid("it does not begin with spiffe://"))?;
         let segments: Vec<&str> = rest.split('/').collect();
         let [trust_domain, ns, namespace, sa, service_account] = segments[..] else {
             return Err(invalid("it does not have exactly five segments"));
@@ -124,7 +131,10 @@ impl Expected {
     /// One identity, in its own trust domain only.
     #[must_use]
     pub fn exactly(id: SpiffeId) -> Self {
-        Self { id, aliases: Vec::new() }
+        Self {
+            id,
+            aliases: Vec::new(),
+        }
     }
 
     /// Whether `presented`, a URI name of a certificate, is this identity: an exact comparison of strings.
@@ -134,7 +144,9 @@ impl Expected {
         presented.parse().is_ok_and(|presented: SpiffeId| {
             presented.namespace == self.id.namespace
                 && presented.service_account == self.id.service_account
-                && domains.into_iter().any(|domain| *domain == presented.trust_domain)
+                && domains
+                    .into_iter()
+                    .any(|domain| *domain == presented.trust_domain)
         })
     }
 }
@@ -171,7 +183,10 @@ impl TrustDomains {
     /// No well-formed identity comes out of these names.
     pub fn expected(&self, namespace: &str, service_account: &str) -> Result<Expected, InvalidSpiffeId> {
         let id = SpiffeId::new(&self.own, namespace, service_account)?;
-        Ok(Expected { id, aliases: self.aliases.clone() })
+        Ok(Expected {
+            id,
+            aliases: self.aliases.clone(),
+        })
     }
 }
 

@@ -84,13 +84,25 @@ impl State {
     pub fn remedy(self) -> &'static str {
         match self {
             Self::Verified => "nothing to do",
-            Self::Expiring => "find out why the workload has not renewed its certificate (connection to the mesh's CA?)",
+            Self::Expiring => {
+                "find out why the workload has not renewed its certificate (connection to the mesh's CA?)"
+            }
             Self::Expired => "restart the workload's proxy or renew the certificate, and check the clocks",
-            Self::Untrusted => "give the workload a certificate of the mesh's CA, or add its root to the trust bundle",
-            Self::WrongIdentity => "give the workload the certificate of its own service account, or configure the trust domain aliases",
-            Self::NoClientAuth => "make the server require client certificates of the mesh, or set the port to PERMISSIVE if plain clients are intended",
-            Self::AcceptsForeign => "make the server verify client certificates against the mesh's root, not just ask for any",
-            Self::NotTls => "put the mesh's proxy in front of the server, or set the port to PERMISSIVE or DISABLE",
+            Self::Untrusted => {
+                "give the workload a certificate of the mesh's CA, or add its root to the trust bundle"
+            }
+            Self::WrongIdentity => {
+                "give the workload the certificate of its own service account, or configure the trust domain aliases"
+            }
+            Self::NoClientAuth => {
+                "make the server require client certificates of the mesh, or set the port to PERMISSIVE if plain clients are intended"
+            }
+            Self::AcceptsForeign => {
+                "make the server verify client certificates against the mesh's root, not just ask for any"
+            }
+            Self::NotTls => {
+                "put the mesh's proxy in front of the server, or set the port to PERMISSIVE or DISABLE"
+            }
             Self::Unreachable => "check that the port is being listened on and not filtered",
             Self::Unchecked => "wait for the next check, and see that a trust bundle is configured",
         }
@@ -116,9 +128,10 @@ pub fn of_finding(finding: &Finding) -> State {
         Finding::NotValidYet { .. } | Finding::Expired { .. } => State::Expired,
         Finding::Expiring { .. } => State::Expiring,
         Finding::WrongIdentity { .. } => State::WrongIdentity,
-        Finding::ForbiddenAccepted { client: Client::NoCertificate | Client::PlainTls, .. } => {
-            State::NoClientAuth
-        }
+        Finding::ForbiddenAccepted {
+            client: Client::NoCertificate | Client::PlainTls,
+            ..
+        } => State::NoClientAuth,
         Finding::ForbiddenAccepted { .. } => State::AcceptsForeign,
         Finding::Inconclusive { .. } | Finding::NoTrustBundle => State::Unchecked,
     }
@@ -144,7 +157,10 @@ const PRECEDENCE: [State; 10] = [
 #[must_use]
 pub fn judge(findings: &[Finding]) -> State {
     let present: Vec<State> = findings.iter().map(of_finding).collect();
-    PRECEDENCE.into_iter().find(|state| present.contains(state)).unwrap_or(State::Verified)
+    PRECEDENCE
+        .into_iter()
+        .find(|state| present.contains(state))
+        .unwrap_or(State::Verified)
 }
 
 /// `--on-certificate-failure`.
@@ -180,7 +196,11 @@ pub struct Consequences {
 
 impl Default for Consequences {
     fn default() -> Self {
-        Self { on_failure: OnFailure::default(), unchecked: UncheckedPorts::default(), failures_to_block: 2 }
+        Self {
+            on_failure: OnFailure::default(),
+            unchecked: UncheckedPorts::default(),
+            failures_to_block: 2,
+        }
     }
 }
 
@@ -242,10 +262,11 @@ impl History {
     }
 
     fn wants_block(&self, consequences: Consequences) -> bool {
-        let closed_for_good = self.blocked && self.bad > 0;
+        // A closed port stays closed until a good check; that one has set `bad` to 0.
+        let still_closed = self.blocked && self.bad > 0;
         consequences.on_failure == OnFailure::Block
             && if self.known {
-                closed_for_good || self.bad >= consequences.failures_to_block.max(1)
+                still_closed || self.bad >= consequences.failures_to_block.max(1)
             } else {
                 consequences.unchecked == UncheckedPorts::Block
             }

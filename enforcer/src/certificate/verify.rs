@@ -33,7 +33,10 @@ pub struct ExpiryWarning {
 
 impl Default for ExpiryWarning {
     fn default() -> Self {
-        Self { percent_left: 25, at_most: SignedDuration::from_hours(14 * 24) }
+        Self {
+            percent_left: 25,
+            at_most: SignedDuration::from_hours(14 * 24),
+        }
     }
 }
 
@@ -43,7 +46,10 @@ impl ExpiryWarning {
     pub fn begins(&self, certificate: &Certificate) -> Timestamp {
         let lifetime = certificate.not_before.duration_until(certificate.not_after);
         let left = SignedDuration::from_secs(lifetime.as_secs() / 100 * self.percent_left).min(self.at_most);
-        certificate.not_after.checked_sub(left).unwrap_or(certificate.not_after)
+        certificate
+            .not_after
+            .checked_sub(left)
+            .unwrap_or(certificate.not_after)
     }
 }
 
@@ -65,11 +71,17 @@ pub struct Rules<'a> {
 pub fn findings(chain: &[CertificateDer<'_>], rules: Rules<'_>) -> Vec<Finding> {
     let chain = &chain[..chain.len().min(MAX_CHAIN)];
     let Some((leaf, intermediates)) = chain.split_first() else {
-        return vec![Finding::Untrusted { detail: "the server presented no certificate".to_owned() }];
+        return vec![Finding::Untrusted {
+            detail: "the server presented no certificate".to_owned(),
+        }];
     };
     let certificate = match Certificate::read(leaf) {
         Ok(certificate) => certificate,
-        Err(error) => return vec![Finding::Untrusted { detail: error.to_string() }],
+        Err(error) => {
+            return vec![Finding::Untrusted {
+                detail: error.to_string(),
+            }];
+        }
     };
     let mut findings = Vec::new();
     match rules.bundle {
@@ -92,7 +104,10 @@ pub fn findings(chain: &[CertificateDer<'_>], rules: Rules<'_>) -> Vec<Finding> 
         let good = matches!(&certificate.uris[..], [only] if expected.matches(only));
         if !good {
             let expected = expected.id.to_string();
-            findings.push(Finding::WrongIdentity { expected, presented: certificate.uris });
+            findings.push(Finding::WrongIdentity {
+                expected,
+                presented: certificate.uris,
+            });
         }
     }
     findings
@@ -102,7 +117,11 @@ pub fn findings(chain: &[CertificateDer<'_>], rules: Rules<'_>) -> Vec<Finding> 
 #[must_use]
 pub fn next_change(chain: &[Certificate], expiry: ExpiryWarning, now: Timestamp) -> Option<Timestamp> {
     let instants = chain.iter().flat_map(|certificate| {
-        [certificate.not_before, expiry.begins(certificate), certificate.not_after]
+        [
+            certificate.not_before,
+            expiry.begins(certificate),
+            certificate.not_after,
+        ]
     });
     instants.filter(|instant| *instant > now).min()
 }
@@ -110,11 +129,20 @@ pub fn next_change(chain: &[Certificate], expiry: ExpiryWarning, now: Timestamp)
 fn date_finding(certificate: &Certificate, rules: Rules<'_>) -> Option<Finding> {
     let name = certificate.name();
     if rules.now < certificate.not_before {
-        Some(Finding::NotValidYet { certificate: name, not_before: certificate.not_before })
+        Some(Finding::NotValidYet {
+            certificate: name,
+            not_before: certificate.not_before,
+        })
     } else if rules.now > certificate.not_after {
-        Some(Finding::Expired { certificate: name, not_after: certificate.not_after })
+        Some(Finding::Expired {
+            certificate: name,
+            not_after: certificate.not_after,
+        })
     } else if rules.now >= rules.expiry.begins(certificate) {
-        Some(Finding::Expiring { certificate: name, not_after: certificate.not_after })
+        Some(Finding::Expiring {
+            certificate: name,
+            not_after: certificate.not_after,
+        })
     } else {
         None
     }
@@ -129,7 +157,9 @@ fn trusted_path(
     bundle: &TrustBundle,
     now: Timestamp,
 ) -> Result<Vec<Certificate>, Finding> {
-    let read = std::iter::once(leaf).chain(intermediates).filter_map(|der| Certificate::read(der).ok());
+    let read = std::iter::once(leaf)
+        .chain(intermediates)
+        .filter_map(|der| Certificate::read(der).ok());
     let mut instants: Vec<Timestamp> = read
         .chain(bundle.certificates().cloned())
         .flat_map(|certificate| [certificate.not_after, certificate.not_before])
@@ -155,7 +185,9 @@ fn trusted_path(
     }
     Err(match reason {
         Some(webpki::Error::CertRevoked) => Finding::Revoked,
-        Some(error) => Finding::Untrusted { detail: describe(&error) },
+        Some(error) => Finding::Untrusted {
+            detail: describe(&error),
+        },
         None => Finding::Untrusted {
             detail: "the certificates of the chain were never valid all at once".to_owned(),
         },
@@ -170,7 +202,9 @@ fn verify_at(
 ) -> Result<Vec<Certificate>, webpki::Error> {
     let anchors = bundle.anchors_at(instant);
     let since_epoch = Duration::from_secs(u64::try_from(instant.as_second()).unwrap_or(0));
-    let algorithms = rustls::crypto::ring::default_provider().signature_verification_algorithms.all;
+    let algorithms = rustls::crypto::ring::default_provider()
+        .signature_verification_algorithms
+        .all;
     let lists = bundle.revocation_lists();
     let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|options| {
         options
@@ -190,12 +224,19 @@ fn verify_at(
         revocation,
         None,
     )?;
-    let above = path.intermediate_certificates().filter_map(|cert| Certificate::read(&cert.der()).ok());
-    Ok(above.chain(bundle.certificate_of(path.anchor()).cloned()).collect())
+    let above = path
+        .intermediate_certificates()
+        .filter_map(|cert| Certificate::read(&cert.der()).ok());
+    Ok(above
+        .chain(bundle.certificate_of(path.anchor()).cloned())
+        .collect())
 }
 
 fn is_date(error: &webpki::Error) -> bool {
-    matches!(error, webpki::Error::CertExpired { .. } | webpki::Error::CertNotValidYet { .. })
+    matches!(
+        error,
+        webpki::Error::CertExpired { .. } | webpki::Error::CertNotValidYet { .. }
+    )
 }
 
 fn describe(error: &webpki::Error) -> String {
@@ -207,7 +248,8 @@ fn describe(error: &webpki::Error) -> String {
             "the certificate may not be used by a server (extended key usage)".to_owned()
         }
         E::InvalidSignatureForPublicKey => "a signature in the chain is wrong".to_owned(),
-        E::UnsupportedSignatureAlgorithmContext(_) | E::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => {
+        E::UnsupportedSignatureAlgorithmContext(_)
+        | E::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => {
             "a signature in the chain uses an algorithm or key that is too weak or unknown".to_owned()
         }
         E::PathLenConstraintViolated => "the chain is longer than its CA permits".to_owned(),

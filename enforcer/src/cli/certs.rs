@@ -34,7 +34,12 @@ enum Command {
 #[derive(Debug, clap::Args)]
 struct List {
     /// Folder in which the agent keeps its results.
-    #[arg(long, env = "ENFORCER_STATE_DIR", default_value = "/run/enforcer", value_name = "DIR")]
+    #[arg(
+        long,
+        env = "ENFORCER_STATE_DIR",
+        default_value = "/run/enforcer",
+        value_name = "DIR"
+    )]
     state_dir: PathBuf,
     /// Form of the output.
     #[arg(short, long, value_enum, default_value_t)]
@@ -64,7 +69,17 @@ fn list(args: &List) -> anyhow::Result<ExitCode> {
         OutputFormat::Json => print_json(&report)?,
         OutputFormat::Table => {
             let mut rows = table([
-                "POD", "ADDRESS", "PORT", "STATE", "SINCE", "SPIFFE ID", "ISSUER", "VALID", "KEY", "TLS", "FINDINGS",
+                "POD",
+                "ADDRESS",
+                "PORT",
+                "STATE",
+                "SINCE",
+                "SPIFFE ID",
+                "ISSUER",
+                "VALID",
+                "KEY",
+                "TLS",
+                "FINDINGS",
             ]);
             for entry in &report.entries {
                 rows.add_row(text::row(entry, report.time));
@@ -77,5 +92,9 @@ fn list(args: &List) -> anyhow::Result<ExitCode> {
         }
     }
     let bad = report.entries.iter().any(|entry| entry.history.state.is_bad());
-    Ok(if bad { ExitCode::from(EXIT_NO) } else { ExitCode::SUCCESS })
+    Ok(if bad {
+        ExitCode::from(EXIT_NO)
+    } else {
+        ExitCode::SUCCESS
+    })
 }
