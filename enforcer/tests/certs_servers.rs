@@ -268,10 +268,15 @@ fn garbage_servers_cost_bounded_time() {
 #[test]
 fn an_endless_chain_costs_bounded_time_and_memory() {
     let mesh = mesh();
-    let one = std::fs::read_to_string(mesh.path("server.pem")).expect("a chain");
-    let leaf = std::fs::read_to_string(mesh.path("server.pem")).expect("a chain");
-    std::fs::write(mesh.path("long.pem"), leaf + &one.repeat(200)).expect("written");
-    std::fs::copy(mesh.path("server.key"), mesh.path("long.key")).expect("copied");
+    let one = std::fs::read_to_string(mesh.path("server.chain")).expect("a chain");
+    for kind in ["pem", "key"] {
+        std::fs::copy(
+            mesh.path(&format!("server.{kind}")),
+            mesh.path(&format!("long.{kind}")),
+        )
+        .expect("copied");
+    }
+    std::fs::write(mesh.path("long.chain"), one.repeat(200)).expect("written");
     let server = s_server(&mesh, "long", &INSIST);
     let checked = mesh.check(server.address, &short());
     checked.is(State::Untrusted);

@@ -23,7 +23,7 @@ pub struct ScheduleSettings {
 impl Default for ScheduleSettings {
     fn default() -> Self {
         Self {
-            interval: Duration::from_secs(600),
+            interval: Duration::from_mins(10),
             retry: Duration::from_secs(5),
             concurrency: 4,
             spacing: Duration::from_millis(50),
@@ -143,7 +143,7 @@ impl<K: Ord + Clone> Schedule<K> {
             doubled.min(interval)
         };
         // Jitter only shortens: "opens within one interval" stays true.
-        let pause = pause - pause / 10 * chance.min(999) / 1000;
+        let pause = pause.saturating_sub(pause / 10 * chance.min(999) / 1000);
         item.due = now + pause;
         if let Some(change) = change.filter(|change| *change > now) {
             item.due = item.due.min(change);

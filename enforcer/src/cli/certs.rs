@@ -28,7 +28,7 @@ enum Command {
     /// Check one server now: is what it speaks mutual TLS? Needs no root and no agent.
     ///
     /// Exit code 0: mutual TLS is proven; 1: it is not; 2: usage or input error.
-    Probe(probe::Args),
+    Probe(Box<probe::Args>),
 }
 
 #[derive(Debug, clap::Args)]
@@ -52,7 +52,7 @@ struct List {
 /// The results cannot be read, or the arguments of the check are wrong.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
-        Some(Command::Probe(args)) => probe::run(args),
+        Some(Command::Probe(args)) => probe::run(*args),
         None => list(&args.list),
     }
 }

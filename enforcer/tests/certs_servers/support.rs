@@ -22,7 +22,7 @@ use rcgen::{
 pub const ID: &str = "spiffe://cluster.local/ns/shop/sa/web";
 
 /// A mesh CA with an intermediate, as files.
-pub struct Mesh {
+pub(crate) struct Mesh {
     pub dir: tempfile::TempDir,
     intermediate: Issuer<'static, KeyPair>,
     intermediate_pem: String,
@@ -39,7 +39,7 @@ fn authority(name: &str) -> CertificateParams {
 
 impl Mesh {
     /// A new CA; `root.pem` in its folder, and `client.pem`, `client.key` of a client of the mesh.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         let (root, intermediate) = (authority("mesh root"), authority("mesh intermediate"));
         let key = KeyPair::generate().expect("a key");
@@ -60,12 +60,12 @@ impl Mesh {
     }
 
     /// Path of a file in the CA's folder.
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
     /// Issues `NAME.pem` (with the intermediate) and `NAME.key`, an ECDSA certificate of the web server unless changed.
-    pub fn issue(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) {
+    pub(crate) fn issue(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) {
         self.issue_for(
             name,
             &KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("a key"),
@@ -74,7 +74,7 @@ impl Mesh {
     }
 
     /// The same with an Ed25519 key.
-    pub fn issue_ed25519(&self, name: &str) {
+    pub(crate) fn issue_ed25519(&self, name: &str) {
         self.issue_for(
             name,
             &KeyPair::generate_for(&PKCS_ED25519).expect("a key"),
@@ -83,7 +83,7 @@ impl Mesh {
     }
 
     /// The same with an RSA key, which the openssl command makes.
-    pub fn issue_rsa(&self, name: &str) {
+    pub(crate) fn issue_rsa(&self, name: &str) {
         let made = Command::new("openssl")
             .args(["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"])
             .stderr(Stdio::null())
@@ -108,13 +108,14 @@ impl Mesh {
         (params.not_before, params.not_after) = (date_time_ymd(2021, 1, 1), date_time_ymd(2119, 1, 1));
         change(&mut params);
         let leaf = params.signed_by(key, &self.intermediate).expect("signed");
+        std::fs::write(self.path(&format!("{name}.chain")), &self.intermediate_pem).expect("written");
         let chain = format!("{}{}", leaf.pem(), self.intermediate_pem);
         std::fs::write(self.path(&format!("{name}.pem")), chain).expect("written");
         std::fs::write(self.path(&format!("{name}.key")), key.serialize_pem()).expect("written");
     }
 
     /// Checks a server against this mesh, with its client certificate.
-    pub fn check(&self, address: SocketAddr, settings: &Settings) -> Checked {
+    pub(crate) fn check(&self, address: SocketAddr, settings: &Settings) -> Checked {
         let bundle = TrustBundle::from_file(&self.path("root.pem")).expect("a bundle");
         let forbidden = ForbiddenClients::generate(None, Timestamp::now()).expect("certificates");
         let mesh_client = client::load(&self.path("client.pem"), &self.path("client.key")).expect("a client");
@@ -142,13 +143,13 @@ impl Mesh {
     }
 }
 
-pub fn uri(text: &str) -> SanType {
+pub(crate) fn uri(text: &str) -> SanType {
     SanType::URI(text.try_into().expect("ASCII"))
 }
 
 /// The outcome of one check.
 #[derive(Debug)]
-pub struct Checked {
+pub(crate) struct Checked {
     pub state: State,
     pub probe: Probe,
     pub took: Duration,
@@ -157,13 +158,13 @@ pub struct Checked {
 impl Checked {
     /// Fails unless this is the state.
     #[track_caller]
-    pub fn is(&self, state: State) -> &Self {
+    pub(crate) fn is(&self, state: State) -> &Self {
         assert_eq!(self.state, state, "{:#?}", self.probe);
         self
     }
 
     /// What one client got.
-    pub fn outcome(&self, client: Client) -> &Outcome {
+    pub(crate) fn outcome(&self, client: Client) -> &Outcome {
         let found = self.probe.clients.iter().find(|result| result.client == client);
         &found
             .unwrap_or_else(|| panic!("no result for {client}: {:#?}", self.probe))
@@ -172,7 +173,7 @@ impl Checked {
 
     /// Fails unless exactly these of the clients were accepted.
     #[track_caller]
-    pub fn accepted(&self, clients: &[Client]) -> &Self {
+    pub(crate) fn accepted(&self, clients: &[Client]) -> &Self {
         for result in &self.probe.clients {
             let accepted = matches!(result.outcome, Outcome::Accepted(_));
             assert_eq!(
@@ -188,7 +189,7 @@ impl Checked {
 }
 
 /// Settings for tests: short waits.
-pub fn settings() -> Settings {
+pub(crate) fn settings() -> Settings {
     Settings {
         timeout: Duration::from_secs(5),
         alert_wait: Duration::from_millis(300),
@@ -197,7 +198,7 @@ pub fn settings() -> Settings {
 }
 
 /// A server process; ends with this value.
-pub struct Server {
+pub(crate) struct Server {
     pub address: SocketAddr,
     child: Child,
 }
@@ -210,13 +211,13 @@ impl Drop for Server {
 }
 
 /// A free port on loopback.
-pub fn free_port() -> SocketAddr {
+pub(crate) fn free_port() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     listener.local_addr().expect("an address")
 }
 
 /// Starts a server that must listen on `address` soon.
-pub fn start(program: &str, address: SocketAddr, dir: &Path, arguments: &[&str]) -> Server {
+pub(crate) fn start(program: &str, address: SocketAddr, dir: &Path, arguments: &[&str]) -> Server {
     let log = dir.join(format!("{}.log", address.port()));
     let output = std::fs::File::create(&log).expect("a log file");
     let child = Command::new(program)
@@ -245,7 +246,7 @@ pub fn start(program: &str, address: SocketAddr, dir: &Path, arguments: &[&str])
 }
 
 /// nginx with this `ssl_verify_client`, TLS versions and certificate name.
-pub fn nginx(mesh: &Mesh, verify: &str, protocols: &str, name: &str) -> Server {
+pub(crate) fn nginx(mesh: &Mesh, verify: &str, protocols: &str, name: &str) -> Server {
     let address = free_port();
     let dir = mesh.dir.path().display();
     let port = address.port();
@@ -271,9 +272,14 @@ pub fn nginx(mesh: &Mesh, verify: &str, protocols: &str, name: &str) -> Server {
 }
 
 /// `openssl s_server` with the certificate of this name and further arguments.
-pub fn s_server(mesh: &Mesh, name: &str, further: &[&str]) -> Server {
-    let address = free_port();
+pub(crate) fn s_server(mesh: &Mesh, name: &str, further: &[&str]) -> Server {
+    s_server_at(mesh, free_port(), name, further)
+}
+
+/// The same at a given address.
+pub(crate) fn s_server_at(mesh: &Mesh, address: SocketAddr, name: &str, further: &[&str]) -> Server {
     let (listen, certificate, key) = (address.to_string(), format!("{name}.pem"), format!("{name}.key"));
+    let chain = format!("{name}.chain");
     let mut arguments = vec![
         "s_server",
         "-accept",
@@ -281,7 +287,7 @@ pub fn s_server(mesh: &Mesh, name: &str, further: &[&str]) -> Server {
         "-cert",
         &certificate,
         "-cert_chain",
-        &certificate,
+        &chain,
         "-key",
         &key,
         "-CAfile",
@@ -293,7 +299,7 @@ pub fn s_server(mesh: &Mesh, name: &str, further: &[&str]) -> Server {
 }
 
 /// stunnel in front of a port at which nobody listens, with these further options.
-pub fn stunnel(mesh: &Mesh, further: &str) -> Server {
+pub(crate) fn stunnel(mesh: &Mesh, further: &str) -> Server {
     let address = free_port();
     let port = address.port();
     let text = format!(

@@ -288,7 +288,7 @@ impl Session {
                     let _ = self
                         .flush(Instant::now() + std::time::Duration::from_millis(100))
                         .await;
-                    return Err(self.ended_by_tls(&error));
+                    return Err(ended_by_tls(&error));
                 }
             }
             if taken == 0 {
@@ -352,25 +352,25 @@ impl Session {
             let mut rest = &buffer[..read];
             while !rest.is_empty() && self.tls.read_tls(&mut rest).is_ok_and(|taken| taken > 0) {
                 if let Err(error) = self.tls.process_new_packets() {
-                    return self.ended_by_tls(&error);
+                    return ended_by_tls(&error);
                 }
             }
-        }
-    }
-
-    fn ended_by_tls(&self, error: &rustls::Error) -> Ended {
-        match error {
-            rustls::Error::AlertReceived(alert) => Ended::Alert(alert_name(*alert)),
-            rustls::Error::PeerIncompatible(what) => {
-                Ended::Protocol(format!("the server offers no TLS that is safe enough: {what:?}"))
-            }
-            other => Ended::Protocol(format!("the server broke the TLS protocol: {other}")),
         }
     }
 }
 
 struct Read {
     plaintext: usize,
+}
+
+fn ended_by_tls(error: &rustls::Error) -> Ended {
+    match error {
+        rustls::Error::AlertReceived(alert) => Ended::Alert(alert_name(*alert)),
+        rustls::Error::PeerIncompatible(what) => {
+            Ended::Protocol(format!("the server offers no TLS that is safe enough: {what:?}"))
+        }
+        other => Ended::Protocol(format!("the server broke the TLS protocol: {other}")),
+    }
 }
 
 fn ended_by(error: &io::Error) -> Ended {

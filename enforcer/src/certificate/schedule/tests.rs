@@ -55,7 +55,7 @@ fn failures_are_repeated_soon_and_then_ever_later() {
         assert_eq!(schedule.next(now), Next::Start("a"));
         schedule.finished(&"a", now, false, None, 0);
         now += at(pause);
-        assert_eq!(schedule.next(now - SECOND), Next::Wait(now));
+        assert_eq!(schedule.next(now.saturating_sub(SECOND)), Next::Wait(now));
     }
     schedule.next(now);
     schedule.finished(&"a", now, true, None, 0);

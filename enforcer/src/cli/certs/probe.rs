@@ -28,7 +28,7 @@ pub(super) struct Args {
     /// The server, ADDRESS:PORT; IPv6 as [ADDRESS]:PORT.
     #[arg(value_name = "ADDRESS:PORT")]
     server: String,
-    /// The identity it must have, as spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT; without it any will do.
+    /// The identity it must have, as `spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT`; without it any will do.
     #[arg(long, value_name = "SPIFFE-ID")]
     expect: Option<SpiffeId>,
     /// Further trust domains that are accepted in the identity.
