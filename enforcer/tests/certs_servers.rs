@@ -74,8 +74,8 @@ fn nginx_that_does_not_ask_is_found_out() {
 #[test]
 fn openssl_that_insists_is_verified_with_every_kind_of_key() {
     let mesh = mesh();
-    mesh.issue_ed25519("ed25519");
-    mesh.issue_rsa("rsa");
+    mesh.issue_by_openssl("ed25519", "ED25519");
+    mesh.issue_by_openssl("rsa", "RSA");
     for (name, kind) in [
         ("server", "ECDSA P-256"),
         ("ed25519", "Ed25519"),

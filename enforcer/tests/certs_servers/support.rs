@@ -15,7 +15,7 @@ use enforcer::certificate::state::{State, judge};
 use jiff::Timestamp;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, SanType, date_time_ymd,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, date_time_ymd,
 };
 
 /// The identity of the servers.
@@ -73,23 +73,14 @@ impl Mesh {
         );
     }
 
-    /// The same with an Ed25519 key.
-    pub(crate) fn issue_ed25519(&self, name: &str) {
-        self.issue_for(
-            name,
-            &KeyPair::generate_for(&PKCS_ED25519).expect("a key"),
-            |_| {},
-        );
-    }
-
-    /// The same with an RSA key, which the openssl command makes.
-    pub(crate) fn issue_rsa(&self, name: &str) {
+    /// The same with a key that the openssl command makes, such as `ED25519` or `RSA`.
+    pub(crate) fn issue_by_openssl(&self, name: &str, algorithm: &str) {
         let made = Command::new("openssl")
-            .args(["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"])
+            .args(["genpkey", "-algorithm", algorithm])
             .stderr(Stdio::null())
             .output()
             .expect("openssl runs; cargo xtask setup installs it");
-        let key = KeyPair::from_pem(&String::from_utf8(made.stdout).expect("PEM")).expect("an RSA key");
+        let key = KeyPair::from_pem(&String::from_utf8(made.stdout).expect("PEM")).expect("a key");
         self.issue_for(name, &key, |_| {});
     }
 
