@@ -156,7 +156,7 @@ fn dates_are_seen() {
     let day = tomorrow.to_zoned(jiff::tz::TimeZone::UTC).date();
     let (month, number) = (day.month().unsigned_abs(), day.day().unsigned_abs());
     mesh.issue("late", |params| {
-        params.not_after = date_time_ymd(i32::from(day.year()), month, number)
+        params.not_after = date_time_ymd(i32::from(day.year()), month, number);
     });
     let server = s_server(&mesh, "late", &INSIST);
     mesh.check(server.address, &settings()).is(State::Expiring);
@@ -172,7 +172,7 @@ fn another_mesh_and_another_workload_are_seen() {
     assert!(checked.probe.findings.iter().any(refused), "{:#?}", checked.probe);
 
     mesh.issue("other", |params| {
-        params.subject_alt_names = vec![uri("spiffe://cluster.local/ns/shop/sa/db")]
+        params.subject_alt_names = vec![uri("spiffe://cluster.local/ns/shop/sa/db")];
     });
     let server = s_server(&mesh, "other", &INSIST);
     mesh.check(server.address, &settings()).is(State::WrongIdentity);
@@ -281,4 +281,26 @@ fn an_endless_chain_costs_bounded_time_and_memory() {
     let checked = mesh.check(server.address, &short());
     checked.is(State::Untrusted);
     assert!(checked.took < BOUND, "{:?}", checked.took);
+}
+
+/// What one full round costs this process: `cargo test --release -p enforcer --test certs_servers -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement: 750 checks in a row"]
+fn cost_of_a_full_round() {
+    let mesh = mesh();
+    let server = s_server(&mesh, "server", &INSIST);
+    let cpu = || {
+        let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF).expect("usage");
+        let (user, system) = (usage.user_time(), usage.system_time());
+        let micros = |time: nix::sys::time::TimeVal| time.tv_sec() * 1_000_000 + time.tv_usec();
+        micros(user) + micros(system)
+    };
+    let (before, rounds) = (cpu(), 250 * 3);
+    for _ in 0..rounds {
+        mesh.check(server.address, &settings()).is(State::Verified);
+    }
+    let millis = (cpu() - before) / 1000;
+    println!("{rounds} checks of 6 connections: {millis} ms of processor time");
+    // 1 % of the default interval, 600 s, on one core. Not asserted without optimisation.
+    assert!(cfg!(debug_assertions) || millis < 6000, "{millis} ms");
 }

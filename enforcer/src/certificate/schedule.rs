@@ -121,9 +121,9 @@ impl<K: Ord + Clone> Schedule<K> {
         Next::Start(key.clone())
     }
 
-    /// A started check has ended. `change` is when its result is going to change by itself (an expiry); `chance`
+    /// A started check has ended. `expiry` is when its result is going to change by itself (an expiry); `chance`
     /// is a random number, 0 to 999.
-    pub fn finished(&mut self, key: &K, now: Duration, good: bool, change: Option<Duration>, chance: u32) {
+    pub fn finished(&mut self, key: &K, now: Duration, good: bool, expiry: Option<Duration>, chance: u32) {
         self.running = self.running.saturating_sub(1);
         let Some(item) = self.items.get_mut(key).filter(|item| item.running) else {
             return;
@@ -145,8 +145,8 @@ impl<K: Ord + Clone> Schedule<K> {
         // Jitter only shortens: "opens within one interval" stays true.
         let pause = pause.saturating_sub(pause / 10 * chance.min(999) / 1000);
         item.due = now + pause;
-        if let Some(change) = change.filter(|change| *change > now) {
-            item.due = item.due.min(change);
+        if let Some(expiry) = expiry.filter(|expiry| *expiry > now) {
+            item.due = item.due.min(expiry);
         }
     }
 }

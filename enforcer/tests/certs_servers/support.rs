@@ -19,7 +19,7 @@ use rcgen::{
 };
 
 /// The identity of the servers.
-pub const ID: &str = "spiffe://cluster.local/ns/shop/sa/web";
+pub(crate) const ID: &str = "spiffe://cluster.local/ns/shop/sa/web";
 
 /// A mesh CA with an intermediate, as files.
 pub(crate) struct Mesh {
