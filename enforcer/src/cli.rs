@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 pub mod detach;
+pub mod certs;
 pub mod output;
 pub mod policy;
 
@@ -34,6 +35,8 @@ struct Root {
 /// The subcommands. Each is one variant here, one arm in [`dispatch`] and one file in `cli/`.
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Certificate checks: what every server presents and refuses; `certs probe` checks one by hand.
+    Certs(certs::Args),
     /// Explain, check and compare `PeerAuthentication` policies; offline, without root.
     Policy(policy::Args),
     /// Remove programs, links and maps from this node.
@@ -42,6 +45,7 @@ enum Command {
 
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
+        Command::Certs(args) => certs::run(args),
         Command::Policy(args) => policy::run(args),
         Command::Detach(args) => detach::run(&args).map(|()| ExitCode::SUCCESS),
     }

@@ -110,3 +110,14 @@ impl State {
         fs::rename(&new, path)
     }
 }
+
+impl From<&crate::policy::compose::Decision> for DecisionState {
+    fn from(decision: &crate::policy::compose::Decision) -> Self {
+        Self {
+            level: decision.level.name().to_owned(),
+            policy: decision.policy.to_string(),
+            mode: decision.mode.to_string(),
+            port: decision.port,
+        }
+    }
+}
