@@ -105,7 +105,10 @@ impl Watch {
     #[must_use]
     pub fn open(paths: &[PathBuf]) -> Self {
         let (sender, events) = mpsc::channel(1);
-        let handler = move |_: notify::Result<notify::Event>| drop(sender.try_send(()));
+        let handler = move |_: notify::Result<notify::Event>| {
+            // Full means that the reader knows already.
+            let _ = sender.try_send(());
+        };
         let watcher = notify::recommended_watcher(handler).ok().map(|mut watcher| {
             for path in paths {
                 // A file is watched through its folder: editors and ConfigMaps replace it by a new one.
