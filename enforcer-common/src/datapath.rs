@@ -154,13 +154,11 @@ pub fn to_pod<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey, segment: &Seg
             full = found.is_none();
         }
     }
-    match found {
-        Some(mut flow) => client_segment(env, endpoint, key, segment, &mut flow),
-        None => {
-            let numbers = ResetNumbers { client_seq: segment.ack, pod_seq: segment.seq, pod_ack: segment.ack };
-            unknown_flow(env, endpoint, key, segment, numbers, full)
-        }
+    if let Some(mut flow) = found {
+        return client_segment(env, endpoint, key, segment, &mut flow);
     }
+    let numbers = ResetNumbers { client_seq: segment.ack, pod_seq: segment.seq, pod_ack: segment.ack };
+    unknown_flow(env, endpoint, key, segment, numbers, full)
 }
 
 /// Decides about a TCP packet from the pod.
@@ -192,13 +190,11 @@ pub fn from_pod<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey, segment: &S
             full = found.is_none();
         }
     }
-    match found {
-        Some(mut flow) => pod_segment(env, endpoint, key, segment, &mut flow),
-        None => {
-            let numbers = ResetNumbers { client_seq: segment.seq, pod_seq: segment.ack, pod_ack: segment.seq };
-            unknown_flow(env, endpoint, key, segment, numbers, full)
-        }
+    if let Some(mut flow) = found {
+        return pod_segment(env, endpoint, key, segment, &mut flow);
     }
+    let numbers = ResetNumbers { client_seq: segment.seq, pod_seq: segment.ack, pod_ack: segment.seq };
+    unknown_flow(env, endpoint, key, segment, numbers, full)
 }
 
 /// A SYN never touches an entry. Its data, if any, is cut off, so that the stream starts after the handshake.

@@ -71,6 +71,13 @@ const fn low_bytes(count: u32) -> u64 {
     (1 << ((count & 7) * 8)) - 1
 }
 
+/// Six bytes as a word, first byte lowest.
+#[inline(always)]
+const fn word(bytes: [u8; 6]) -> u64 {
+    let [content, major, minor, high, low, kind] = bytes;
+    u64::from_le_bytes([content, major, minor, high, low, kind, 0, 0])
+}
+
 /// Spreads the seven lowest bits over the bytes of a word, 0xff for each that is set.
 #[inline(always)]
 const fn spread(bits: u8) -> u64 {
@@ -168,8 +175,7 @@ impl Flow {
         let acked = low_bytes(if acked < CLIENT_PREFIX { acked } else { CLIENT_PREFIX });
         let recorded = spread(self.client_mask);
         let live = window.mask() & !(recorded & acked);
-        let [a, b, c, d, e, f] = self.client_prefix;
-        let known = u64::from_le_bytes([a, b, c, d, e, f, 0, 0]);
+        let known = word(self.client_prefix);
         if !tls::client_word_fits(window.word, live) {
             self.condemn(Reason::PLAINTEXT);
             return;
@@ -182,8 +188,8 @@ impl Flow {
         if new == 0 {
             return;
         }
-        let [a, b, c, high, low, f, ..] = ((known & !new) | (window.word & new)).to_le_bytes();
-        self.client_prefix = [a, b, c, high, low, f];
+        let [content, major, minor, high, low, kind, ..] = ((known & !new) | (window.word & new)).to_le_bytes();
+        self.client_prefix = [content, major, minor, high, low, kind];
         if self.client_mask == 0 {
             self.phase_ns = now_ns;
         }

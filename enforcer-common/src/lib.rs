@@ -6,6 +6,10 @@
 //! always in network byte order (see [`Address`]).
 #![no_std]
 #![forbid(unsafe_code)]
+#![expect(
+    clippy::inline_always,
+    reason = "the kernel allows 512 bytes of stack for a whole chain of calls: what becomes a call is decided by hand"
+)]
 
 pub mod address;
 pub mod datapath;

@@ -93,7 +93,6 @@ pub mod port_flags {
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "user", derive(bytemuck::CheckedBitPattern, bytemuck::NoUninit))]
-#[expect(clippy::upper_case_acronyms, reason = "bpftool prints the variants")]
 pub enum ExemptKind {
     /// The mesh's probe address: every port.
     SOURCE = 1,
@@ -139,7 +138,6 @@ map_type! {
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[cfg_attr(feature = "user", derive(bytemuck::CheckedBitPattern, bytemuck::NoUninit))]
-#[expect(clippy::upper_case_acronyms, reason = "bpftool prints the variants")]
 pub enum FlowState {
     /// The handshake is done, the client's first six bytes are not complete.
     OPEN = 1,

@@ -6,7 +6,6 @@ use core::fmt;
 #[repr(u8)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[cfg_attr(feature = "user", derive(bytemuck::CheckedBitPattern, bytemuck::NoUninit))]
-#[expect(clippy::upper_case_acronyms, reason = "bpftool prints the variants: they are Istio's own words")]
 pub enum Mode {
     /// Plaintext and TLS are served; TLS is not asked for.
     DISABLE = 1,

@@ -7,7 +7,7 @@ use core::fmt;
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[cfg_attr(feature = "user", derive(bytemuck::CheckedBitPattern, bytemuck::NoUninit))]
-#[expect(non_camel_case_types, clippy::upper_case_acronyms, reason = "bpftool prints the variants")]
+#[expect(non_camel_case_types, reason = "bpftool prints the variants")]
 pub enum Verdict {
     /// No verdict yet.
     NONE = 0,
@@ -82,7 +82,7 @@ macro_rules! reasons {
         #[repr(u32)]
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
         #[cfg_attr(feature = "user", derive(bytemuck::CheckedBitPattern, bytemuck::NoUninit))]
-        #[expect(non_camel_case_types, clippy::upper_case_acronyms, reason = "bpftool prints the variants")]
+        #[expect(non_camel_case_types, reason = "bpftool prints the variants")]
         pub enum Reason {
             $(#[doc = $summary] $name = $number,)*
         }

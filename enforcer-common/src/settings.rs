@@ -9,7 +9,6 @@ pub const OWN_PROBE_MARK: u32 = 0x656e_6672;
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "user", derive(bytemuck::CheckedBitPattern, bytemuck::NoUninit))]
-#[expect(clippy::upper_case_acronyms, reason = "bpftool prints the variants")]
 pub enum Enforcement {
     /// Verdicts are carried out.
     ENFORCE = 0,
@@ -21,7 +20,6 @@ pub enum Enforcement {
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "user", derive(bytemuck::CheckedBitPattern, bytemuck::NoUninit))]
-#[expect(clippy::upper_case_acronyms, reason = "bpftool prints the variants")]
 pub enum Action {
     /// Both ends get a RST.
     RESET = 0,
@@ -33,7 +31,6 @@ pub enum Action {
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "user", derive(bytemuck::CheckedBitPattern, bytemuck::NoUninit))]
-#[expect(clippy::upper_case_acronyms, reason = "bpftool prints the variants")]
 pub enum UnknownPods {
     /// Their connections pass.
     ALLOW = 0,

@@ -17,7 +17,9 @@ const ALERT: u8 = 0x15;
 const MAJOR: u8 = 3;
 /// Highest minor version: TLS 1.3 itself writes 1 or 3 here, 4 is tolerated.
 const MAX_MINOR: u8 = 4;
-/// High byte of the largest length of a plaintext record, 2^14.
+/// Largest length of a plaintext record.
+const MAX_PLAINTEXT: u16 = 1 << 14;
+/// Its high byte.
 const MAX_PLAINTEXT_HIGH: u8 = 0x40;
 /// High byte of the largest length of a protected record, 2^14 + 2048 (RFC 5246, section 6.2.3).
 const MAX_RECORD_HIGH: u8 = 0x48;
@@ -44,7 +46,8 @@ pub const fn client_byte_fits(offset: u32, byte: u8) -> bool {
 #[inline(always)]
 #[must_use]
 pub const fn client_length_fits(high: u8, low: u8) -> bool {
-    !(high == 0 && low == 0) && !(high == MAX_PLAINTEXT_HIGH && low != 0) && high <= MAX_PLAINTEXT_HIGH
+    let length = u16::from_be_bytes([high, low]);
+    length >= 1 && length <= MAX_PLAINTEXT
 }
 
 /// Whether `byte` may stand at `offset` (0 to 4) of a server's answer to a `ClientHello`: a handshake or an alert record.
@@ -82,7 +85,7 @@ pub const fn client_word_fits(word: u64, mask: u64) -> bool {
 pub const fn pod_word_fits(word: u64, mask: u64) -> bool {
     let word = word & mask;
     let first = word & 0xff;
-    (mask & 0xff == 0 || first == HANDSHAKE as u64 || first == ALERT as u64)
+    (mask.trailing_zeros() >= 8 || first == HANDSHAKE as u64 || first == ALERT as u64)
         && (word ^ ((MAJOR as u64) << 8)) & 0xff00 & mask == 0
         && (word >> 16) & 0xff <= MAX_MINOR as u64
         && (word >> 24) & 0xff <= MAX_RECORD_HIGH as u64

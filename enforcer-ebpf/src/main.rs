@@ -103,6 +103,7 @@ fn act(skb: &Skb, packet: &Packet, endpoint: &Endpoint, decision: &mut Decision)
     if decision.act == Act::Pass && decision.verdict == Verdict::NONE {
         return NEXT;
     }
+    report::debug_line(skb, packet, decision);
     report::limit_resets(decision);
     report::count(packet, endpoint.workload, decision);
     if decision.report {

@@ -1,6 +1,7 @@
 //! Counters, events, and the limits that keep both and the resets bounded.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use aya_log_ebpf::debug;
 use enforcer_common::datapath::{Act, Decision};
 use enforcer_common::event::{Event, HEAD_BYTES};
 use enforcer_common::map::{Counter, CounterKey, Endpoint, WorkloadCounterKey};
@@ -44,17 +45,17 @@ pub fn count(packet: &Packet, workload: u32, decision: &Decision) {
     let connections = u64::from(decision.report);
     let first = Counter { connections, packets: 1, bytes: u64::from(payload_len) };
     let key = CounterKey { verdict, reason, direction };
-    match COUNTERS.get_ptr_mut(&key) {
+    match COUNTERS.get_ptr_mut(key) {
         Some(counter) => add(counter, &first),
-        None => drop(COUNTERS.insert(&key, &first, 0)),
+        None => drop(COUNTERS.insert(key, first, 0)),
     }
     if workload == 0 {
         return;
     }
     let key = WorkloadCounterKey { workload, verdict, reason, direction };
-    match WORKLOAD_COUNTERS.get_ptr_mut(&key) {
+    match WORKLOAD_COUNTERS.get_ptr_mut(key) {
         Some(counter) => add(counter, &first),
-        None => drop(WORKLOAD_COUNTERS.insert(&key, &first, 0)),
+        None => drop(WORKLOAD_COUNTERS.insert(key, first, 0)),
     }
 }
 
@@ -113,4 +114,19 @@ pub fn event(skb: &Skb, packet: &Packet, endpoint: &Endpoint, decision: &Decisio
         (*event).head_len = len as u16;
         record.submit(0);
     }
+}
+
+/// A debug line on every packet that was not simply let through; free while the log is off.
+#[inline(never)]
+pub fn debug_line(skb: &Skb, packet: &Packet, decision: &Decision) {
+    debug!(
+        &skb.context(),
+        "verdict {} reason {} client port {} pod port {} seq {} len {}",
+        decision.verdict as u32,
+        decision.reason as u32,
+        packet.key.client_port,
+        packet.key.pod_port,
+        packet.segment.seq,
+        packet.segment.payload_len
+    );
 }

@@ -98,7 +98,7 @@ fn rst_to_client(source_port: u16, destination_port: u16, decision: &Decision) -
 #[inline(never)]
 pub fn trim_syn(skb: &Skb, packet: &Packet) -> i32 {
     let header_len = bounded::<0x3c>(packet.payload_offset - packet.tcp_offset);
-    if header_len < TCP_LEN || header_len > 60 {
+    if !(TCP_LEN..=60).contains(&header_len) {
         return DROP;
     }
     if !skb.truncate(packet.tcp_offset + header_len) || !set_length(skb, packet, header_len) {

@@ -41,6 +41,12 @@ impl Skb {
         Self { raw: ctx.skb.skb }
     }
 
+    /// The context that the log macros want.
+    #[inline(always)]
+    pub fn context(&self) -> TcContext {
+        TcContext::new(self.raw)
+    }
+
     /// Length of the whole packet, paged part included.
     #[inline(always)]
     pub fn len(&self) -> u32 {

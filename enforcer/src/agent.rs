@@ -1,5 +1,6 @@
 //! The agent: objects and facts about the node in, map writes out.
 
+mod kernel_log;
 pub mod state;
 pub mod tables;
 mod verdicts;
@@ -84,6 +85,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     let mut verdicts = Verdicts::open(&mut datapath)?;
     let tables = Tables::open(&mut datapath)?;
+    let mut kernel_lines = kernel_log::open(&mut datapath, config.open.log_level);
     let mut agent = Agent::new(config, datapath, tables)?;
     agent.heartbeat()?;
     let mut store = Store::new(agent.config.manifests.clone());
@@ -119,7 +121,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 result?;
                 verdicts.drain(&agent.wanted);
             }
-            _ = tick.tick() => agent.tick()?,
+            _ = tick.tick() => {
+                agent.tick()?;
+                if let Some(lines) = &mut kernel_lines {
+                    lines.flush();
+                }
+            }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
