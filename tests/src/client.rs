@@ -5,10 +5,10 @@ use std::net::{SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
-use crate::Lab;
 use crate::lab::Output;
+use crate::{Lab, poll};
 
 pub mod tls;
 
@@ -51,7 +51,16 @@ impl Lab {
     /// # Errors
     /// When curl cannot be run; not when curl fails.
     pub fn curl(&self, from: &str, more: &[&str]) -> Result<Output> {
-        let words = ["curl", "-sS", "--max-time", "20", "-o", "/dev/null", "-w", "%{http_code}\\n"];
+        let words = [
+            "curl",
+            "-sS",
+            "--max-time",
+            "20",
+            "-o",
+            "/dev/null",
+            "-w",
+            "%{http_code}\\n",
+        ];
         self.exec(from, words.iter().chain(more))
     }
 
@@ -61,7 +70,11 @@ impl Lab {
     /// As [`Lab::curl`].
     pub fn mesh_curl(&self, from: &str, more: &[&str]) -> Result<Output> {
         let words = self.mesh_arguments(from);
-        let words: Vec<&str> = words.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        let words: Vec<&str> = words
+            .iter()
+            .map(String::as_str)
+            .chain(more.iter().copied())
+            .collect();
         self.curl(from, &words)
     }
 
@@ -78,6 +91,36 @@ impl Lab {
             "--key".to_owned(),
             file(&own.key),
         ]
+    }
+}
+
+impl Lab {
+    /// TCP sockets of a port in a pod or on the node, listening ones left out: one line of `ss` each.
+    ///
+    /// # Errors
+    /// When `ss` fails.
+    pub fn sockets(&self, member: &str, port: u16) -> Result<Vec<String>> {
+        let filter = format!("( sport = :{port} or dport = :{port} )");
+        let output = self
+            .exec(member, ["ss", "-Htan", "state", "connected", &filter])?
+            .success()?;
+        Ok(output.stdout.lines().map(str::to_owned).collect())
+    }
+
+    /// Waits until no socket of this port is left in a pod or on the node.
+    ///
+    /// # Errors
+    /// When one stays, with what `ss` says of it.
+    pub fn wait_no_sockets(&self, member: &str, port: u16) -> Result<()> {
+        poll::until(
+            &format!("no socket of port {port} in {member}"),
+            Duration::from_secs(1),
+            || {
+                let left = self.sockets(member, port)?;
+                ensure!(left.is_empty(), "there is {left:?}");
+                Ok(())
+            },
+        )
     }
 }
 
@@ -106,7 +149,11 @@ pub fn read_to_end(mut stream: &TcpStream, limit: Duration) -> Result<Ending> {
             },
         }
     };
-    Ok(Ending { outcome, received, elapsed: start.elapsed() })
+    Ok(Ending {
+        outcome,
+        received,
+        elapsed: start.elapsed(),
+    })
 }
 
 /// Writes in pieces of `size` bytes with a pause after each. Stops without error when the connection is reset.
@@ -117,7 +164,9 @@ pub fn write_in_pieces(mut stream: &TcpStream, bytes: &[u8], size: usize, pause:
     for piece in bytes.chunks(size) {
         match stream.write_all(piece) {
             Ok(()) => {}
-            Err(error) if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => return Ok(()),
+            Err(error) if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => {
+                return Ok(());
+            }
             Err(error) => return Err(error).context("cannot write"),
         }
         if !pause.is_zero() {

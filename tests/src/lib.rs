@@ -16,4 +16,5 @@ pub mod poll;
 pub mod record;
 pub mod server;
 
+pub use agent::Scene;
 pub use lab::{Lab, Pod, Topology};

@@ -60,7 +60,12 @@ impl Record {
 
     fn from_json(value: &Value) -> Result<Self> {
         let text = |name: &str| value.get(name).and_then(Value::as_str);
-        let number = |name: &str| value.get(name).and_then(Value::as_u64).context("a number is missing");
+        let number = |name: &str| {
+            value
+                .get(name)
+                .and_then(Value::as_u64)
+                .context("a number is missing")
+        };
         Ok(Self {
             peer: text("peer").map(str::parse).transpose()?,
             class: text("class").context("class is missing")?.to_owned(),
@@ -87,7 +92,9 @@ impl Journal {
     /// When it cannot be opened.
     pub fn open(path: &Path) -> Result<Self> {
         let file = OpenOptions::new().create(true).append(true).open(path);
-        Ok(Self(Mutex::new(file.with_context(|| format!("cannot open {}", path.display()))?)))
+        Ok(Self(Mutex::new(
+            file.with_context(|| format!("cannot open {}", path.display()))?,
+        )))
     }
 
     /// Adds a record.
@@ -96,7 +103,10 @@ impl Journal {
     /// When it cannot be written.
     pub fn add(&self, record: &Record) -> Result<()> {
         let line = format!("{}\n", record.to_json());
-        let mut file = self.0.lock().map_err(|_| anyhow!("a writer of the journal panicked"))?;
+        let mut file = self
+            .0
+            .lock()
+            .map_err(|_| anyhow!("a writer of the journal panicked"))?;
         file.write_all(line.as_bytes()).context("cannot write the record")
     }
 }
@@ -123,10 +133,16 @@ impl Records {
     /// # Errors
     /// When the file cannot be read or is damaged.
     pub fn all(&self) -> Result<Vec<Record>> {
-        let text = fs::read_to_string(&self.0).with_context(|| format!("cannot read {}", self.0.display()))?;
+        let text =
+            fs::read_to_string(&self.0).with_context(|| format!("cannot read {}", self.0.display()))?;
         // A line without its end is still being written.
-        let complete = text.rfind('\n').map_or("", |end| text.get(..end).unwrap_or_default());
-        complete.lines().map(|line| Record::from_json(&serde_json::from_str(line)?)).collect()
+        let complete = text
+            .rfind('\n')
+            .map_or("", |end| text.get(..end).unwrap_or_default());
+        complete
+            .lines()
+            .map(|line| Record::from_json(&serde_json::from_str(line)?))
+            .collect()
     }
 
     /// Waits for the end of the connection from this client address.
@@ -134,11 +150,20 @@ impl Records {
     /// # Errors
     /// When it has not ended after five seconds.
     pub fn of_peer(&self, peer: SocketAddr) -> Result<Record> {
-        poll::until(&format!("the server's record of {peer}"), Duration::from_secs(5), || {
-            let all = self.all()?;
-            let found = all.iter().rev().find(|record| record.peer.is_some_and(|other| same(other, peer)));
-            found.cloned().ok_or_else(|| anyhow!("not among {} records", all.len()))
-        })
+        poll::until(
+            &format!("the server's record of {peer}"),
+            Duration::from_secs(5),
+            || {
+                let all = self.all()?;
+                let found = all
+                    .iter()
+                    .rev()
+                    .find(|record| record.peer.is_some_and(|other| same(other, peer)));
+                found
+                    .cloned()
+                    .ok_or_else(|| anyhow!("not among {} records", all.len()))
+            },
+        )
     }
 
     /// Waits until `count` connections have ended and gives all.
@@ -146,10 +171,18 @@ impl Records {
     /// # Errors
     /// When there are fewer after five seconds.
     pub fn at_least(&self, count: usize) -> Result<Vec<Record>> {
-        poll::until(&format!("{count} records in {}", self.0.display()), Duration::from_secs(5), || {
-            let all = self.all()?;
-            if all.len() >= count { Ok(all) } else { Err(anyhow!("there are {}", all.len())) }
-        })
+        poll::until(
+            &format!("{count} records in {}", self.0.display()),
+            Duration::from_secs(5),
+            || {
+                let all = self.all()?;
+                if all.len() >= count {
+                    Ok(all)
+                } else {
+                    Err(anyhow!("there are {}", all.len()))
+                }
+            },
+        )
     }
 }
 

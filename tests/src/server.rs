@@ -9,7 +9,7 @@ mod raw;
 mod sidecar;
 
 use std::io;
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv6Addr, SocketAddrV6, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,7 +17,10 @@ use std::thread;
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
-use nix::sys::socket::{Backlog, SockFlag, accept4, listen};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn6, accept4, bind, listen, setsockopt, socket,
+    sockopt,
+};
 use tokio::sync::mpsc;
 
 pub use counted::Counted;
@@ -88,18 +91,39 @@ pub enum Kind {
 /// When it cannot listen or its files cannot be read.
 pub async fn serve(kind: Kind) -> Result<()> {
     match kind {
-        Kind::Sidecar { common, cert, key, ca, greeting, files } => {
+        Kind::Sidecar {
+            common,
+            cert,
+            key,
+            ca,
+            greeting,
+            files,
+        } => {
             let app = app::start(app::App { greeting, files }).await?;
             let acceptor = sidecar::acceptor(&cert, &key, &ca)?;
-            let front = Arc::new(sidecar::Front { acceptor, app, journal: Journal::open(&common.record)? });
+            let front = Arc::new(sidecar::Front {
+                acceptor,
+                app,
+                journal: Journal::open(&common.record)?,
+            });
             each(common.port, move |stream| {
                 let front = Arc::clone(&front);
                 async move { front.serve(stream).await }
             })
             .await
         }
-        Kind::Raw { common, greet, answer, echo } => {
-            let server = Arc::new(raw::Raw { greet, answer, echo, journal: Journal::open(&common.record)? });
+        Kind::Raw {
+            common,
+            greet,
+            answer,
+            echo,
+        } => {
+            let server = Arc::new(raw::Raw {
+                greet,
+                answer,
+                echo,
+                journal: Journal::open(&common.record)?,
+            });
             each(common.port, move |stream| {
                 let server = Arc::clone(&server);
                 async move { server.serve(stream).await }
@@ -132,12 +156,14 @@ where
 /// Accepts without asking for the peer's address: with it, the kernel withholds connections that were reset before
 /// they were accepted, and those are the ones that a test wants to see.
 fn accept_on(port: u16) -> Result<mpsc::UnboundedReceiver<TcpStream>> {
-    let listener = TcpListener::bind(("::", port)).with_context(|| format!("cannot listen on port {port}"))?;
-    listen(&listener, Backlog::new(BACKLOG)?)?;
+    let listener = listen_on(port).with_context(|| format!("cannot listen on port {port}"))?;
     let (sender, receiver) = mpsc::unbounded_channel();
     thread::spawn(move || {
         loop {
-            match accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) {
+            match accept4(
+                listener.as_raw_fd(),
+                SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+            ) {
                 Ok(fd) => {
                     // SAFETY: the kernel has just given us this descriptor; nobody else has it.
                     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
@@ -150,4 +176,24 @@ fn accept_on(port: u16) -> Result<mpsc::UnboundedReceiver<TcpStream>> {
         }
     });
     Ok(receiver)
+}
+
+/// Listens on all addresses of both families, sharing the port with sockets that ask for it too: a pod may use its
+/// server port as the source port of its own connections.
+fn listen_on(port: u16) -> Result<OwnedFd> {
+    let fd = socket(
+        AddressFamily::Inet6,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+    setsockopt(&fd, sockopt::ReusePort, &true)?;
+    setsockopt(&fd, sockopt::Ipv6V6Only, &false)?;
+    bind(
+        fd.as_raw_fd(),
+        &SockaddrIn6::from(SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0)),
+    )?;
+    listen(&fd, Backlog::new(BACKLOG)?)?;
+    Ok(fd)
 }

@@ -44,6 +44,14 @@ impl Pod {
         Self::new(namespace, name, number).label("security.istio.io/tlsMode", "istio")
     }
 
+    /// True for a pod with a sidecar.
+    #[must_use]
+    pub fn is_meshed(&self) -> bool {
+        self.labels
+            .iter()
+            .any(|(key, value)| key == "security.istio.io/tlsMode" && value == "istio")
+    }
+
     /// With one more label.
     #[must_use]
     pub fn label(mut self, key: &str, value: &str) -> Self {
@@ -117,7 +125,10 @@ impl Pod {
     /// The SPIFFE identity of its service account.
     #[must_use]
     pub fn spiffe(&self) -> String {
-        format!("spiffe://cluster.local/ns/{}/sa/{}", self.namespace, self.service_account)
+        format!(
+            "spiffe://cluster.local/ns/{}/sa/{}",
+            self.namespace, self.service_account
+        )
     }
 
     /// The pod as `kubectl get pod -o yaml` shows it, reduced to what says something.
@@ -133,7 +144,11 @@ impl Pod {
                 let _ = writeln!(text, "    {key}: {value:?}");
             }
         }
-        let _ = writeln!(text, "spec:\n  serviceAccountName: {}\n  containers:", self.service_account);
+        let _ = writeln!(
+            text,
+            "spec:\n  serviceAccountName: {}\n  containers:",
+            self.service_account
+        );
         let _ = writeln!(text, "    - name: app\n      image: app");
         if !self.ports.is_empty() {
             let _ = writeln!(text, "      ports:");
@@ -142,7 +157,10 @@ impl Pod {
             let _ = writeln!(text, "        - containerPort: {port}");
         }
         let [v4, v6] = self.addresses();
-        let _ = writeln!(text, "status:\n  phase: Running\n  podIP: {v4}\n  podIPs:\n    - ip: {v4}\n    - ip: {v6}");
+        let _ = writeln!(
+            text,
+            "status:\n  phase: Running\n  podIP: {v4}\n  podIPs:\n    - ip: {v4}\n    - ip: {v6}"
+        );
         text
     }
 }

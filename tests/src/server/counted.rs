@@ -35,7 +35,13 @@ impl Counted {
             error: None,
         };
         let shared = Arc::new(Mutex::new(record));
-        (Self { stream, shared: Arc::clone(&shared) }, Counts(shared))
+        (
+            Self {
+                stream,
+                shared: Arc::clone(&shared),
+            },
+            Counts(shared),
+        )
     }
 
     /// The first byte, left in the socket; `None` when the connection ended before one came.
@@ -90,7 +96,11 @@ fn canonical(peer: SocketAddr) -> SocketAddr {
 }
 
 impl AsyncRead for Counted {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let result = ready!(Pin::new(&mut self.stream).poll_read(cx, buf));
         match &result {

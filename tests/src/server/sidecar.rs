@@ -32,7 +32,8 @@ pub(super) fn acceptor(cert: &Path, key: &Path, ca: &Path) -> Result<TlsAcceptor
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(certificates(ca)?);
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build()?;
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build()?;
     let key = PrivateKeyDer::from_pem_file(key).with_context(|| format!("cannot read {}", key.display()))?;
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
@@ -67,11 +68,14 @@ impl Front {
                 self.forward(stream).await
             }
         };
-        self.journal.add(&counts.record(outcome.err().map(|error| format!("{error:#}"))))
+        self.journal
+            .add(&counts.record(outcome.err().map(|error| format!("{error:#}"))))
     }
 
     async fn forward<S: AsyncRead + AsyncWrite + Unpin>(&self, mut stream: S) -> Result<()> {
-        let mut app = TcpStream::connect(self.app).await.context("the application does not answer")?;
+        let mut app = TcpStream::connect(self.app)
+            .await
+            .context("the application does not answer")?;
         app.set_nodelay(true)?;
         copy_bidirectional(&mut stream, &mut app).await?;
         Ok(())
