@@ -123,9 +123,8 @@ impl Tables {
             }
             let key = key(socket);
             if sockets.is_inbound(socket) {
-                if self.flows.get(&key)?.is_none() {
-                    self.flows.insert(&key, &existing_flow(&endpoint, existing))?;
-                }
+                // What the kernel side has judged meanwhile stays as it is.
+                self.flows.insert_new(&key, &existing_flow(&endpoint, existing))?;
             } else {
                 self.outbound.insert(&key, &Outbound { pod_isn: 0, reserved: 0 })?;
             }

@@ -66,11 +66,17 @@ impl Held {
             .collect()
     }
 
-    /// A generation of the workload that no entry of `PORT_MODES` is left of.
-    fn free_generation(&self, workload: u32, after: u16) -> u16 {
+    /// A generation that neither the workload nor an earlier owner of its addresses uses: flows carry the generation
+    /// that they were judged under, and those of an earlier owner must not pass for settled.
+    fn free_generation(&self, workload: u32, wanted: &Desired) -> u16 {
+        let addresses = wanted.endpoints.iter().filter(|(_, plan)| plan.workload == workload);
+        let owners = addresses.filter_map(|(address, _)| self.endpoints.get(address));
+        let own = self.endpoints.values().filter(|endpoint| endpoint.workload == workload);
+        let used: BTreeSet<u16> = owners.chain(own).map(|endpoint| endpoint.generation).collect();
+        let after = used.last().copied().unwrap_or(0);
         (1..=u16::MAX)
             .map(|step| after.wrapping_add(step))
-            .find(|generation| self.ports_of(workload, *generation).is_empty())
+            .find(|generation| !used.contains(generation) && self.ports_of(workload, *generation).is_empty())
             .unwrap_or_else(|| after.wrapping_add(1))
     }
 }
@@ -95,8 +101,7 @@ pub fn change(held: &Held, wanted: &Desired) -> Change {
         let generation = match unchanged {
             Some(old) if !generations.contains_key(&plan.workload) => old.generation,
             _ => *generations.entry(plan.workload).or_insert_with(|| {
-                let after = siblings(held, plan.workload).max().unwrap_or(0);
-                let generation = held.free_generation(plan.workload, after);
+                let generation = held.free_generation(plan.workload, wanted);
                 let key = |port: &u16| PortKey { workload: plan.workload, generation, port: *port };
                 change.writes.extend(plan.ports.iter().map(|(port, mode)| Write::Port(key(port), *mode)));
                 generation
@@ -111,10 +116,6 @@ pub fn change(held: &Held, wanted: &Desired) -> Change {
     change.writes.extend(gone.map(|address| Write::RemoveEndpoint(*address)));
     change.stale = stale(held, &change.writes);
     change
-}
-
-fn siblings(held: &Held, workload: u32) -> impl Iterator<Item = u16> {
-    held.endpoints.values().filter(move |endpoint| endpoint.workload == workload).map(|endpoint| endpoint.generation)
 }
 
 fn exempt(held: &Held, wanted: &Desired, writes: &mut Vec<Write>) -> bool {

@@ -52,6 +52,19 @@ fn encode<T: Entry, const N: usize>(value: &T) -> [u8; N] {
     bytes
 }
 
+/// True when the kernel's answer is this error number.
+fn is_errno(error: &MapError, errno: i32) -> bool {
+    matches!(error, MapError::SyscallError(call) if call.io_error.raw_os_error() == Some(errno))
+}
+
+/// Somebody else may have removed the entry; aya gives the plain `ENOENT` then, not `KeyNotFound`.
+fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(error) if is_errno(&error, libc::ENOENT) => Ok(()),
+        result => result,
+    }
+}
+
 /// A hash map with keys of `KN` bytes and values of `VN` bytes.
 pub struct Table<K, V, const KN: usize, const VN: usize> {
     name: &'static str,
@@ -97,15 +110,25 @@ impl<K: Entry, V: Entry, const KN: usize, const VN: usize> Table<K, V, KN, VN> {
         result.map_err(|source| MapsError::Kernel { map: self.name, source })
     }
 
+    /// Writes an entry unless the key has one already, in one step; false when it has.
+    ///
+    /// # Errors
+    /// When the kernel refuses, e.g. because the map is full.
+    pub fn insert_new(&mut self, key: &K, value: &V) -> Result<bool, MapsError> {
+        /// `BPF_NOEXIST`.
+        const NO_EXIST: u64 = 1;
+        match self.map.insert(encode::<K, KN>(key), encode::<V, VN>(value), NO_EXIST) {
+            Err(error) if is_errno(&error, libc::EEXIST) => Ok(false),
+            result => result.map(|()| true).map_err(|source| self.kernel(source)),
+        }
+    }
+
     /// Removes an entry; one that is not there is no error.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn remove(&mut self, key: &K) -> Result<(), MapsError> {
-        match self.map.remove(&encode(key)) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            Err(source) => Err(self.kernel(source)),
-        }
+        absent_is_fine(self.map.remove(&encode(key))).map_err(|source| self.kernel(source))
     }
 
     /// All entries; what goes away meanwhile is left out.
@@ -228,12 +251,13 @@ impl Exempt {
         result.map_err(|source| MapsError::Kernel { map: "EXEMPT", source })
     }
 
-    /// Takes an address out.
+    /// Takes an address out; one that is not there is no error.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn remove(&mut self, address: Address) -> Result<(), MapsError> {
-        self.0.remove(&Key::new(128, address.0)).map_err(|source| MapsError::Kernel { map: "EXEMPT", source })
+        absent_is_fine(self.0.remove(&Key::new(128, address.0)))
+            .map_err(|source| MapsError::Kernel { map: "EXEMPT", source })
     }
 }
 

@@ -1,9 +1,9 @@
 //! Manifests that are watched: a change of a file or folder is read again, and what cannot be read keeps its last good
 //! content.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
@@ -96,8 +96,15 @@ impl Store {
 
 /// Tells when it is worth calling [`Store::reload`].
 pub struct Watch {
-    _watcher: Option<RecommendedWatcher>,
+    paths: Vec<PathBuf>,
+    watcher: Option<RecommendedWatcher>,
+    /// Folders that the kernel tells about; one that was removed and made again needs a new watch.
+    watched: BTreeSet<(PathBuf, u64)>,
     events: mpsc::Receiver<()>,
+    /// When to look, once something was told.
+    settled: Option<Instant>,
+    /// When to look at the latest.
+    rescan: Instant,
 }
 
 impl Watch {
@@ -106,27 +113,56 @@ impl Watch {
     pub fn open(paths: &[PathBuf]) -> Self {
         let (sender, events) = mpsc::channel(1);
         let handler = move |_: notify::Result<notify::Event>| drop(sender.try_send(()));
-        let watcher = notify::recommended_watcher(handler).ok().map(|mut watcher| {
-            for path in paths {
-                // A file is watched through its folder: editors and ConfigMaps replace it by a new one.
-                let folder = if path.is_dir() { Some(path.as_path()) } else { path.parent() };
-                if let Some(folder) = folder {
-                    let _ = watcher.watch(folder, RecursiveMode::NonRecursive);
-                }
-            }
-            watcher
-        });
-        Self { _watcher: watcher, events }
+        let watcher = notify::recommended_watcher(handler).ok();
+        let rescan = Instant::now() + RESCAN;
+        let mut watch =
+            Self { paths: paths.to_vec(), watcher, watched: BTreeSet::new(), events, settled: None, rescan };
+        watch.watch_folders();
+        watch
     }
 
-    /// Waits until something may have changed.
-    pub async fn changed(&mut self) {
-        // A closed channel (no watcher) leaves the periodic look.
-        if let Ok(Some(())) = tokio::time::timeout(RESCAN, self.events.recv()).await {
-            tokio::time::sleep(SETTLE).await;
-            while self.events.try_recv().is_ok() {}
-        } else if self.events.is_closed() {
-            tokio::time::sleep(RESCAN).await;
+    fn watch_folders(&mut self) {
+        let Some(watcher) = &mut self.watcher else { return };
+        let mut there = BTreeSet::new();
+        for path in &self.paths {
+            // A file is watched through its folder: editors and ConfigMaps replace it by a new one.
+            let folder = if path.is_dir() { Some(path.as_path()) } else { path.parent() };
+            let folder = folder.map(|folder| if folder.as_os_str().is_empty() { Path::new(".") } else { folder });
+            if let Some(folder) = folder
+                && let Ok(meta) = std::fs::metadata(folder)
+            {
+                let key = (folder.to_owned(), std::os::unix::fs::MetadataExt::ino(&meta));
+                if self.watched.contains(&key) || watcher.watch(folder, RecursiveMode::NonRecursive).is_ok() {
+                    there.insert(key);
+                }
+            }
         }
+        self.watched = there;
+    }
+
+    /// Waits until something may have changed. Safe to cancel: what was told before is not forgotten, and the periodic
+    /// look comes however often the caller is busy with something else.
+    pub async fn changed(&mut self) {
+        loop {
+            let deadline = self.settled.map_or(self.rescan, |settled| settled.min(self.rescan));
+            if Instant::now() >= deadline {
+                break;
+            }
+            tokio::select! {
+                told = self.events.recv(), if self.settled.is_none() && self.watcher.is_some() => match told {
+                    Some(()) => self.settled = Some(Instant::now() + SETTLE),
+                    None => self.watcher = None,
+                },
+                () = tokio::time::sleep_until(deadline.into()) => {}
+            }
+        }
+        // Everything that was told until now is seen by the reload that follows.
+        while self.events.try_recv().is_ok() {}
+        self.settled = None;
+        self.rescan = Instant::now() + RESCAN;
+        self.watch_folders();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -109,3 +109,50 @@ proptest! {
         prop_assert_eq!(run(&all), run(&[last]));
     }
 }
+
+fn one_pod(workload: u32, ports: BTreeMap<u16, PortMode>) -> Desired {
+    let plan = EndpointPlan {
+        pod: ObjectName::new("ns", workload.to_string()),
+        workload,
+        mode: Mode::PERMISSIVE,
+        ports,
+        ifindex: 0,
+        netns_id: 0,
+        meshed: true,
+        decided_by: Vec::new(),
+    };
+    Desired { endpoints: [(Address::from_v4([10, 0, 0, 1]), plan)].into(), ..Desired::default() }
+}
+
+/// A flow of the old pod carries the old pod's generation: under the new pod it must not look judged.
+#[test]
+fn the_next_owner_of_an_address_has_another_generation() {
+    let address = Address::from_v4([10, 0, 0, 1]);
+    let mut held = Held::default();
+    let mut last = None;
+    for workload in [1, 2, 1, 3] {
+        let change = change(&held, &one_pod(workload, BTreeMap::new()));
+        assert!(change.fresh.contains(&address));
+        change.writes.iter().for_each(|write| held.enter(write));
+        forget(&mut held, &change.stale);
+        let generation = held.endpoints.get(&address).map(|endpoint| endpoint.generation);
+        assert_ne!(generation, last);
+        last = generation;
+    }
+}
+
+/// The number wraps, and 65,535 changes of policy later the ports are still found.
+#[test]
+fn generations_wrap() {
+    let strict = PortMode { mode: Mode::STRICT, flags: 0, reserved: 0 };
+    let address = Address::from_v4([10, 0, 0, 1]);
+    let mut held = Held::default();
+    for round in 0..66_000_u32 {
+        let ports = if round % 2 == 0 { BTreeMap::from([(8080, strict)]) } else { BTreeMap::new() };
+        let wanted = one_pod(1, ports);
+        let change = change(&held, &wanted);
+        change.writes.iter().for_each(|write| held.enter(write));
+        forget(&mut held, &change.stale);
+        assert_eq!(seen(&held, address, 8080), meant(&wanted, address, 8080), "round {round}");
+    }
+}
