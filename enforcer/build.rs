@@ -5,6 +5,9 @@
 //! (`target/ebpf`): `build`, `clippy` and `test` share one compilation of `core`, and nothing is rebuilt when
 //! nothing changed.
 
+#[path = "build/strip.rs"]
+mod strip;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::{env, fs};
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
         println!("cargo::rerun-if-changed={}", input.display());
     }
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build");
     match build(&source) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Sentence(sentence)) => {
@@ -84,8 +88,16 @@ fn build(source: &Path) -> Result<(), Failure> {
     }
 
     let object = target.join(TARGET).join("release").join(OBJECT);
-    fs::copy(&object, out.join(OBJECT))
-        .map_err(|error| format!("cannot copy the eBPF object {}: {error}", object.display()))?;
+    let content = fs::read(&object)
+        .map_err(|error| format!("cannot read the eBPF object {}: {error}", object.display()))?;
+    let stripped = strip::strip(&content).ok_or_else(|| {
+        format!(
+            "{} is not the ELF object that bpf-linker should have made",
+            object.display()
+        )
+    })?;
+    let copy = out.join(OBJECT);
+    fs::write(&copy, stripped).map_err(|error| format!("cannot write {}: {error}", copy.display()))?;
     Ok(())
 }
 

@@ -9,10 +9,11 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-pub mod detach;
 pub mod certs;
+pub mod detach;
 pub mod output;
 pub mod policy;
+pub mod run;
 
 /// Exit code for usage and input errors.
 pub const EXIT_USAGE: u8 = 2;
@@ -35,6 +36,8 @@ struct Root {
 /// The subcommands. Each is one variant here, one arm in [`dispatch`] and one file in `cli/`.
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// The agent: enforces policy on this node's pods.
+    Run(run::Args),
     /// Certificate checks: what every server presents and refuses; `certs probe` checks one by hand.
     Certs(certs::Args),
     /// Explain, check and compare `PeerAuthentication` policies; offline, without root.
@@ -45,6 +48,7 @@ enum Command {
 
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
+        Command::Run(args) => run::run(args),
         Command::Certs(args) => certs::run(args),
         Command::Policy(args) => policy::run(args),
         Command::Detach(args) => detach::run(&args).map(|()| ExitCode::SUCCESS),

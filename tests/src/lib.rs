@@ -1,1 +1,19 @@
-//! The lab and what runs in it.
+//! The lab and what runs in it: network namespaces with real clients and real servers, the agent under test, and
+//! what the end-to-end suites, the demo and the benches need to drive them.
+//!
+//! - [`lab`]: the namespaces, their network, processes in them, certificates, manifests.
+//! - [`agent`]: the agent under test: start, kill, what it reports.
+//! - [`client`]: sockets opened inside a namespace, and how they end.
+//! - [`server`]: the servers of the pods; the binary `lab-server` runs them.
+//! - [`record`]: what the servers write down about each connection, and waiting for it.
+//!
+//! Nothing here sleeps for a guessed time: [`poll`] waits for a condition until a deadline.
+
+pub mod agent;
+pub mod client;
+pub mod lab;
+pub mod poll;
+pub mod record;
+pub mod server;
+
+pub use lab::{Lab, Pod, Topology};

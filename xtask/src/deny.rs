@@ -22,9 +22,9 @@ pub(crate) fn run() -> Result<()> {
     let configuration = root().join("deny.toml");
     for mut command in [cargo(["deny"]), ebpf_cargo(["deny"])] {
         command
-            .args(["check", "--config"])
+            .arg("--config")
             .arg(&configuration)
-            .args(["bans", "licenses", "sources"]);
+            .args(["check", "bans", "licenses", "sources"]);
         run_command(&mut command)?;
     }
     Ok(())

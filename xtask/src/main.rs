@@ -38,7 +38,7 @@ enum Task {
     Deny,
     /// Run the benchmarks (as root)
     Bench(bench::Options),
-    /// Remove network namespaces and pins that a killed lab left behind (as root)
+    /// Remove what killed labs left behind: network namespaces, pins, files (as root)
     CleanLab,
 }
 

@@ -74,9 +74,12 @@ impl Step {
             Self::Doc => return run_tests(&["--doc"], false),
             Self::EndToEnd => return run_tests(&["--test", "*"], true),
         };
-        for mut command in commands {
-            run_command(&mut command)?;
-        }
+        // All of them, so that one run shows everything that is wrong.
+        let results: Vec<_> = commands
+            .into_iter()
+            .map(|mut command| run_command(&mut command))
+            .collect();
+        results.into_iter().collect::<Result<()>>()?;
         Ok(Tally::default())
     }
 }

@@ -28,7 +28,9 @@ impl Verdicts {
     pub(super) fn open(datapath: &mut Datapath) -> anyhow::Result<Self> {
         let map = datapath.take_map("EVENTS").context("map EVENTS is missing")?;
         let buffer = RingBuf::try_from(map).context("map EVENTS is no ring buffer")?;
-        let buffer = AsyncFd::with_interest(buffer, tokio::io::Interest::READABLE).context("cannot wait for events")?;
+        // SAFETY: the ring buffer owns its descriptor, which neither changes nor closes before the buffer is dropped.
+        let buffer = unsafe { AsyncFd::register_with_interest(buffer, tokio::io::Interest::READABLE) };
+        let buffer = buffer.context("cannot wait for events")?;
         Ok(Self { buffer, window: Instant::now(), lines: 0, suppressed: 0 })
     }
 

@@ -33,7 +33,7 @@ const MESH_ALPN: [&[u8]; 2] = [b"istio-peer-exchange", b"istio"];
 const PLAIN_ALPN: [&[u8]; 1] = [b"http/1.1"];
 /// Mark of the agent's own connections (`SO_MARK`), by which the kernel side knows them. Avoids the bits that
 /// kube-proxy (0xc000), Cilium (0x0f00) and Calico (0xffff0000) use.
-pub const PROBE_MARK: u32 = 0x30e5;
+pub const PROBE_MARK: u32 = enforcer_common::settings::OWN_PROBE_MARK;
 
 /// How checks are made.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -112,7 +112,10 @@ impl Watch {
     #[must_use]
     pub fn open(paths: &[PathBuf]) -> Self {
         let (sender, events) = mpsc::channel(1);
-        let handler = move |_: notify::Result<notify::Event>| drop(sender.try_send(()));
+        let handler = move |_: notify::Result<notify::Event>| {
+            // Full means that the reader knows already.
+            let _ = sender.try_send(());
+        };
         let watcher = notify::recommended_watcher(handler).ok();
         let rescan = Instant::now() + RESCAN;
         let mut watch =

@@ -1,0 +1,220 @@
+//! `enforcer run`: the agent.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use clap::ValueEnum;
+use enforcer_common::settings::{Action, Enforcement, Settings, UnknownPods};
+use tracing_subscriber::EnvFilter;
+
+use crate::agent::tables::ExistingFlows;
+use crate::agent::{self, Config, state};
+use crate::datapath::desired;
+use crate::datapath::pin::DEFAULT_DIR;
+use crate::datapath::{Hook, OpenOptions, Selector};
+
+/// Whether verdicts are carried out.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Mode {
+    /// Refused connections are refused.
+    Enforce,
+    /// Nothing is touched; what would be refused is counted and reported as `would_reset`.
+    Audit,
+}
+
+/// What is done with a refused connection.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum RefuseBy {
+    /// Both ends get a reset.
+    Reset,
+    /// Packets are dropped without an answer.
+    Drop,
+}
+
+/// What happens to pods whose policy is not known yet.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Unknown {
+    /// Their connections pass.
+    Allow,
+    /// New inbound connections are refused until the policy is known.
+    Strict,
+}
+
+/// The hook on an interface.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum HookChoice {
+    /// TCX where the kernel takes it, else clsact.
+    Auto,
+    /// TCX links.
+    Tcx,
+    /// Filters of the clsact qdisc.
+    Clsact,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    /// For people.
+    Human,
+    /// One json object a line.
+    Json,
+}
+
+/// Level of the kernel side's debug lines.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum KernelLog {
+    /// None: they cost nothing.
+    Off,
+    /// Errors and warnings.
+    Warn,
+    /// Everything.
+    Debug,
+}
+
+/// Run the agent: enforce the policies of a folder of manifests on this node's pods.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Manifest file or folder to read and watch; may be given several times.
+    #[arg(long, env = "ENFORCER_MANIFESTS", value_delimiter = ',', num_args = 1.., required = true, value_name = "PATH")]
+    manifests: Vec<PathBuf>,
+    /// Whether verdicts are carried out.
+    #[arg(long, env = "ENFORCER_MODE", value_enum, default_value = "enforce")]
+    mode: Mode,
+    /// What is done with a refused connection.
+    #[arg(long, env = "ENFORCER_ACTION", value_enum, default_value = "reset")]
+    action: RefuseBy,
+    /// Interfaces to hook, by name; `*` and `?` match. Without it: every veth whose peer is in another network namespace.
+    #[arg(long = "interface", env = "ENFORCER_INTERFACE", value_delimiter = ',', num_args = 1.., value_name = "GLOB")]
+    interfaces: Vec<String>,
+    /// Istio's root namespace (`meshConfig.rootNamespace`).
+    #[arg(long, env = "ENFORCER_ROOT_NAMESPACE", default_value = "istio-system", value_name = "NAMESPACE")]
+    root_namespace: String,
+    /// Revision of the control plane; policies labelled `istio.io/rev` with another one do not count.
+    #[arg(long, env = "ENFORCER_REVISION", value_name = "REVISION")]
+    revision: Option<String>,
+    /// Folder of the pins: on a bpffs, or it becomes one.
+    #[arg(long, env = "ENFORCER_BPFFS", default_value = DEFAULT_DIR, value_name = "DIR")]
+    bpffs: PathBuf,
+    /// Folder of the state file.
+    #[arg(long, env = "ENFORCER_STATE_DIR", default_value = state::DEFAULT_DIR, value_name = "DIR")]
+    state_dir: PathBuf,
+    /// What happens to pods whose policy is not known yet.
+    #[arg(long, env = "ENFORCER_UNKNOWN_PODS", value_enum, default_value = "allow")]
+    unknown_pods: Unknown,
+    /// What happens to inbound connections that were open before their pod was enforced.
+    #[arg(long, env = "ENFORCER_EXISTING_FLOWS", value_enum, default_value = "allow")]
+    existing_flows: ExistingFlows,
+    /// Resets per second on this node; what is beyond is dropped and counted as `RESET_LIMIT`.
+    #[arg(long, env = "ENFORCER_RESETS_PER_SECOND", default_value_t = Settings::DEFAULT.resets_per_second, value_name = "N")]
+    resets_per_second: u32,
+    /// Verdict events per second and CPU; what is beyond is counted as suppressed.
+    #[arg(long, env = "ENFORCER_EVENTS_PER_SECOND", default_value_t = Settings::DEFAULT.events_per_second, value_name = "N")]
+    events_per_second: u32,
+    /// Seconds a client may take from its first byte to its sixth.
+    #[arg(long, env = "ENFORCER_UNDECIDED_TIMEOUT", default_value_t = 10.0, value_name = "SECONDS")]
+    undecided_timeout: f64,
+    /// Entries of a map, such as FLOWS=524288; may be given several times.
+    #[arg(long, env = "ENFORCER_MAP_SIZE", value_delimiter = ',', value_parser = map_size, value_name = "MAP=ENTRIES")]
+    map_size: Vec<(String, u32)>,
+    /// The hook to use.
+    #[arg(long, env = "ENFORCER_HOOK", value_enum, default_value = "auto")]
+    hook: HookChoice,
+    /// Remove everything when the agent stops; else what it enforces stays enforced.
+    #[arg(long, env = "ENFORCER_DETACH_ON_EXIT")]
+    detach_on_exit: bool,
+    /// How log lines look.
+    #[arg(long, env = "ENFORCER_LOG_FORMAT", value_enum, default_value = "human")]
+    log_format: LogFormat,
+    /// What is logged, as `tracing` filters: `info`, `enforcer=debug`.
+    #[arg(long, env = "ENFORCER_LOG", default_value = "info", value_name = "FILTER")]
+    log: String,
+    /// Level of the kernel side's debug lines.
+    #[arg(long, env = "ENFORCER_KERNEL_LOG", value_enum, default_value = "off")]
+    kernel_log: KernelLog,
+}
+
+fn map_size(text: &str) -> Result<(String, u32), String> {
+    let (name, entries) = text.split_once('=').ok_or("expected MAP=ENTRIES, such as FLOWS=524288")?;
+    let entries = entries.parse().map_err(|_| format!("{entries:?} is no number of entries"))?;
+    Ok((name.to_owned(), entries))
+}
+
+/// Runs the subcommand.
+///
+/// # Errors
+/// When the arguments make no sense, or the datapath cannot be opened.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let filter = EnvFilter::try_new(&args.log).with_context(|| format!("--log {:?} is no filter", args.log))?;
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match args.log_format {
+        LogFormat::Human => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Json => lines.json().flatten_event(true).init(),
+    }
+    if !nix::unistd::geteuid().is_root() {
+        bail!("the agent loads BPF programs and needs root: run it with sudo, or in a container with the capabilities named in docs/operations.md");
+    }
+    for path in &args.manifests {
+        std::fs::metadata(path)
+            .with_context(|| format!("--manifests {} cannot be read: give an existing file or folder", path.display()))?;
+    }
+    let config = config(args)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(agent::run(config))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn config(args: Args) -> anyhow::Result<Config> {
+    let undecided = Duration::try_from_secs_f64(args.undecided_timeout)
+        .ok()
+        .filter(|timeout| !timeout.is_zero())
+        .with_context(|| format!("--undecided-timeout {}: give a number of seconds above 0", args.undecided_timeout))?;
+    let unknown_pods = match args.unknown_pods {
+        Unknown::Allow => UnknownPods::ALLOW,
+        Unknown::Strict => UnknownPods::STRICT,
+    };
+    Ok(Config {
+        open: OpenOptions {
+            bpffs: std::path::absolute(&args.bpffs)?,
+            sizes: args.map_size.into_iter().collect::<BTreeMap<_, _>>(),
+            log_level: match args.kernel_log {
+                KernelLog::Off => 0,
+                KernelLog::Warn => 2,
+                KernelLog::Debug => 4,
+            },
+            hook: match args.hook {
+                HookChoice::Auto => Hook::Auto,
+                HookChoice::Tcx => Hook::Tcx,
+                HookChoice::Clsact => Hook::Clsact,
+            },
+            ..OpenOptions::default()
+        },
+        manifests: args.manifests,
+        selector: Selector::new(args.interfaces),
+        objects: desired::Options {
+            root_namespace: args.root_namespace,
+            revision: args.revision,
+            list_all_pods: unknown_pods == UnknownPods::STRICT,
+        },
+        settings: Settings {
+            undecided_ns: u64::try_from(undecided.as_nanos()).unwrap_or(u64::MAX),
+            enforcement: match args.mode {
+                Mode::Enforce => Enforcement::ENFORCE,
+                Mode::Audit => Enforcement::AUDIT,
+            },
+            action: match args.action {
+                RefuseBy::Reset => Action::RESET,
+                RefuseBy::Drop => Action::DROP,
+            },
+            unknown_pods,
+            resets_per_second: args.resets_per_second,
+            events_per_second: args.events_per_second,
+            ..Settings::DEFAULT
+        },
+        existing: args.existing_flows,
+        detach_on_exit: args.detach_on_exit,
+        state_dir: args.state_dir,
+    })
+}
