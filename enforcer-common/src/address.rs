@@ -7,10 +7,13 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 ///
 /// Writers and readers of maps go through the constructors here, so that the two spellings of one IPv4 address
 /// cannot be two keys.
-#[repr(transparent)]
+#[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
-pub struct Address(pub [u8; 16]);
+pub struct Address {
+    /// The bytes.
+    pub bytes: [u8; 16],
+}
 
 impl Address {
     /// The prefix that marks a v4-mapped address.
@@ -21,20 +24,20 @@ impl Address {
     #[must_use]
     pub const fn from_v4(bytes: [u8; 4]) -> Self {
         let [a, b, c, d] = bytes;
-        Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
+        Self { bytes: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d] }
     }
 
     /// From the sixteen bytes of an IPv6 address as they stand in a packet.
     #[inline(always)]
     #[must_use]
     pub const fn from_v6(bytes: [u8; 16]) -> Self {
-        Self(bytes)
+        Self { bytes }
     }
 
     /// True for `::ffff:0:0/96`.
     #[must_use]
     pub fn is_v4(&self) -> bool {
-        self.0.starts_with(&Self::V4_PREFIX)
+        self.bytes.starts_with(&Self::V4_PREFIX)
     }
 }
 
@@ -50,10 +53,10 @@ impl From<IpAddr> for Address {
 impl From<Address> for IpAddr {
     fn from(address: Address) -> Self {
         if address.is_v4() {
-            let [.., a, b, c, d] = address.0;
+            let [.., a, b, c, d] = address.bytes;
             Self::V4(Ipv4Addr::new(a, b, c, d))
         } else {
-            Self::V6(Ipv6Addr::from(address.0))
+            Self::V6(Ipv6Addr::from(address.bytes))
         }
     }
 }

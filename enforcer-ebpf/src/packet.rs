@@ -70,7 +70,7 @@ impl Packet {
     /// To be filled in by [`network`] and [`transport`].
     #[inline(always)]
     pub fn new(direction: Direction) -> Self {
-        let nobody = Address([0; 16]);
+        let nobody = Address { bytes: [0; 16] };
         Self {
             key: FlowKey { client: nobody, pod: nobody, client_port: 0, pod_port: 0 },
             direction,

@@ -223,10 +223,10 @@ fn turn_back(skb: &Skb, packet: &Packet) -> bool {
 #[inline(always)]
 fn store_addresses(skb: &Skb, packet: &Packet, source: &Address, destination: &Address) -> bool {
     if packet.is_v6 {
-        return skb.store(packet.ip_offset + 8, &source.0) && skb.store(packet.ip_offset + 24, &destination.0);
+        return skb.store(packet.ip_offset + 8, &source.bytes) && skb.store(packet.ip_offset + 24, &destination.bytes);
     }
-    let [.., a, b, c, d] = source.0;
-    let [.., e, f, g, h] = destination.0;
+    let [.., a, b, c, d] = source.bytes;
+    let [.., e, f, g, h] = destination.bytes;
     skb.store(packet.ip_offset + 12, &[a, b, c, d, e, f, g, h])
 }
 
@@ -245,7 +245,7 @@ fn pseudo_header_sum(packet: &Packet, tcp_len: u32) -> u32 {
 
 #[inline(always)]
 fn address_word(address: &Address, index: usize) -> u32 {
-    let (Some(first), Some(second)) = (address.0.get(index * 2), address.0.get(index * 2 + 1)) else {
+    let (Some(first), Some(second)) = (address.bytes.get(index * 2), address.bytes.get(index * 2 + 1)) else {
         return 0;
     };
     u32::from(u16::from_ne_bytes([*first, *second]))

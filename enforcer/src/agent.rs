@@ -50,6 +50,9 @@ pub struct Config {
     pub state_dir: PathBuf,
 }
 
+/// The interfaces that are there at the start are told at once; this long after the last one all are known.
+const FIRST_LINKS: Duration = Duration::from_millis(30);
+
 struct Agent {
     config: Config,
     datapath: Datapath,
@@ -88,10 +91,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     if let Some(loaded) = store.reload() {
         agent.load(loaded);
     }
-    agent.reconcile()?;
-    agent.finish_earlier()?;
     let mut links = LinkWatch::open(agent.config.selector.clone()).context("cannot watch the interfaces")?;
     agent.forget_lost_interfaces();
+    // What is there already is hooked before any policy is new to it: connections that are open then can be found behind
+    // the interfaces, and all others are followed from their first packet.
+    while let Ok(event) = tokio::time::timeout(FIRST_LINKS, links.next()).await {
+        agent.interface(event.context("cannot watch the interfaces")?);
+    }
+    agent.reconcile()?;
+    agent.finish_earlier()?;
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     info!(pid = std::process::id(), "agent is running");

@@ -236,7 +236,7 @@ impl Exempt {
         let mut entries = Vec::new();
         for key in self.0.keys().flatten() {
             if let Ok(value) = self.0.get(&key, 0) {
-                entries.push((Address(key.data()), decode("EXEMPT", &value)?));
+                entries.push((Address { bytes: key.data() }, decode("EXEMPT", &value)?));
             }
         }
         Ok(entries)
@@ -247,7 +247,7 @@ impl Exempt {
     /// # Errors
     /// When the kernel refuses.
     pub fn insert(&mut self, address: Address, kind: ExemptKind) -> Result<(), MapsError> {
-        let result = self.0.insert(&Key::new(128, address.0), encode::<_, 4>(&kind), 0);
+        let result = self.0.insert(&Key::new(128, address.bytes), encode::<_, 4>(&kind), 0);
         result.map_err(|source| MapsError::Kernel { map: "EXEMPT", source })
     }
 
@@ -256,7 +256,7 @@ impl Exempt {
     /// # Errors
     /// When the kernel refuses.
     pub fn remove(&mut self, address: Address) -> Result<(), MapsError> {
-        absent_is_fine(self.0.remove(&Key::new(128, address.0)))
+        absent_is_fine(self.0.remove(&Key::new(128, address.bytes)))
             .map_err(|source| MapsError::Kernel { map: "EXEMPT", source })
     }
 }
