@@ -18,7 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 
 use self::state::{DecisionState, EndpointState, InterfaceState, State};
-use self::tables::{ExistingFlows, Tables};
+use self::tables::{ExistingFlows, Refusal, Tables};
 use self::verdicts::Verdicts;
 use crate::datapath::apply::change;
 use crate::datapath::desired::{self, Desired, Facts, Place, WorkloadIds, desired};
@@ -67,6 +67,8 @@ struct Agent {
     /// Problems of the manifests, and of the node.
     manifest_problems: Vec<String>,
     node_problems: BTreeMap<String, String>,
+    /// Policy that the maps did not take.
+    refused: BTreeSet<String>,
     started: Timestamp,
     policy_applied: Option<Timestamp>,
     written: Option<State>,
@@ -88,7 +90,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut kernel_lines = kernel_log::open(&mut datapath, config.open.log_level);
     let mut agent = Agent::new(config, datapath, tables)?;
     agent.heartbeat()?;
-    let mut store = Store::new(agent.config.manifests.clone());
+    let mut store = Store::new(agent.config.manifests.clone())
+        .with_memory(state::path(&agent.config.state_dir, &agent.config.open.bpffs).with_extension("manifests"));
     let mut watch = Watch::open(&agent.config.manifests);
     if let Some(loaded) = store.reload() {
         agent.load(loaded);
@@ -162,6 +165,7 @@ impl Agent {
             unsupported: BTreeMap::new(),
             manifest_problems: Vec::new(),
             node_problems: BTreeMap::new(),
+            refused: BTreeSet::new(),
             started: Timestamp::now(),
             policy_applied: None,
             written: None,
@@ -187,15 +191,33 @@ impl Agent {
     fn reconcile(&mut self) -> anyhow::Result<()> {
         let wanted = desired(&self.objects, &self.facts, &self.config.objects, &mut self.ids);
         let change = change(self.tables.held(), &wanted);
-        self.tables.apply(&change)?;
+        let refusals = self.tables.apply(&change);
         self.tell_changes(&wanted);
         self.wanted = wanted;
+        self.tell_refusals(&refusals);
         if !change.fresh.is_empty() {
             self.finish(&change.fresh)?;
         }
         self.policy_applied = Some(Timestamp::now());
         self.write_state();
         Ok(())
+    }
+
+    /// Refused writes are told once, shown by `status` while they last, and tried again.
+    fn tell_refusals(&mut self, refusals: &[Refusal]) {
+        let mut problems = BTreeSet::new();
+        for Refusal { workload, address, error } in refusals {
+            let pod = self.wanted.endpoints.values().find(|plan| plan.workload == *workload).map(|plan| plan.pod.to_string());
+            let what = pod.or_else(|| address.map(|address| address.to_string())).unwrap_or_else(|| "exempt sources".into());
+            problems.insert(format!(
+                "the policy of {what} could not be written ({error}): it keeps the one before, or the strictest of its modes when it is new; \
+                 run enforcer detach and start the agent with a larger --map-size for this map"
+            ));
+        }
+        for problem in problems.difference(&self.refused) {
+            error!("{problem}");
+        }
+        self.refused = problems;
     }
 
     fn tell_changes(&self, wanted: &Desired) {
@@ -331,7 +353,7 @@ impl Agent {
     fn tick(&mut self) -> anyhow::Result<()> {
         self.heartbeat()?;
         self.tables.sweep()?;
-        if self.find_places() {
+        if self.find_places() || !self.refused.is_empty() {
             self.reconcile()?;
         }
         Ok(())
@@ -389,7 +411,7 @@ impl Agent {
             interfaces: interfaces.collect(),
             unsupported_interfaces: self.unsupported.values().cloned().collect(),
             unprotected_pods: self.wanted.unprotected.iter().map(ToString::to_string).collect(),
-            problems: self.manifest_problems.iter().chain(self.node_problems.values()).cloned().collect(),
+            problems: self.manifest_problems.iter().chain(self.node_problems.values()).chain(&self.refused).cloned().collect(),
         }
     }
 }

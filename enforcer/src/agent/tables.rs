@@ -1,11 +1,11 @@
 //! The maps that the agent writes, and carrying changes out in them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use enforcer_common::map::{Endpoint, Flow, FlowKey, FlowState, Outbound, PortKey, endpoint_flags};
 use enforcer_common::settings::Settings;
-use enforcer_common::{Address, Reason, Verdict};
+use enforcer_common::{Address, Mode, Reason, Verdict};
 
 use crate::datapath::Datapath;
 use crate::datapath::apply::{Change, Held, Write};
@@ -25,6 +25,17 @@ pub enum ExistingFlows {
     Allow,
     /// Under STRICT they are reset at their next packet.
     Reset,
+}
+
+/// A write that the kernel refused.
+#[derive(Debug)]
+pub struct Refusal {
+    /// The pod that it concerns; 0: none.
+    pub workload: u32,
+    /// The address that it concerns; `None`: ports or exemptions.
+    pub address: Option<Address>,
+    /// The kernel's answer.
+    pub error: MapsError,
 }
 
 /// The maps.
@@ -86,27 +97,63 @@ impl Tables {
     /// Carries a change out. Fresh endpoints are first only learning: their handshakes are followed, and nothing unknown
     /// is refused until [`Self::finish`] was called with what is open.
     ///
-    /// # Errors
-    /// When the kernel refuses a write; what was written before it stays.
-    pub fn apply(&mut self, change: &Change) -> Result<(), MapsError> {
+    /// A write that the kernel refuses, because a map is full, concerns one pod only: its addresses keep the policy that
+    /// they had; fresh ones, which have none, are held to the strictest mode of theirs. Gives what was refused; the next
+    /// change tries again.
+    pub fn apply(&mut self, change: &Change) -> Vec<Refusal> {
+        let mut refusals = Vec::new();
+        let mut without_ports: BTreeSet<(u32, u16)> = BTreeSet::new();
         for write in &change.writes {
-            match *write {
-                Write::Port(key, mode) => self.ports.insert(&key, &mode)?,
-                Write::Exempt(address, kind) => self.exempt.insert(address, kind)?,
-                Write::Unexempt(address) => self.exempt.remove(address)?,
-                Write::RemoveEndpoint(address) => self.endpoints.remove(&address)?,
-                Write::Endpoint(address, endpoint) if change.fresh.contains(&address) => {
-                    let flags = endpoint.flags | endpoint_flags::LEARNING;
-                    self.endpoints.insert(&address, &Endpoint { flags, ..endpoint })?;
+            let Some(write) = self.possible(write, &without_ports) else { continue };
+            match self.write(&write, change) {
+                Ok(()) => self.held.enter(&write),
+                Err(error) => {
+                    let (address, first) = match write {
+                        Write::Port(key, _) => (None, without_ports.insert((key.workload, key.generation))),
+                        Write::Endpoint(address, _) | Write::RemoveEndpoint(address) => (Some(address), true),
+                        Write::Exempt(..) | Write::Unexempt(..) => (None, true),
+                    };
+                    let workload = match write {
+                        Write::Port(key, _) => key.workload,
+                        Write::Endpoint(_, endpoint) => endpoint.workload,
+                        _ => 0,
+                    };
+                    if first {
+                        refusals.push(Refusal { workload, address, error });
+                    }
                 }
-                Write::Endpoint(address, endpoint) => self.endpoints.insert(&address, &endpoint)?,
             }
-            self.held.enter(write);
         }
         if !change.stale.is_empty() {
             self.stale.push((Instant::now() + GRACE, change.stale.clone()));
         }
-        Ok(())
+        refusals
+    }
+
+    /// What can be written of this write when these generations have not all of their ports.
+    fn possible(&self, write: &Write, without_ports: &BTreeSet<(u32, u16)>) -> Option<Write> {
+        match *write {
+            Write::Port(key, _) if without_ports.contains(&(key.workload, key.generation)) => None,
+            Write::Endpoint(address, endpoint) if without_ports.contains(&(endpoint.workload, endpoint.generation)) => {
+                let has_policy = self.held.endpoints.get(&address).is_some_and(|held| held.workload == endpoint.workload);
+                (!has_policy).then(|| Write::Endpoint(address, strictest(endpoint)))
+            }
+            write => Some(write),
+        }
+    }
+
+    fn write(&mut self, write: &Write, change: &Change) -> Result<(), MapsError> {
+        match *write {
+            Write::Port(key, mode) => self.ports.insert(&key, &mode),
+            Write::Exempt(address, kind) => self.exempt.insert(address, kind),
+            Write::Unexempt(address) => self.exempt.remove(address),
+            Write::RemoveEndpoint(address) => self.endpoints.remove(&address),
+            Write::Endpoint(address, endpoint) if change.fresh.contains(&address) => {
+                let flags = endpoint.flags | endpoint_flags::LEARNING;
+                self.endpoints.insert(&address, &Endpoint { flags, ..endpoint })
+            }
+            Write::Endpoint(address, endpoint) => self.endpoints.insert(&address, &endpoint),
+        }
     }
 
     /// Enters what is open at a fresh endpoint and ends its learning.
@@ -156,6 +203,16 @@ impl Tables {
     pub fn unfinished(&self) -> BTreeMap<Address, Endpoint> {
         let learning = |endpoint: &Endpoint| endpoint.flags & endpoint_flags::LEARNING != 0;
         self.held.endpoints.iter().filter(|(_, endpoint)| learning(endpoint)).map(|(address, endpoint)| (*address, *endpoint)).collect()
+    }
+}
+
+/// The endpoint without its ports: what has no readable port is held to STRICT where any of its ports is.
+fn strictest(endpoint: Endpoint) -> Endpoint {
+    let strict = endpoint.flags & endpoint_flags::ANY_STRICT != 0;
+    Endpoint {
+        mode: if strict { Mode::STRICT } else { endpoint.mode },
+        flags: endpoint.flags & !endpoint_flags::HAS_PORTS,
+        ..endpoint
     }
 }
 

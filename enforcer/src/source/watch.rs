@@ -17,9 +17,14 @@ const SETTLE: Duration = Duration::from_millis(50);
 /// Even without a notification everything is looked at this often: folders come back, and some file systems stay silent.
 const RESCAN: Duration = Duration::from_millis(700);
 
+mod memory;
+
+use memory::Memory;
+
 /// The last good content of every file.
 #[derive(Debug, Default)]
 pub struct Store {
+    memory: Option<Memory>,
     paths: Vec<PathBuf>,
     contents: BTreeMap<PathBuf, FileContent>,
     stamps: BTreeMap<PathBuf, Stamp>,
@@ -42,6 +47,14 @@ impl Store {
     #[must_use]
     pub fn new(paths: Vec<PathBuf>) -> Self {
         Self { paths, ..Self::default() }
+    }
+
+    /// Keeps each file's last good text in this folder as well, so that a file that is broken when the agent starts
+    /// still has one: an agent that is started anew must not drop a policy that its predecessor had in force.
+    #[must_use]
+    pub fn with_memory(mut self, folder: PathBuf) -> Self {
+        self.memory = Some(Memory::new(folder));
+        self
     }
 
     /// Reads what changed. `None` when nothing did. A file that is gone takes its objects along; a folder that cannot be
@@ -76,14 +89,23 @@ impl Store {
                 (last, _) => {
                     changed = true;
                     let read = manifest::load_file(&file);
-                    match &last {
-                        Some(last) => read.over(last),
-                        None => read,
+                    let whole = read.problems.is_empty() && !read.unreadable;
+                    match (&self.memory, last) {
+                        (Some(memory), _) if whole => {
+                            memory.keep(&file);
+                            read
+                        }
+                        (Some(memory), None) => read.over(&memory.recall(&file).unwrap_or_default()),
+                        (_, Some(last)) => read.over(&last),
+                        (None, None) => read,
                     }
                 }
             };
             stamps.extend(now.map(|stamp| (file.clone(), stamp)));
             contents.insert(file, content);
+        }
+        if let Some(memory) = &self.memory {
+            memory.forget_others(contents.keys());
         }
         self.contents = contents;
         self.stamps = stamps;

@@ -77,3 +77,28 @@ fn a_folder_that_vanishes_keeps_its_policies_and_is_followed_when_it_returns() {
         assert_eq!(store.reload().map(|loaded| loaded.objects.policies.len()), Some(1));
     });
 }
+
+#[test]
+fn a_file_that_is_broken_at_the_start_keeps_what_the_agent_before_had_of_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let memory = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("a.yaml");
+    let start = || Store::new(vec![folder.path().to_owned()]).with_memory(memory.path().join("kept"));
+    let policies = |store: &mut Store| store.reload().map(|loaded| (loaded.objects.policies.len(), loaded.problems.len()));
+
+    fs::write(&file, POLICY).expect("written");
+    assert_eq!(policies(&mut start()), Some((1, 0)));
+
+    fs::write(&file, "kind: [").expect("written");
+    let mut store = start();
+    assert_eq!(policies(&mut store), Some((1, 1)), "the policy stays, and the file is reported");
+
+    // A document that is refused is not the same as one that was taken out.
+    fs::write(&file, POLICY.replace("STRICT", "STRICKT")).expect("written");
+    assert_eq!(policies(&mut start()), Some((1, 1)));
+
+    fs::remove_file(&file).expect("removed");
+    assert_eq!(policies(&mut store), Some((0, 0)), "a file that is gone takes its policy along");
+    fs::write(&file, "kind: [").expect("written");
+    assert_eq!(policies(&mut start()), Some((0, 1)), "and does not come back by a broken one");
+}
