@@ -11,9 +11,12 @@ use clap::{Parser, Subcommand};
 
 pub mod certs;
 pub mod detach;
+pub mod endpoints;
+pub mod node;
 pub mod output;
 pub mod policy;
 pub mod run;
+pub mod status;
 
 /// Exit code for usage and input errors.
 pub const EXIT_USAGE: u8 = 2;
@@ -38,6 +41,10 @@ struct Root {
 enum Command {
     /// The agent: enforces policy on this node's pods.
     Run(run::Args),
+    /// This node: agent, hooks, maps, policy, counters, problems.
+    Status(status::Args),
+    /// The pods that are enforced, and what is in force for them.
+    Endpoints(endpoints::Args),
     /// Certificate checks: what every server presents and refuses; `certs probe` checks one by hand.
     Certs(certs::Args),
     /// Explain, check and compare `PeerAuthentication` policies; offline, without root.
@@ -49,6 +56,8 @@ enum Command {
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(args) => run::run(args),
+        Command::Status(args) => status::run(&args),
+        Command::Endpoints(args) => endpoints::run(&args),
         Command::Certs(args) => certs::run(args),
         Command::Policy(args) => policy::run(args),
         Command::Detach(args) => detach::run(&args).map(|()| ExitCode::SUCCESS),

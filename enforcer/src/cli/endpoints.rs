@@ -1,0 +1,153 @@
+//! `enforcer endpoints`: the pods of this node and what is in force for them, from the pinned maps.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::process::ExitCode;
+
+use enforcer_common::map::{Endpoint, endpoint_flags, port_flags};
+use enforcer_common::{Reason, Verdict};
+use serde::Serialize;
+
+use super::node::{Node, NodeArgs};
+use super::output::{OutputFormat, print_json, print_table, table};
+use crate::agent::state::DecisionState;
+use crate::datapath::maps::{Endpoints, PortModes, WorkloadCounters};
+
+/// List the pods that are enforced: address, mode and the policy that decided, ports, connections. Works when the agent is dead.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    node: NodeArgs,
+    /// How to print.
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: OutputFormat,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    pod: String,
+    address: IpAddr,
+    workload: u32,
+    mode: &'static str,
+    ports: BTreeMap<u16, Port>,
+    decided_by: Vec<DecisionState>,
+    tls_connections: u64,
+    plaintext_connections: u64,
+    refused_connections: u64,
+    learning: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Port {
+    mode: &'static str,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    treatment: Vec<&'static str>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Connections {
+    tls: u64,
+    plaintext: u64,
+    refused: u64,
+}
+
+/// Runs the subcommand.
+///
+/// # Errors
+/// When nothing is pinned, or it cannot be read.
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let node = Node::open(&args.node)?;
+    let rows = rows(&node)?;
+    let agent = node.agent();
+    if !agent.running {
+        use std::io::Write as _;
+        writeln!(std::io::stderr(), "note: the agent is {}", agent.line())?;
+    }
+    match args.output {
+        OutputFormat::Json => print_json(&rows)?,
+        OutputFormat::Table => print(&rows)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn rows(node: &Node) -> anyhow::Result<Vec<Row>> {
+    let ports = PortModes::new("PORT_MODES", node.pinned.map("PORT_MODES")?)?.entries()?;
+    let connections = connections(node)?;
+    let mut rows = Vec::new();
+    for (address, endpoint) in Endpoints::new("ENDPOINTS", node.pinned.map("ENDPOINTS")?)?.entries()? {
+        if endpoint.flags & endpoint_flags::NOT_MESHED != 0 {
+            continue;
+        }
+        let address = IpAddr::from(address);
+        let state = node.state.endpoints.iter().find(|state| state.address == address && state.workload == endpoint.workload);
+        let counted = connections.get(&endpoint.workload).copied().unwrap_or_default();
+        rows.push(Row {
+            pod: node.pod(endpoint.workload),
+            address,
+            workload: endpoint.workload,
+            mode: endpoint.mode.name(),
+            ports: ports
+                .iter()
+                .filter(|(key, _)| of(&endpoint, key.workload, key.generation))
+                .map(|(key, port)| (key.port, Port { mode: port.mode.name(), treatment: treatment(port.flags) }))
+                .collect(),
+            decided_by: state.map(|state| state.decided_by.clone()).unwrap_or_default(),
+            tls_connections: counted.tls,
+            plaintext_connections: counted.plaintext,
+            refused_connections: counted.refused,
+            learning: endpoint.flags & endpoint_flags::LEARNING != 0,
+        });
+    }
+    rows.sort_by(|a, b| (&a.pod, a.address).cmp(&(&b.pod, b.address)));
+    Ok(rows)
+}
+
+fn of(endpoint: &Endpoint, workload: u32, generation: u16) -> bool {
+    endpoint.workload == workload && endpoint.generation == generation
+}
+
+fn treatment(flags: u8) -> Vec<&'static str> {
+    [(port_flags::EXEMPT, "exempt"), (port_flags::PROBE, "probe"), (port_flags::BLOCKED, "blocked")]
+        .into_iter()
+        .filter(|(flag, _)| flags & flag != 0)
+        .map(|(_, word)| word)
+        .collect()
+}
+
+/// Connections by workload. `would_reset` counts as plaintext that came through.
+fn connections(node: &Node) -> anyhow::Result<BTreeMap<u32, Connections>> {
+    let mut by_workload: BTreeMap<u32, Connections> = BTreeMap::new();
+    for (key, total) in WorkloadCounters::new("WORKLOAD_COUNTERS", node.pinned.map("WORKLOAD_COUNTERS")?)?.totals()? {
+        let entry = by_workload.entry(key.workload).or_default();
+        match (key.verdict, key.reason) {
+            (Verdict::ALLOW, Reason::TLS | Reason::MESH_TLS) => entry.tls += total.connections,
+            (Verdict::ALLOW, Reason::PLAINTEXT_PERMITTED) | (Verdict::WOULD_RESET, _) => entry.plaintext += total.connections,
+            (Verdict::RESET | Verdict::DROP, _) => entry.refused += total.connections,
+            _ => {}
+        }
+    }
+    Ok(by_workload)
+}
+
+fn print(rows: &[Row]) -> anyhow::Result<()> {
+    let mut lines = table(["POD", "ADDRESS", "MODE", "DECIDED BY", "PORTS", "TLS", "PLAINTEXT", "REFUSED"]);
+    for row in rows {
+        let decided = row.decided_by.iter().rfind(|decision| decision.port.is_none());
+        let ports: Vec<String> = row
+            .ports
+            .iter()
+            .map(|(port, entry)| if entry.treatment.is_empty() { format!("{port}={}", entry.mode) } else { format!("{port}={}", entry.treatment.join("+")) })
+            .collect();
+        lines.add_row([
+            row.pod.clone(),
+            row.address.to_string(),
+            row.mode.to_owned(),
+            decided.map_or_else(|| "-".to_owned(), |decision| format!("{} ({})", decision.policy, decision.level)),
+            if ports.is_empty() { "-".to_owned() } else { ports.join(",") },
+            row.tls_connections.to_string(),
+            row.plaintext_connections.to_string(),
+            row.refused_connections.to_string(),
+        ]);
+    }
+    Ok(print_table(&lines)?)
+}
