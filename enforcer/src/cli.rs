@@ -11,9 +11,13 @@ use clap::{Parser, Subcommand};
 
 pub mod certs;
 pub mod detach;
+pub mod endpoints;
+pub mod flows;
+pub mod node;
 pub mod output;
 pub mod policy;
 pub mod run;
+pub mod status;
 
 /// Exit code for usage and input errors.
 pub const EXIT_USAGE: u8 = 2;
@@ -38,6 +42,12 @@ struct Root {
 enum Command {
     /// The agent: enforces policy on this node's pods.
     Run(run::Args),
+    /// Whether this node is enforced: agent, hooks, endpoints, maps, policy, counters, problems. Works without the agent.
+    Status(status::Args),
+    /// Mode, deciding policy and connections of each meshed pod of this node. Works without the agent.
+    Endpoints(endpoints::Args),
+    /// Recent connections and their verdicts. Works without the agent.
+    Flows(flows::Args),
     /// Certificate checks: what every server presents and refuses; `certs probe` checks one by hand.
     Certs(certs::Args),
     /// Explain, check and compare `PeerAuthentication` policies; offline, without root.
@@ -49,6 +59,9 @@ enum Command {
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(args) => run::run(args),
+        Command::Status(args) => status::run(&args),
+        Command::Endpoints(args) => endpoints::run(&args),
+        Command::Flows(args) => flows::run(&args),
         Command::Certs(args) => certs::run(args),
         Command::Policy(args) => policy::run(args),
         Command::Detach(args) => detach::run(&args).map(|()| ExitCode::SUCCESS),
