@@ -42,11 +42,11 @@ struct Root {
 enum Command {
     /// The agent: enforces policy on this node's pods.
     Run(run::Args),
-    /// Whether this node is enforced: agent, hooks, endpoints, maps, policy, counters, problems. Works without the agent.
+    /// This node: agent, hooks, maps, policy, counters, problems.
     Status(status::Args),
-    /// Mode, deciding policy and connections of each meshed pod of this node. Works without the agent.
+    /// The pods that are enforced, and what is in force for them.
     Endpoints(endpoints::Args),
-    /// Recent connections and their verdicts. Works without the agent.
+    /// Recent connections to the pods and their verdicts.
     Flows(flows::Args),
     /// Certificate checks: what every server presents and refuses; `certs probe` checks one by hand.
     Certs(certs::Args),

@@ -1,162 +1,153 @@
-//! `enforcer endpoints`: the policy of every meshed pod of this node, as the kernel has it.
+//! `enforcer endpoints`: the pods of this node and what is in force for them, from the pinned maps.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::process::ExitCode;
 
-use enforcer_common::map::{PortKey, PortMode, endpoint_flags, port_flags};
+use enforcer_common::map::{Endpoint, endpoint_flags, port_flags};
+use enforcer_common::{Reason, Verdict};
 use serde::Serialize;
 
-use super::node::{Connections, Node, NodeArgs, connections};
+use super::node::{Node, NodeArgs};
 use super::output::{OutputFormat, print_json, print_table, table};
 use crate::agent::state::DecisionState;
 use crate::datapath::maps::{Endpoints, PortModes, WorkloadCounters};
 
-/// List the meshed pods of this node: address, mode and the policy that decided, ports, connections so far.
+/// List the pods that are enforced: address, mode and the policy that decided, ports, connections. Works when the agent is dead.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     node: NodeArgs,
-}
-
-#[derive(Debug, Serialize)]
-struct Answer {
-    agent_running: bool,
-    endpoints: Vec<Row>,
+    /// How to print.
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: OutputFormat,
 }
 
 #[derive(Debug, Serialize)]
 struct Row {
-    address: String,
-    /// `namespace/name`; absent when the state file does not know the pod.
-    pod: Option<String>,
-    workload_id: u32,
+    pod: String,
+    address: IpAddr,
+    workload: u32,
     mode: &'static str,
-    meshed: bool,
-    /// Open connections are still being collected.
-    learning: bool,
-    generation: u16,
-    ifindex: u32,
-    ports: Vec<PortRow>,
+    ports: BTreeMap<u16, Port>,
     decided_by: Vec<DecisionState>,
-    connections: Connections,
+    tls_connections: u64,
+    plaintext_connections: u64,
+    refused_connections: u64,
+    learning: bool,
 }
 
 #[derive(Debug, Serialize)]
-struct PortRow {
-    port: u16,
+struct Port {
     mode: &'static str,
-    exempt: bool,
-    probe: bool,
-    blocked: bool,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    treatment: Vec<&'static str>,
 }
 
-impl PortRow {
-    fn new((key, mode): &(PortKey, PortMode)) -> Self {
-        let has = |flag| mode.flags & flag != 0;
-        Self {
-            port: key.port,
-            mode: mode.mode.name(),
-            exempt: has(port_flags::EXEMPT),
-            probe: has(port_flags::PROBE),
-            blocked: has(port_flags::BLOCKED),
-        }
-    }
-
-    /// What is worth a place in the table: the mesh's own ports are not.
-    fn text(&self, default: &str) -> Option<String> {
-        let mut words = Vec::new();
-        if self.exempt {
-            words.push("exempt");
-        } else if self.mode != default {
-            words.push(self.mode);
-        }
-        if self.probe {
-            words.push("probe");
-        }
-        if self.blocked {
-            words.push("BLOCKED");
-        }
-        let own = self.exempt && matches!(self.port, 15008 | 15020 | 15021 | 15090);
-        (!words.is_empty() && !own).then(|| format!("{}:{}", self.port, words.join("+")))
-    }
+#[derive(Clone, Copy, Default)]
+struct Connections {
+    tls: u64,
+    plaintext: u64,
+    refused: u64,
 }
 
 /// Runs the subcommand.
 ///
 /// # Errors
-/// When no agent has run here, or the maps cannot be read.
+/// When nothing is pinned, or it cannot be read.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let node = Node::open(&args.node)?;
     let rows = rows(&node)?;
-    match args.node.output {
-        OutputFormat::Json => print_json(&Answer { agent_running: node.agent.running, endpoints: rows })?,
-        OutputFormat::Table => {
-            node.tell_agent()?;
-            let mut all =
-                table(["POD", "ADDRESS", "MODE", "DECIDED BY", "PORTS", "TLS", "PLAINTEXT", "REFUSED"]);
-            for row in &rows {
-                all.add_row(row.cells());
-            }
-            print_table(&all)?;
-        }
+    let agent = node.agent();
+    if !agent.running {
+        use std::io::Write as _;
+        writeln!(std::io::stderr(), "note: the agent is {}", agent.line())?;
+    }
+    match args.output {
+        OutputFormat::Json => print_json(&rows)?,
+        OutputFormat::Table => print(&rows)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-impl Row {
-    fn cells(&self) -> [String; 8] {
-        let default = self.decided_by.iter().rfind(|decision| decision.level != "port");
-        let decided = default.map_or_else(|| "-".into(), |d| format!("{} ({})", d.policy, d.level));
-        let ports: Vec<_> = self.ports.iter().filter_map(|port| port.text(self.mode)).collect();
-        let mode = match (self.meshed, self.learning) {
-            (false, _) => "not meshed".into(),
-            (true, true) => format!("{} (learning)", self.mode),
-            (true, false) => self.mode.to_owned(),
-        };
-        [
-            self.pod.clone().unwrap_or_else(|| format!("id {}", self.workload_id)),
-            self.address.clone(),
-            mode,
-            decided,
-            if ports.is_empty() { "-".into() } else { ports.join(" ") },
-            self.connections.tls.to_string(),
-            self.connections.plaintext.to_string(),
-            self.connections.refused.to_string(),
-        ]
+fn rows(node: &Node) -> anyhow::Result<Vec<Row>> {
+    let ports = PortModes::new("PORT_MODES", node.pinned.map("PORT_MODES")?)?.entries()?;
+    let connections = connections(node)?;
+    let mut rows = Vec::new();
+    for (address, endpoint) in Endpoints::new("ENDPOINTS", node.pinned.map("ENDPOINTS")?)?.entries()? {
+        if endpoint.flags & endpoint_flags::NOT_MESHED != 0 {
+            continue;
+        }
+        let address = IpAddr::from(address);
+        let state = node.state.endpoints.iter().find(|state| state.address == address && state.workload == endpoint.workload);
+        let counted = connections.get(&endpoint.workload).copied().unwrap_or_default();
+        rows.push(Row {
+            pod: node.pod(endpoint.workload),
+            address,
+            workload: endpoint.workload,
+            mode: endpoint.mode.name(),
+            ports: ports
+                .iter()
+                .filter(|(key, _)| of(&endpoint, key.workload, key.generation))
+                .map(|(key, port)| (key.port, Port { mode: port.mode.name(), treatment: treatment(port.flags) }))
+                .collect(),
+            decided_by: state.map(|state| state.decided_by.clone()).unwrap_or_default(),
+            tls_connections: counted.tls,
+            plaintext_connections: counted.plaintext,
+            refused_connections: counted.refused,
+            learning: endpoint.flags & endpoint_flags::LEARNING != 0,
+        });
     }
+    rows.sort_by(|a, b| (&a.pod, a.address).cmp(&(&b.pod, b.address)));
+    Ok(rows)
 }
 
-fn rows(node: &Node) -> anyhow::Result<Vec<Row>> {
-    let endpoints = Endpoints::new("ENDPOINTS", node.pinned.map("ENDPOINTS")?)?.entries()?;
-    let ports = PortModes::new("PORT_MODES", node.pinned.map("PORT_MODES")?)?.entries()?;
-    let counters =
-        WorkloadCounters::new("WORKLOAD_COUNTERS", node.pinned.map("WORKLOAD_COUNTERS")?)?.totals()?;
-    let connections = connections(&counters);
-    let mut rows: Vec<Row> = endpoints
+fn of(endpoint: &Endpoint, workload: u32, generation: u16) -> bool {
+    endpoint.workload == workload && endpoint.generation == generation
+}
+
+fn treatment(flags: u8) -> Vec<&'static str> {
+    [(port_flags::EXEMPT, "exempt"), (port_flags::PROBE, "probe"), (port_flags::BLOCKED, "blocked")]
         .into_iter()
-        .map(|(address, endpoint)| {
-            let own = |(key, _): &&(PortKey, PortMode)| {
-                key.workload == endpoint.workload && key.generation == endpoint.generation
-            };
-            let mut ports: Vec<_> = ports.iter().filter(own).map(PortRow::new).collect();
-            ports.sort_by_key(|port| port.port);
-            let address = std::net::IpAddr::from(address);
-            let known =
-                node.state.endpoints.iter().find(|e| e.address == address && e.workload == endpoint.workload);
-            Row {
-                address: address.to_string(),
-                pod: node.pod(endpoint.workload).map(str::to_owned),
-                workload_id: endpoint.workload,
-                mode: endpoint.mode.name(),
-                meshed: endpoint.flags & endpoint_flags::NOT_MESHED == 0,
-                learning: endpoint.flags & endpoint_flags::LEARNING != 0,
-                generation: endpoint.generation,
-                ifindex: endpoint.ifindex,
-                ports,
-                decided_by: known.map(|known| known.decided_by.clone()).unwrap_or_default(),
-                connections: connections.get(&endpoint.workload).copied().unwrap_or_default(),
-            }
-        })
-        .collect();
-    rows.sort_by(|a, b| (&a.pod, &a.address).cmp(&(&b.pod, &b.address)));
-    Ok(rows)
+        .filter(|(flag, _)| flags & flag != 0)
+        .map(|(_, word)| word)
+        .collect()
+}
+
+/// Connections by workload. `would_reset` counts as plaintext that came through.
+fn connections(node: &Node) -> anyhow::Result<BTreeMap<u32, Connections>> {
+    let mut by_workload: BTreeMap<u32, Connections> = BTreeMap::new();
+    for (key, total) in WorkloadCounters::new("WORKLOAD_COUNTERS", node.pinned.map("WORKLOAD_COUNTERS")?)?.totals()? {
+        let entry = by_workload.entry(key.workload).or_default();
+        match (key.verdict, key.reason) {
+            (Verdict::ALLOW, Reason::TLS | Reason::MESH_TLS) => entry.tls += total.connections,
+            (Verdict::ALLOW, Reason::PLAINTEXT_PERMITTED) | (Verdict::WOULD_RESET, _) => entry.plaintext += total.connections,
+            (Verdict::RESET | Verdict::DROP, _) => entry.refused += total.connections,
+            _ => {}
+        }
+    }
+    Ok(by_workload)
+}
+
+fn print(rows: &[Row]) -> anyhow::Result<()> {
+    let mut lines = table(["POD", "ADDRESS", "MODE", "DECIDED BY", "PORTS", "TLS", "PLAINTEXT", "REFUSED"]);
+    for row in rows {
+        let decided = row.decided_by.iter().rfind(|decision| decision.port.is_none());
+        let ports: Vec<String> = row
+            .ports
+            .iter()
+            .map(|(port, entry)| if entry.treatment.is_empty() { format!("{port}={}", entry.mode) } else { format!("{port}={}", entry.treatment.join("+")) })
+            .collect();
+        lines.add_row([
+            row.pod.clone(),
+            row.address.to_string(),
+            row.mode.to_owned(),
+            decided.map_or_else(|| "-".to_owned(), |decision| format!("{} ({})", decision.policy, decision.level)),
+            if ports.is_empty() { "-".to_owned() } else { ports.join(",") },
+            row.tls_connections.to_string(),
+            row.plaintext_connections.to_string(),
+            row.refused_connections.to_string(),
+        ]);
+    }
+    Ok(print_table(&lines)?)
 }

@@ -1,5 +1,6 @@
 //! `enforcer flows`: the connections that the kernel side knows, with their verdicts.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -18,6 +19,9 @@ pub struct Args {
     node: NodeArgs,
     #[command(flatten)]
     filter: Filter,
+    /// Form of the output.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: OutputFormat,
     /// At most this many.
     #[arg(long, default_value_t = 100, value_name = "N")]
     last: usize,
@@ -47,7 +51,7 @@ struct Row {
     client_port: u16,
     address: String,
     port: u16,
-    pod: Option<String>,
+    pod: String,
     state: String,
     verdict: &'static str,
     reason: &'static str,
@@ -63,7 +67,7 @@ impl Filter {
         };
         word(&self.verdict, row.verdict)
             && word(&self.reason, row.reason)
-            && self.pod.as_ref().is_none_or(|pod| Some(pod) == row.pod.as_ref())
+            && self.pod.as_ref().is_none_or(|pod| *pod == row.pod)
             && self.port.is_none_or(|port| port == row.port)
     }
 }
@@ -76,7 +80,7 @@ fn row(node: &Node, now_ns: u64, (key, flow): &(FlowKey, Flow)) -> Row {
         client_port: key.client_port,
         address: key.pod.to_string(),
         port: key.pod_port,
-        pod: node.pod(flow.workload).map(str::to_owned),
+        pod: node.pod(flow.workload),
         state: format!("{:?}", flow.state),
         verdict: flow.verdict.name(),
         reason: flow.reason.name(),
@@ -98,10 +102,12 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         entries.iter().map(|entry| row(&node, now, entry)).filter(|row| args.filter.takes(row)).collect();
     rows.sort_by(|a, b| a.age_seconds.total_cmp(&b.age_seconds));
     rows.truncate(args.last);
-    match args.node.output {
+    match args.output {
         OutputFormat::Json => print_json(&rows)?,
         OutputFormat::Table => {
-            node.tell_agent()?;
+            if let Some(problem) = node.agent().problem() {
+                writeln!(std::io::stderr(), "note: {problem}")?;
+            }
             let mut all =
                 table(["AGE", "CLIENT", "POD", "ADDRESS", "STATE", "VERDICT", "REASON", "IN", "OUT"]);
             for row in &rows {
@@ -115,7 +121,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 all.add_row([
                     format!("{:.1} s", row.age_seconds),
                     end(&row.client, row.client_port),
-                    row.pod.clone().unwrap_or_else(|| "-".into()),
+                    row.pod.clone(),
                     end(&row.address, row.port),
                     row.state.clone(),
                     row.verdict.to_owned(),
@@ -142,7 +148,7 @@ mod tests {
             client_port: 4000,
             address: "10.0.0.1".into(),
             port: 8080,
-            pod: Some("shop/a".into()),
+            pod: "shop/a".into(),
             state: "TLS".into(),
             verdict: "allow",
             reason: "TLS",

@@ -1,196 +1,141 @@
-//! What `status`, `endpoints` and `flows` share: the pinned maps and the agent's state file. Both outlive the agent.
+//! What `status`, `endpoints` and `flows` read: the pinned maps and the state file. None of it needs a running agent.
 
-use std::collections::BTreeMap;
-use std::io::{self, Write as _};
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use enforcer_common::map::{Counter, WorkloadCounterKey};
 use enforcer_common::settings::Settings;
-use enforcer_common::{Reason, Verdict};
 use serde::Serialize;
 
-use super::output::OutputFormat;
 use crate::agent::monotonic_ns;
 use crate::agent::state::{self, State};
-use crate::datapath::Pinned;
+use crate::datapath::load::Pinned;
 use crate::datapath::lock::LockError;
 use crate::datapath::maps::SettingsMap;
 use crate::datapath::pin::DEFAULT_DIR;
 
-/// A heartbeat older than this comes from an agent that hangs or is gone.
-const HEARTBEAT_LIMIT: f64 = 5.0;
-
-/// Arguments of every subcommand that reads this node.
+/// Where the node's maps and state are.
 #[derive(Debug, clap::Args)]
 pub struct NodeArgs {
     /// Folder of the pins.
     #[arg(long, env = "ENFORCER_BPFFS", default_value = DEFAULT_DIR, value_name = "DIR")]
-    pub bpffs: PathBuf,
+    bpffs: PathBuf,
     /// Folder of the state file.
     #[arg(long, env = "ENFORCER_STATE_DIR", default_value = state::DEFAULT_DIR, value_name = "DIR")]
-    pub state_dir: PathBuf,
-    /// Form of the output.
-    #[arg(short, long, value_enum, default_value_t)]
-    pub output: OutputFormat,
+    state_dir: PathBuf,
 }
 
-/// The agent, as far as it can be seen from outside.
-#[derive(Clone, PartialEq, Debug, Serialize)]
-pub struct AgentView {
-    /// It holds the pin folder.
-    pub running: bool,
-    /// Its process id, where that can be seen.
-    pub pid: Option<u32>,
-    /// Seconds since its last sign of life; absent after a clean stop.
-    pub heartbeat_seconds: Option<f64>,
-    /// When it started.
-    pub started: Option<String>,
-}
-
-impl AgentView {
-    fn new(lock: Option<&LockError>, settings: &Settings, now_ns: u64, state: &State) -> Self {
-        let held = match lock {
-            Some(LockError::Held { pid, .. }) => Some(*pid),
-            _ => None,
-        };
-        let recorded = (settings.agent_pid != 0).then_some(settings.agent_pid);
-        let since = |then: u64| std::time::Duration::from_nanos(now_ns.saturating_sub(then)).as_secs_f64();
-        Self {
-            running: held.is_some(),
-            pid: held.and_then(|seen| seen.or(recorded)),
-            heartbeat_seconds: (settings.heartbeat_ns != 0).then(|| since(settings.heartbeat_ns)),
-            started: state.started.map(|time| time.to_string()),
-        }
-    }
-
-    /// One sentence when something is wrong with it.
-    #[must_use]
-    pub fn problem(&self) -> Option<String> {
-        let heartbeat = self.heartbeat_seconds;
-        match (self.running, heartbeat) {
-            (true, Some(age)) if age <= HEARTBEAT_LIMIT => None,
-            (true, Some(age)) => Some(format!("the agent hangs: its last sign of life was {age:.0} s ago; restart it")),
-            (true, None) => Some("the agent has not said anything yet".into()),
-            (false, Some(age)) => Some(format!(
-                "the agent is not running; its last sign of life was {age:.0} s ago. What it enforced stays enforced, policy changes do not arrive: start it"
-            )),
-            (false, None) => Some(
-                "the agent was stopped. What it enforced stays enforced, policy changes do not arrive: start it, or run enforcer detach".into(),
-            ),
-        }
-    }
-}
-
-/// What is pinned and known of this node.
-#[derive(Debug)]
+/// The node as it is pinned.
 pub struct Node {
     /// The pins.
     pub pinned: Pinned,
-    /// The state file's content; empty when there is none.
-    pub state: State,
-    /// The agent.
-    pub agent: AgentView,
-    /// What the kernel side was told last.
+    /// The settings in force.
     pub settings: Settings,
+    /// What the agent wrote last.
+    pub state: State,
+}
+
+/// Whether the agent lives.
+#[derive(Debug, Serialize)]
+pub struct AgentStatus {
+    /// It holds the pins.
+    pub running: bool,
+    /// Its process id.
+    pub pid: Option<u32>,
+    /// Seconds since its last sign of life; absent after a clean stop.
+    pub heartbeat_age_seconds: Option<f64>,
+    /// When it started.
+    pub started: Option<jiff::Timestamp>,
 }
 
 impl Node {
-    /// Opens the pins and reads the state file.
+    /// Opens the pins.
     ///
     /// # Errors
-    /// When no agent has run here, or this is not root.
+    /// When nothing is pinned, or it cannot be read.
     pub fn open(args: &NodeArgs) -> anyhow::Result<Self> {
         let bpffs = std::path::absolute(&args.bpffs)?;
         let pinned = Pinned::open(&bpffs)?;
-        let path = state::path(&args.state_dir, &bpffs);
-        let state = State::read(&path).with_context(|| format!("{} cannot be read", path.display()))?;
         let settings = SettingsMap::new(pinned.map("SETTINGS")?)?.get()?;
-        let agent = AgentView::new(pinned.agent().as_ref(), &settings, monotonic_ns(), &state);
-        Ok(Self { pinned, state, agent, settings })
+        let path = state::path(&args.state_dir, &bpffs);
+        let state = State::read(&path).with_context(|| format!("{} cannot be read: remove it, the agent writes it anew", path.display()))?;
+        Ok(Self { pinned, settings, state })
     }
 
-    /// Tells on stderr, where tables are for people, that what follows is of an agent that is gone.
-    ///
-    /// # Errors
-    /// When stderr is gone.
-    pub fn tell_agent(&self) -> io::Result<()> {
-        match self.agent.problem() {
-            Some(problem) => writeln!(io::stderr(), "note: {problem}"),
-            None => Ok(()),
+    /// Whether the agent lives.
+    #[must_use]
+    pub fn agent(&self) -> AgentStatus {
+        let holder = self.pinned.agent();
+        let pid = match &holder {
+            Some(LockError::Held { pid, .. }) => *pid,
+            _ => None,
+        };
+        let age = monotonic_ns().saturating_sub(self.settings.heartbeat_ns);
+        AgentStatus {
+            running: matches!(holder, Some(LockError::Held { .. })),
+            pid,
+            heartbeat_age_seconds: (self.settings.heartbeat_ns != 0).then(|| std::time::Duration::from_nanos(age).as_secs_f64()),
+            started: self.state.started,
         }
     }
 
-    /// `namespace/name` of the pod behind a workload id.
+    /// The pod (`namespace/name`) behind a workload id; the id itself when it is not known.
     #[must_use]
-    pub fn pod(&self, workload: u32) -> Option<&str> {
-        self.state.workloads.iter().find(|(_, id)| **id == workload).map(|(pod, _)| pod.as_str())
+    pub fn pod(&self, workload: u32) -> String {
+        let found = self.state.workloads.iter().find(|(_, id)| **id == workload);
+        found.map_or_else(|| format!("workload {workload}"), |(pod, _)| pod.clone())
     }
 }
 
-/// Connections of one workload by class.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
-pub struct Connections {
-    /// Allowed as TLS or mesh TLS.
-    pub tls: u64,
-    /// Plaintext that was allowed.
-    pub plaintext: u64,
-    /// Refused, whatever the reason; in audit mode: would have been.
-    pub refused: u64,
-}
+/// Seconds after which an agent that holds the pins and gives no sign of life hangs.
+const HEARTBEAT_LIMIT: f64 = 5.0;
 
-/// Connections of each workload by class.
-#[must_use]
-pub fn connections(entries: &[(WorkloadCounterKey, Counter)]) -> BTreeMap<u32, Connections> {
-    let mut all: BTreeMap<u32, Connections> = BTreeMap::new();
-    for (key, counter) in entries {
-        let classes = all.entry(key.workload).or_default();
-        let class = match (key.verdict, key.reason) {
-            (Verdict::ALLOW, Reason::TLS | Reason::MESH_TLS) => &mut classes.tls,
-            (Verdict::ALLOW, Reason::PLAINTEXT_PERMITTED) => &mut classes.plaintext,
-            (Verdict::RESET | Verdict::DROP | Verdict::WOULD_RESET, _) => &mut classes.refused,
-            _ => continue,
-        };
-        *class += counter.connections;
+impl AgentStatus {
+    /// One sentence when a person has to look at the agent.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        match (self.running, self.heartbeat_age_seconds) {
+            (true, Some(age)) if age > HEARTBEAT_LIMIT => {
+                Some(format!("the agent hangs, its last sign of life was {age:.0} s ago: restart it"))
+            }
+            (true, _) => None,
+            (false, Some(age)) => Some(format!(
+                "the agent is not running, its last sign of life was {age:.0} s ago: start enforcer run again, policy changes have no effect until then"
+            )),
+            (false, None) => Some(
+                "the agent was stopped: start enforcer run again, policy changes have no effect until then; or run enforcer detach".to_owned(),
+            ),
+        }
     }
-    all
+
+    /// One line for people.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let age = self.heartbeat_age_seconds.map(|age| format!("{age:.1} s ago"));
+        match (self.running, self.pid, age) {
+            (true, pid, age) => format!(
+                "running{}, last sign of life {}",
+                pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default(),
+                age.unwrap_or_else(|| "not yet".to_owned())
+            ),
+            (false, _, Some(age)) => format!("NOT RUNNING, died; last sign of life {age}; what it enforced stays enforced, policy changes have no effect"),
+            (false, _, None) => "NOT RUNNING, stopped; what it enforced stays enforced, policy changes have no effect".to_owned(),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use enforcer_common::Direction;
-    use std::path::PathBuf;
+    use super::AgentStatus;
 
     #[test]
-    fn connections_add_up_over_directions_and_reasons() {
-        let entry = |verdict, reason, direction, connections| {
-            let key = WorkloadCounterKey { workload: 7, verdict, reason, direction };
-            (key, Counter { connections, packets: 9, bytes: 9 })
+    fn an_agent_is_well_only_with_the_pins_and_a_fresh_heartbeat() {
+        let problem = |running, heartbeat_age_seconds| {
+            AgentStatus { running, pid: None, heartbeat_age_seconds, started: None }.problem().unwrap_or_default()
         };
-        let all = connections(&[
-            entry(Verdict::ALLOW, Reason::TLS, Direction::FROM_POD, 3),
-            entry(Verdict::ALLOW, Reason::MESH_TLS, Direction::TO_POD, 4),
-            entry(Verdict::ALLOW, Reason::PLAINTEXT_PERMITTED, Direction::TO_POD, 5),
-            entry(Verdict::ALLOW, Reason::PROBE, Direction::TO_POD, 100),
-            entry(Verdict::RESET, Reason::PLAINTEXT, Direction::TO_POD, 6),
-            entry(Verdict::WOULD_RESET, Reason::SERVER_FIRST, Direction::FROM_POD, 1),
-            entry(Verdict::WAIT, Reason::OUT_OF_ORDER, Direction::TO_POD, 100),
-        ]);
-        assert_eq!(all.get(&7), Some(&Connections { tls: 7, plaintext: 5, refused: 7 }));
-    }
-
-    #[test]
-    fn an_agent_is_well_only_with_a_lock_and_a_fresh_heartbeat() {
-        let lock = LockError::Held { dir: PathBuf::new(), pid: Some(42) };
-        let beat = |heartbeat_ns, agent_pid| Settings { heartbeat_ns, agent_pid, ..Settings::DEFAULT };
-        let now = 100_000_000_000;
-        let view = |lock, settings: &Settings| AgentView::new(lock, settings, now, &State::default());
-        let well = view(Some(&lock), &beat(99_000_000_000, 42));
-        assert_eq!((well.problem(), well.pid, well.heartbeat_seconds), (None, Some(42), Some(1.0)));
-        let problem = |lock, settings: &Settings| view(lock, settings).problem().expect("a problem");
-        assert!(problem(Some(&lock), &beat(1, 42)).contains("hangs"));
-        assert!(problem(None, &beat(90_000_000_000, 42)).contains("10 s ago"));
-        assert!(problem(None, &beat(0, 0)).contains("stopped"));
+        assert_eq!(problem(true, Some(0.4)), "");
+        assert_eq!(problem(true, None), "", "it has only just started");
+        assert!(problem(true, Some(60.0)).contains("hangs"));
+        assert!(problem(false, Some(10.0)).contains("10 s ago"));
+        assert!(problem(false, None).contains("was stopped"));
     }
 }

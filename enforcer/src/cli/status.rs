@@ -12,10 +12,10 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::EXIT_NO;
-use super::node::{AgentView, Node, NodeArgs};
+use super::node::{AgentStatus, Node, NodeArgs};
 use super::output::{OutputFormat, print_json, print_table, table};
 use crate::agent::state::InterfaceState;
-use crate::datapath::attach::{Way, hooked_programs};
+use crate::datapath::attach::{HookedProgram, Way, hooked_programs};
 use crate::datapath::interface;
 use crate::datapath::maps::{
     Counters, Endpoints, Exempt, Flows, HalfOpens, Outbounds, PortModes, WorkloadCounters, event_budget,
@@ -28,11 +28,14 @@ use crate::datapath::maps::{
 pub struct Args {
     #[command(flatten)]
     node: NodeArgs,
+    /// Form of the output.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: OutputFormat,
 }
 
 #[derive(Debug, Serialize)]
 struct Status {
-    agent: AgentView,
+    agent: AgentStatus,
     mode: &'static str,
     action: &'static str,
     unknown_pods: &'static str,
@@ -60,6 +63,8 @@ struct Program {
 struct InterfaceRow {
     #[serde(flatten)]
     state: InterfaceState,
+    /// Every program on its hooks now, in their order.
+    programs: Vec<String>,
     /// Our programs are on both of its hooks now; absent where that cannot be seen from here.
     hooked: Option<bool>,
 }
@@ -103,7 +108,7 @@ struct Events {
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let node = Node::open(&args.node)?;
     let status = Status::read(&node)?;
-    match args.node.output {
+    match args.output {
         OutputFormat::Json => print_json(&status)?,
         OutputFormat::Table => status.print()?,
     }
@@ -114,19 +119,15 @@ impl Status {
     fn read(node: &Node) -> anyhow::Result<Self> {
         let programs: Vec<_> =
             node.pinned.programs()?.into_iter().map(|p| Program { name: p.name, id: p.id }).collect();
-        let interfaces: Vec<_> = node
-            .state
-            .interfaces
-            .iter()
-            .map(|state| InterfaceRow { state: state.clone(), hooked: hooked(state, &programs) })
-            .collect();
+        let interfaces: Vec<_> =
+            node.state.interfaces.iter().map(|state| InterfaceRow::read(state, &programs)).collect();
         let mut counters: Vec<_> = Counters::new("COUNTERS", node.pinned.map("COUNTERS")?)?.totals()?;
         counters.sort_by_key(|(key, _)| (key.verdict, key.reason, key.direction));
         let budget = event_budget(node.pinned.map("EVENT_BUDGET")?)?;
         let applied = node.state.policy_applied;
         let age = |time: Timestamp| Timestamp::now().duration_since(time).as_secs_f64();
         let mut status = Self {
-            agent: node.agent.clone(),
+            agent: node.agent(),
             mode: match node.settings.enforcement {
                 Enforcement::ENFORCE => "enforce",
                 Enforcement::AUDIT => "audit",
@@ -207,18 +208,13 @@ impl Status {
 
     fn print(&self) -> io::Result<()> {
         let mut out = io::stdout().lock();
-        let agent = match (self.agent.running, self.agent.pid) {
-            (true, Some(pid)) => format!("running (pid {pid})"),
-            (true, None) => "running".into(),
-            (false, _) => "not running".into(),
-        };
         let ids: Vec<_> = self.programs.iter().map(|p| format!("{} (id {})", p.name, p.id)).collect();
         let modes: Vec<_> = self.endpoints.iter().map(|(mode, n)| format!("{mode} {n}")).collect();
         let applied = match (self.policy.age_seconds, &self.policy.applied) {
             (Some(age), Some(time)) => format!("{age:.0} s ago ({time})"),
             _ => "never".into(),
         };
-        writeln!(out, "agent       {agent}")?;
+        writeln!(out, "agent       {}", self.agent.line())?;
         writeln!(
             out,
             "mode        {}, action {}, unknown pods {}",
@@ -230,7 +226,7 @@ impl Status {
         writeln!(out, "events      {} suppressed, {} lost", self.events.suppressed, self.events.lost)?;
         drop(out);
         let mut interfaces = table(["INTERFACE", "HOOK", "HOOKED", "NEIGHBOURS"]);
-        for InterfaceRow { state, hooked } in &self.interfaces {
+        for InterfaceRow { state, hooked, .. } in &self.interfaces {
             let hooked = hooked.map_or("?", |hooked| if hooked { "yes" } else { "NO" });
             interfaces.add_row([&state.name, &state.hook, hooked, &none_or(&state.neighbours)]);
         }
@@ -270,16 +266,21 @@ fn none_or(words: &[String]) -> String {
     if words.is_empty() { "none".into() } else { words.join(", ") }
 }
 
-/// Whether both of our programs are on the interface's hooks; `None` for clsact, and from another network namespace.
-fn hooked(state: &InterfaceState, programs: &[Program]) -> Option<bool> {
-    let here = interface::by_index(state.index).ok()?;
-    if here.name != state.name || state.hook != "tcx" {
-        return None;
+impl InterfaceRow {
+    /// Looks at the hooks of the interface, unless this is another network namespace than the agent's.
+    fn read(state: &InterfaceState, ours: &[Program]) -> Self {
+        let here = interface::by_index(state.index).is_ok_and(|here| here.name == state.name);
+        let on_hooks = if here { hooked_programs(state.index).ok() } else { None };
+        let id =
+            |way: Way| ours.iter().find(|program| program.name == way.program()).map(|program| program.id);
+        // TCX hooks only: a clsact filter is not among what the kernel lists there.
+        let hooked = on_hooks.as_ref().filter(|_| state.hook == "tcx").map(|on_hooks| {
+            Way::BOTH.iter().all(|&way| on_hooks.iter().any(|h| h.way == way && Some(h.program) == id(way)))
+        });
+        let text = |h: HookedProgram| format!("{}: {} (id {})", h.way.program(), h.name, h.program);
+        let programs = on_hooks.unwrap_or_default().into_iter().map(text).collect();
+        Self { state: state.clone(), programs, hooked }
     }
-    let on_hooks = hooked_programs(state.index).ok()?;
-    let ours =
-        |way: Way| programs.iter().find(|program| program.name == way.program()).map(|program| program.id);
-    Some(Way::BOTH.iter().all(|&way| on_hooks.iter().any(|h| h.way == way && Some(h.program) == ours(way))))
 }
 
 fn modes(node: &Node) -> anyhow::Result<BTreeMap<&'static str, usize>> {
