@@ -22,6 +22,8 @@ use self::tables::{ExistingFlows, Refusal, Tables};
 use self::verdicts::Verdicts;
 use crate::datapath::apply::change;
 use crate::datapath::desired::{self, Desired, Facts, Place, WorkloadIds, desired};
+use crate::datapath::load::OpenError;
+use crate::datapath::lock::LockError;
 use crate::datapath::netns::{self, Namespaces};
 use crate::datapath::sockdiag::PodSockets;
 use crate::datapath::{Attachment, Datapath, Interface, InterfaceEvent, LinkWatch, OpenOptions, Selector};
@@ -30,6 +32,9 @@ use crate::source::watch::{Store, Watch};
 
 /// How often the agent shows that it lives, looks for pods' addresses and removes what is stale.
 const TICK: Duration = Duration::from_millis(500);
+
+/// How long to wait for the agent before to let go of the pins.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How to run the agent.
 pub struct Config {
@@ -82,7 +87,7 @@ struct Agent {
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut datapath = Datapath::open(&config.open)?;
+    let mut datapath = open(&config.open).await?;
     for warning in datapath.warnings() {
         warn!("{warning}");
     }
@@ -136,6 +141,19 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         }
     }
     agent.stop()
+}
+
+/// Opens the datapath. The kernel needs a moment to close what a killed agent held, and its successor may be quicker.
+async fn open(options: &OpenOptions) -> Result<Datapath, OpenError> {
+    let deadline = tokio::time::Instant::now() + LOCK_PATIENCE;
+    loop {
+        match Datapath::open(options) {
+            Err(OpenError::Lock(LockError::Held { .. })) if tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            result => return result,
+        }
+    }
 }
 
 impl Agent {

@@ -12,6 +12,7 @@ use clap::{Parser, Subcommand};
 pub mod certs;
 pub mod detach;
 pub mod endpoints;
+pub mod flows;
 pub mod node;
 pub mod output;
 pub mod policy;
@@ -45,6 +46,8 @@ enum Command {
     Status(status::Args),
     /// The pods that are enforced, and what is in force for them.
     Endpoints(endpoints::Args),
+    /// Recent connections to the pods and their verdicts.
+    Flows(flows::Args),
     /// Certificate checks: what every server presents and refuses; `certs probe` checks one by hand.
     Certs(certs::Args),
     /// Explain, check and compare `PeerAuthentication` policies; offline, without root.
@@ -58,6 +61,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Run(args) => run::run(args),
         Command::Status(args) => status::run(&args),
         Command::Endpoints(args) => endpoints::run(&args),
+        Command::Flows(args) => flows::run(&args),
         Command::Certs(args) => certs::run(args),
         Command::Policy(args) => policy::run(args),
         Command::Detach(args) => detach::run(&args).map(|()| ExitCode::SUCCESS),

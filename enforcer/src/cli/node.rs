@@ -86,7 +86,27 @@ impl Node {
     }
 }
 
+/// Seconds after which an agent that holds the pins and gives no sign of life hangs.
+const HEARTBEAT_LIMIT: f64 = 5.0;
+
 impl AgentStatus {
+    /// One sentence when a person has to look at the agent.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        match (self.running, self.heartbeat_age_seconds) {
+            (true, Some(age)) if age > HEARTBEAT_LIMIT => {
+                Some(format!("the agent hangs, its last sign of life was {age:.0} s ago: restart it"))
+            }
+            (true, _) => None,
+            (false, Some(age)) => Some(format!(
+                "the agent is not running, its last sign of life was {age:.0} s ago: start enforcer run again, policy changes have no effect until then"
+            )),
+            (false, None) => Some(
+                "the agent was stopped: start enforcer run again, policy changes have no effect until then; or run enforcer detach".to_owned(),
+            ),
+        }
+    }
+
     /// One line for people.
     #[must_use]
     pub fn line(&self) -> String {
@@ -100,5 +120,22 @@ impl AgentStatus {
             (false, _, Some(age)) => format!("NOT RUNNING, died; last sign of life {age}; what it enforced stays enforced, policy changes have no effect"),
             (false, _, None) => "NOT RUNNING, stopped; what it enforced stays enforced, policy changes have no effect".to_owned(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::AgentStatus;
+
+    #[test]
+    fn an_agent_is_well_only_with_the_pins_and_a_fresh_heartbeat() {
+        let problem = |running, heartbeat_age_seconds| {
+            AgentStatus { running, pid: None, heartbeat_age_seconds, started: None }.problem().unwrap_or_default()
+        };
+        assert_eq!(problem(true, Some(0.4)), "");
+        assert_eq!(problem(true, None), "", "it has only just started");
+        assert!(problem(true, Some(60.0)).contains("hangs"));
+        assert!(problem(false, Some(10.0)).contains("10 s ago"));
+        assert!(problem(false, None).contains("was stopped"));
     }
 }

@@ -30,7 +30,7 @@ fn a_change_is_seen_however_busy_the_caller_is() {
         let folder = tempfile::tempdir().expect("a folder");
         let mut watch = Watch::open(&[folder.path().to_owned()]);
         // The periodic look must not be what finds it.
-        watch.rescan = Instant::now() + Duration::from_secs(3600);
+        watch.rescan = Instant::now() + Duration::from_hours(1);
         tokio::time::sleep(Duration::from_millis(20)).await;
         fs::write(folder.path().join("a.yaml"), POLICY).expect("written");
         assert!(changed_among_others(&mut watch, SETTLE / 10, SETTLE * 20).await);
@@ -70,7 +70,7 @@ fn a_folder_that_vanishes_keeps_its_policies_and_is_followed_when_it_returns() {
         assert_eq!((loaded.objects.policies.len(), loaded.problems.len()), (0, 0));
 
         // Without the periodic look: the new folder of the same name is watched too.
-        watch.rescan = Instant::now() + Duration::from_secs(3600);
+        watch.rescan = Instant::now() + Duration::from_hours(1);
         fs::write(folder.join("b.yaml"), POLICY).expect("written");
         let told = tokio::time::timeout(Duration::from_secs(1), watch.changed()).await;
         assert!(told.is_ok(), "nobody told of the new file");
