@@ -12,6 +12,7 @@ use crate::policy::problem::Problem;
 use crate::source::manifest::{Loaded, load_paths};
 
 mod explain;
+mod lint;
 
 /// Arguments of `enforcer policy`.
 #[derive(Debug, clap::Args)]
@@ -24,6 +25,10 @@ pub struct Args {
 enum Command {
     /// The effective mode per port of a pod, and which policies led there.
     Explain(explain::Args),
+    /// What is wrong with the policies: what Istio refuses, and what hardly does what was meant.
+    ///
+    /// Exit code 1 on errors, with --strict also on warnings.
+    Lint(lint::Args),
 }
 
 /// Runs `enforcer policy`.
@@ -33,6 +38,7 @@ enum Command {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Explain(args) => explain::run(&args),
+        Command::Lint(args) => lint::run(&args),
     }
 }
 

@@ -29,6 +29,39 @@ impl fmt::Display for Mismatch {
     }
 }
 
+/// Why one policy goes before another of its scope.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Seniority {
+    /// It was created earlier.
+    Older,
+    /// It carries no creation time, and the other one does.
+    Undated,
+    /// Both were created at the same instant, or neither carries a time.
+    Name,
+}
+
+impl Seniority {
+    /// Why `winner` goes before `loser`.
+    #[must_use]
+    pub fn of(winner: &PeerAuthentication, loser: &PeerAuthentication) -> Self {
+        match (winner.created, loser.created) {
+            (a, b) if a == b => Self::Name,
+            (None, _) => Self::Undated,
+            _ => Self::Older,
+        }
+    }
+}
+
+impl fmt::Display for Seniority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Older => "is older, and the oldest wins",
+            Self::Undated => "has no creation time, which counts as the oldest",
+            Self::Name => "has the same creation time, and its name comes first",
+        })
+    }
+}
+
 /// What became of one policy on the way to a pod's modes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Outcome {
@@ -42,8 +75,8 @@ pub enum Outcome {
     Shadowed {
         /// The winner.
         by: ObjectName,
-        /// Both were created at the same instant (or neither carries a time), so the names decided.
-        tie: bool,
+        /// Why it won.
+        why: Seniority,
     },
     /// Its selector does not match.
     NoMatch(Vec<Mismatch>),
@@ -59,13 +92,7 @@ impl fmt::Display for Outcome {
             Self::Decides(mode) => write!(f, "decides: {mode}"),
             Self::Overridden(mode, by) => write!(f, "says {mode}, but the narrower {by} decides"),
             Self::Inherits => f.write_str("wins its scope but sets no mode: the wider scope passes through"),
-            Self::Shadowed { by, tie: false } => write!(f, "shadowed: {by} is older, and the oldest wins"),
-            Self::Shadowed { by, tie: true } => {
-                write!(
-                    f,
-                    "shadowed: {by} has the same creation time, and its name comes first"
-                )
-            }
+            Self::Shadowed { by, why } => write!(f, "shadowed: {by} {why}"),
             Self::NoMatch(labels) => {
                 f.write_str("selector does not match: ")?;
                 for (index, label) in labels.iter().enumerate() {
@@ -192,7 +219,7 @@ fn outcome(
     match (winner, policy.mode) {
         (Some(winner), _) if winner.name != policy.name => Outcome::Shadowed {
             by: winner.name.clone(),
-            tie: winner.created == policy.created,
+            why: Seniority::of(winner, policy),
         },
         (_, None) => Outcome::Inherits,
         (_, Some(mode)) => match decider.filter(|name| **name != policy.name) {
