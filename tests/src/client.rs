@@ -51,8 +51,9 @@ impl Lab {
     /// # Errors
     /// When curl cannot be run; not when curl fails.
     pub fn curl(&self, from: &str, more: &[&str]) -> Result<Output> {
-        let words = ["curl", "-sS", "--max-time", "20", "-o", "/dev/null", "-w", "%{http_code}\\n"];
-        self.exec(from, words.iter().chain(more))
+        let words = ["curl", "-sS", "--max-time", "20", "-w", "%{http_code}\\n"];
+        let target: &[&str] = if more.contains(&"-o") { &[] } else { &["-o", "/dev/null"] };
+        self.exec(from, words.iter().chain(target).chain(more))
     }
 
     /// The same as a mesh client: with the pod's own certificate.

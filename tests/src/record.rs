@@ -145,6 +145,18 @@ impl Records {
         Ok(record)
     }
 
+    /// Waits for the end of a connection from `peer` that was accepted while it was open.
+    ///
+    /// # Errors
+    /// When none has ended after five seconds.
+    pub fn of_peer(&self, peer: SocketAddr) -> Result<Record> {
+        poll::until(&format!("the server's record of {peer}"), Duration::from_secs(5), || {
+            let mut all = self.all()?.into_iter();
+            let found = all.find(|record| record.peer.is_some_and(|other| same(other, peer)));
+            found.context("it is not there")
+        })
+    }
+
     /// Waits until `count` connections have ended and gives all.
     ///
     /// # Errors
