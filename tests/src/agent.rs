@@ -115,10 +115,7 @@ impl Lab {
         namespaces.dedup();
         let mut text = String::new();
         for name in namespaces {
-            let _ = write!(
-                text,
-                "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {name}\n---\n"
-            );
+            let _ = write!(text, "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {name}\n---\n");
         }
         for pod in self.pods() {
             let _ = write!(text, "{}---\n", pod.manifest());
@@ -197,13 +194,8 @@ impl Lab {
     /// # Errors
     /// When it cannot be run; not when it fails.
     pub fn enforcer(&self, words: &[&str]) -> Result<Output> {
-        let (program, bpffs) = (
-            enforcer_binary()?.display().to_string(),
-            self.bpffs().display().to_string(),
-        );
-        let words = std::iter::once(program.as_str())
-            .chain(words.iter().copied())
-            .chain(["--bpffs", &bpffs]);
+        let (program, bpffs) = (enforcer_binary()?.display().to_string(), self.bpffs().display().to_string());
+        let words = std::iter::once(program.as_str()).chain(words.iter().copied()).chain(["--bpffs", &bpffs]);
         self.exec(NODE, words)
     }
 
@@ -213,9 +205,7 @@ impl Lab {
     /// When there is none.
     pub fn endpoint(&self, address: IpAddr) -> Result<Endpoint> {
         let table = Endpoints::new("ENDPOINTS", self.pinned("ENDPOINTS")?)?;
-        table
-            .get(&Address::from(address))?
-            .with_context(|| format!("{address} is not in ENDPOINTS"))
+        table.get(&Address::from(address))?.with_context(|| format!("{address} is not in ENDPOINTS"))
     }
 
     /// Waits until a pod's default mode is `mode`, at both addresses.
@@ -240,11 +230,7 @@ impl Lab {
         poll::until(&format!("port {port} of {pod} to be {mode}"), APPLY, || {
             let ports = PortModes::new("PORT_MODES", self.pinned("PORT_MODES")?)?;
             let endpoint = self.endpoint(self.pod(pod).v4().into())?;
-            let key = PortKey {
-                workload: endpoint.workload,
-                generation: endpoint.generation,
-                port,
-            };
+            let key = PortKey { workload: endpoint.workload, generation: endpoint.generation, port };
             let found = ports.get(&key)?.context("it has no mode of its own")?.mode;
             ensure!(found == mode, "it is {found}");
             Ok(())
@@ -256,11 +242,7 @@ impl Lab {
     /// # Errors
     /// When the map cannot be read.
     pub fn count(&self, verdict: Verdict, reason: Reason) -> Result<Counter> {
-        let mut sum = Counter {
-            connections: 0,
-            packets: 0,
-            bytes: 0,
-        };
+        let mut sum = Counter { connections: 0, packets: 0, bytes: 0 };
         for (key, counter) in Counters::new("COUNTERS", self.pinned("COUNTERS")?)?.totals()? {
             if key.verdict == verdict && key.reason == reason {
                 sum.connections += counter.connections;

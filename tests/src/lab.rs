@@ -62,23 +62,11 @@ impl Lab {
         clean()?;
         let authority = Authority::create(&identity.dir.join("tls"), "lab authority")?;
         // Built before the namespaces, so that whatever fails, dropping it cleans up.
-        let mut lab = Self {
-            identity,
-            topology,
-            pods: Vec::new(),
-            authority,
-            logs: AtomicU32::new(0),
-        };
+        let mut lab = Self { identity, topology, pods: Vec::new(), authority, logs: AtomicU32::new(0) };
         fs::create_dir(lab.manifests())?;
         fs::create_dir(lab.bpffs())?;
-        mount(
-            Some("bpf"),
-            &lab.bpffs(),
-            Some("bpf"),
-            MsFlags::empty(),
-            None::<&str>,
-        )
-        .with_context(|| format!("cannot mount bpffs on {}", lab.bpffs().display()))?;
+        mount(Some("bpf"), &lab.bpffs(), Some("bpf"), MsFlags::empty(), None::<&str>)
+            .with_context(|| format!("cannot mount bpffs on {}", lab.bpffs().display()))?;
         network::build_node(&lab.namespace(NODE), topology)?;
         for pod in pods {
             lab.add_pod(pod)?;
@@ -91,12 +79,7 @@ impl Lab {
     /// # Errors
     /// As [`Lab::new`].
     pub fn add_pod(&mut self, pod: Pod) -> Result<()> {
-        network::add_pod(
-            &self.namespace(NODE),
-            &self.namespace(&pod.name),
-            &pod,
-            self.topology,
-        )?;
+        network::add_pod(&self.namespace(NODE), &self.namespace(&pod.name), &pod, self.topology)?;
         self.authority.issue(&pod)?;
         self.pods.push(pod);
         for pod in &self.pods {
@@ -146,10 +129,7 @@ impl Lab {
     pub fn credentials(&self, pod: &str) -> Credentials {
         let name = self.pod(pod).host();
         let file = |extension| self.dir().join("tls").join(format!("{name}.{extension}"));
-        Credentials {
-            certificate: file("pem"),
-            key: file("key"),
-        }
+        Credentials { certificate: file("pem"), key: file("key") }
     }
 
     /// The pods.
@@ -217,8 +197,7 @@ impl Lab {
     /// A path in the lab's folder that nobody has used.
     #[must_use]
     pub fn new_file(&self, name: &str) -> PathBuf {
-        self.dir()
-            .join(format!("{}-{name}", self.logs.fetch_add(1, Ordering::Relaxed)))
+        self.dir().join(format!("{}-{name}", self.logs.fetch_add(1, Ordering::Relaxed)))
     }
 
     /// Runs `work` in the network namespace of a pod or of [`NODE`]. Sockets made there stay there.
@@ -260,11 +239,7 @@ impl Lab {
             ("--greeting", format!("hello from {pod}").into()),
             ("--files", files.into_os_string()),
         ];
-        words.extend(
-            options
-                .into_iter()
-                .flat_map(|(name, value)| [OsString::from(name), value]),
-        );
+        words.extend(options.into_iter().flat_map(|(name, value)| [OsString::from(name), value]));
         Ok((self.serve(pod, &words)?, Records::of(record)))
     }
 
@@ -275,10 +250,8 @@ impl Lab {
     pub fn raw_server(&self, pod: &str, port: u16, more: &[&str]) -> Result<(Running, Records)> {
         let record = self.new_file(&format!("{pod}.records"));
         let (port, path) = (port.to_string(), record.display().to_string());
-        let words: Vec<&str> = ["raw", "--port", &port, "--record", &path]
-            .into_iter()
-            .chain(more.iter().copied())
-            .collect();
+        let words: Vec<&str> =
+            ["raw", "--port", &port, "--record", &path].into_iter().chain(more.iter().copied()).collect();
         Ok((self.serve(pod, &words)?, Records::of(record)))
     }
 
@@ -322,9 +295,8 @@ impl Lab {
         let state = if on { "on" } else { "off" };
         let host = self.pod(pod).interface();
         for (member, device) in [(pod, "eth0"), (NODE, host.as_str())] {
-            let words = [
-                "ethtool", "-K", device, "tx", state, "rx", state, "tso", state, "gso", state, "gro", state,
-            ];
+            let words =
+                ["ethtool", "-K", device, "tx", state, "rx", state, "tso", state, "gso", state, "gro", state];
             self.exec(member, words)?.success()?;
         }
         Ok(())

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Value, json};
 
 use crate::poll;
@@ -60,12 +60,7 @@ impl Record {
 
     fn from_json(value: &Value) -> Result<Self> {
         let text = |name: &str| value.get(name).and_then(Value::as_str);
-        let number = |name: &str| {
-            value
-                .get(name)
-                .and_then(Value::as_u64)
-                .context("a number is missing")
-        };
+        let number = |name: &str| value.get(name).and_then(Value::as_u64).context("a number is missing");
         Ok(Self {
             peer: text("peer").map(str::parse).transpose()?,
             class: text("class").context("class is missing")?.to_owned(),
@@ -92,9 +87,7 @@ impl Journal {
     /// When it cannot be opened.
     pub fn open(path: &Path) -> Result<Self> {
         let file = OpenOptions::new().create(true).append(true).open(path);
-        Ok(Self(Mutex::new(
-            file.with_context(|| format!("cannot open {}", path.display()))?,
-        )))
+        Ok(Self(Mutex::new(file.with_context(|| format!("cannot open {}", path.display()))?)))
     }
 
     /// Adds a record.
@@ -103,10 +96,7 @@ impl Journal {
     /// When it cannot be written.
     pub fn add(&self, record: &Record) -> Result<()> {
         let line = format!("{}\n", record.to_json());
-        let mut file = self
-            .0
-            .lock()
-            .map_err(|_| anyhow!("a writer of the journal panicked"))?;
+        let mut file = self.0.lock().map_err(|_| anyhow!("a writer of the journal panicked"))?;
         file.write_all(line.as_bytes()).context("cannot write the record")
     }
 }
@@ -136,34 +126,35 @@ impl Records {
         let text =
             fs::read_to_string(&self.0).with_context(|| format!("cannot read {}", self.0.display()))?;
         // A line without its end is still being written.
-        let complete = text
-            .rfind('\n')
-            .map_or("", |end| text.get(..end).unwrap_or_default());
-        complete
-            .lines()
-            .map(|line| Record::from_json(&serde_json::from_str(line)?))
-            .collect()
+        let complete = text.rfind('\n').map_or("", |end| text.get(..end).unwrap_or_default());
+        complete.lines().map(|line| Record::from_json(&serde_json::from_str(line)?)).collect()
     }
 
-    /// Waits for the end of the connection from this client address.
+    /// Waits for the one connection that ends after `seen` others and came from `peer`.
+    ///
+    /// A connection that was reset before it was accepted has no peer any more, which is why the order tells.
     ///
     /// # Errors
-    /// When it has not ended after five seconds.
+    /// When none has ended after five seconds, or it is another client's.
+    pub fn next(&self, seen: usize, peer: SocketAddr) -> Result<Record> {
+        let record = self.at_least(seen + 1)?.into_iter().nth(seen).context("no record")?;
+        ensure!(
+            record.peer.is_none_or(|other| same(other, peer)),
+            "not the connection of {peer}: {record:?}"
+        );
+        Ok(record)
+    }
+
+    /// Waits for the end of a connection from `peer` that was accepted while it was open.
+    ///
+    /// # Errors
+    /// When none has ended after five seconds.
     pub fn of_peer(&self, peer: SocketAddr) -> Result<Record> {
-        poll::until(
-            &format!("the server's record of {peer}"),
-            Duration::from_secs(5),
-            || {
-                let all = self.all()?;
-                let found = all
-                    .iter()
-                    .rev()
-                    .find(|record| record.peer.is_some_and(|other| same(other, peer)));
-                found
-                    .cloned()
-                    .ok_or_else(|| anyhow!("not among {} records", all.len()))
-            },
-        )
+        poll::until(&format!("the server's record of {peer}"), Duration::from_secs(5), || {
+            let mut all = self.all()?.into_iter();
+            let found = all.find(|record| record.peer.is_some_and(|other| same(other, peer)));
+            found.context("it is not there")
+        })
     }
 
     /// Waits until `count` connections have ended and gives all.
@@ -171,18 +162,10 @@ impl Records {
     /// # Errors
     /// When there are fewer after five seconds.
     pub fn at_least(&self, count: usize) -> Result<Vec<Record>> {
-        poll::until(
-            &format!("{count} records in {}", self.0.display()),
-            Duration::from_secs(5),
-            || {
-                let all = self.all()?;
-                if all.len() >= count {
-                    Ok(all)
-                } else {
-                    Err(anyhow!("there are {}", all.len()))
-                }
-            },
-        )
+        poll::until(&format!("{count} records in {}", self.0.display()), Duration::from_secs(5), || {
+            let all = self.all()?;
+            if all.len() >= count { Ok(all) } else { Err(anyhow!("there are {}", all.len())) }
+        })
     }
 }
 

@@ -91,39 +91,18 @@ pub enum Kind {
 /// When it cannot listen or its files cannot be read.
 pub async fn serve(kind: Kind) -> Result<()> {
     match kind {
-        Kind::Sidecar {
-            common,
-            cert,
-            key,
-            ca,
-            greeting,
-            files,
-        } => {
+        Kind::Sidecar { common, cert, key, ca, greeting, files } => {
             let app = app::start(app::App { greeting, files }).await?;
             let acceptor = sidecar::acceptor(&cert, &key, &ca)?;
-            let front = Arc::new(sidecar::Front {
-                acceptor,
-                app,
-                journal: Journal::open(&common.record)?,
-            });
+            let front = Arc::new(sidecar::Front { acceptor, app, journal: Journal::open(&common.record)? });
             each(common.port, move |stream| {
                 let front = Arc::clone(&front);
                 async move { front.serve(stream).await }
             })
             .await
         }
-        Kind::Raw {
-            common,
-            greet,
-            answer,
-            echo,
-        } => {
-            let server = Arc::new(raw::Raw {
-                greet,
-                answer,
-                echo,
-                journal: Journal::open(&common.record)?,
-            });
+        Kind::Raw { common, greet, answer, echo } => {
+            let server = Arc::new(raw::Raw { greet, answer, echo, journal: Journal::open(&common.record)? });
             each(common.port, move |stream| {
                 let server = Arc::clone(&server);
                 async move { server.serve(stream).await }
@@ -160,10 +139,7 @@ fn accept_on(port: u16) -> Result<mpsc::UnboundedReceiver<TcpStream>> {
     let (sender, receiver) = mpsc::unbounded_channel();
     thread::spawn(move || {
         loop {
-            match accept4(
-                listener.as_raw_fd(),
-                SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-            ) {
+            match accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) {
                 Ok(fd) => {
                     // SAFETY: the kernel has just given us this descriptor; nobody else has it.
                     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
@@ -181,19 +157,11 @@ fn accept_on(port: u16) -> Result<mpsc::UnboundedReceiver<TcpStream>> {
 /// Listens on all addresses of both families, sharing the port with sockets that ask for it too: a pod may use its
 /// server port as the source port of its own connections.
 fn listen_on(port: u16) -> Result<OwnedFd> {
-    let fd = socket(
-        AddressFamily::Inet6,
-        SockType::Stream,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )?;
+    let fd = socket(AddressFamily::Inet6, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     setsockopt(&fd, sockopt::ReuseAddr, &true)?;
     setsockopt(&fd, sockopt::ReusePort, &true)?;
     setsockopt(&fd, sockopt::Ipv6V6Only, &false)?;
-    bind(
-        fd.as_raw_fd(),
-        &SockaddrIn6::from(SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0)),
-    )?;
+    bind(fd.as_raw_fd(), &SockaddrIn6::from(SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0)))?;
     listen(&fd, Backlog::new(BACKLOG)?)?;
     Ok(fd)
 }

@@ -15,20 +15,12 @@ fn both_clients_are_served_over_both_families_and_topologies() -> Result<()> {
         for family in ["-4", "-6"] {
             let plain = lab.curl("sleep", &[family, "http://frontend.hipstershopv1v2:8080"])?;
             assert_eq!((plain.code, plain.stdout.as_str()), (0, "200\n"), "{plain:?}");
-            let mesh = lab.mesh_curl(
-                "loadgenerator",
-                &[family, "https://frontend.hipstershopv1v2:8080"],
-            )?;
+            let mesh = lab.mesh_curl("loadgenerator", &[family, "https://frontend.hipstershopv1v2:8080"])?;
             assert_eq!((mesh.code, mesh.stdout.as_str()), (0, "200\n"), "{mesh:?}");
         }
         let records = records.at_least(4)?;
         assert_eq!(records.iter().filter(|record| record.class == "tls").count(), 2);
-        assert!(
-            records
-                .iter()
-                .all(|record| record.end == End::Eof && record.read > 0),
-            "{records:?}"
-        );
+        assert!(records.iter().all(|record| record.end == End::Eof && record.read > 0), "{records:?}");
     }
     Ok(())
 }
@@ -47,18 +39,12 @@ fn the_front_refuses_clients_without_a_certificate() -> Result<()> {
 #[test]
 fn several_labs_run_at_once_and_leave_nothing() -> Result<()> {
     let labs = [Lab::new()?, Lab::new()?];
-    let servers = labs
-        .iter()
-        .map(|lab| lab.sidecar("frontend", 8080))
-        .collect::<Result<Vec<_>>>()?;
+    let servers = labs.iter().map(|lab| lab.sidecar("frontend", 8080)).collect::<Result<Vec<_>>>()?;
     for lab in &labs {
         let output = lab.curl("sleep", &["http://frontend.hipstershopv1v2:8080"])?;
         assert_eq!(output.stdout, "200\n", "{output:?}");
     }
-    let traces: Vec<_> = labs
-        .iter()
-        .map(|lab| (lab.namespace(""), lab.dir().to_owned()))
-        .collect();
+    let traces: Vec<_> = labs.iter().map(|lab| (lab.namespace(""), lab.dir().to_owned())).collect();
     drop(servers);
     drop(labs);
     let namespaces = run("ip", ["netns", "list"])?.success()?.stdout;
@@ -86,10 +72,7 @@ fn a_killed_lab_is_removed_by_the_next() -> Result<()> {
         .env(VICTIM, "1")
         .output()?;
     let output = String::from_utf8_lossy(&output.stdout).into_owned();
-    let prefix = output
-        .split("victim ")
-        .nth(1)
-        .and_then(|rest| rest.lines().next());
+    let prefix = output.split("victim ").nth(1).and_then(|rest| rest.lines().next());
     let prefix = prefix.with_context(|| format!("no lab in {output}"))?;
 
     // This or a lab of another test cleans up.
@@ -103,11 +86,8 @@ fn a_killed_lab_is_removed_by_the_next() -> Result<()> {
 fn the_demo_documents_describe_the_cast() -> Result<()> {
     let text = std::fs::read_to_string(demo_dir().join("pods.yaml"))?;
     let documents: Vec<String> = Pod::cast().iter().map(Pod::manifest).collect();
-    let body: String = text
-        .lines()
-        .filter(|line| !line.starts_with('#'))
-        .map(|line| format!("{line}\n"))
-        .collect();
+    let body: String =
+        text.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n")).collect();
     assert_eq!(body, documents.join("---\n"));
     Ok(())
 }

@@ -14,9 +14,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 fn wait_for_line(scene: &Scene, words: &[&str]) -> Result<()> {
     poll::until(&format!("a log line with {words:?}"), LIMIT, || {
         let output = scene.agent.output();
-        let found = output
-            .lines()
-            .any(|line| words.iter().all(|word| line.contains(word)));
+        let found = output.lines().any(|line| words.iter().all(|word| line.contains(word)));
         ensure!(found, "the log is:\n{output}");
         Ok(())
     })
@@ -35,28 +33,19 @@ fn assert_strict(scene: &Scene) -> Result<()> {
         assert_eq!(scene.lab.endpoint(address)?.mode, Mode::STRICT);
     }
     let (_server, _) = scene.lab.sidecar("frontend", 8080)?;
-    let plain = scene
-        .lab
-        .curl("sleep", &["http://frontend.hipstershopv1v2:8080"])?;
+    let plain = scene.lab.curl("sleep", &["http://frontend.hipstershopv1v2:8080"])?;
     assert_eq!((plain.stdout.as_str(), plain.code), ("000\n", 56), "{plain:?}");
     Ok(())
 }
 
 #[test]
 fn broken_yaml() -> Result<()> {
-    assert_reported(
-        &Scene::strict()?,
-        "apiVersion: v1\nkind: [Pod\nmetadata: }\n",
-        &[],
-    )
+    assert_reported(&Scene::strict()?, "apiVersion: v1\nkind: [Pod\nmetadata: }\n", &[])
 }
 
 #[test]
 fn the_document_and_the_field_are_named() -> Result<()> {
-    let text = format!(
-        "{MESH_STRICT}---\n{}",
-        policy("hipstershopv1v2", "frontend", None, "strict", &[])
-    );
+    let text = format!("{MESH_STRICT}---\n{}", policy("hipstershopv1v2", "frontend", None, "strict", &[]));
     assert_reported(&Scene::strict()?, &text, &["2", "mode", "strict"])
 }
 
@@ -80,15 +69,10 @@ fn empty_file() -> Result<()> {
 #[test]
 fn a_file_that_breaks_keeps_its_last_good_content() -> Result<()> {
     let scene = Scene::strict()?;
-    scene.lab.apply(
-        "mesh.yaml",
-        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nspec: ][\n",
-    )?;
+    scene.lab.apply("mesh.yaml", "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nspec: ][\n")?;
     wait_for_line(&scene, &["mesh.yaml"])?;
     assert_strict(&scene)?;
-    scene
-        .lab
-        .apply("mesh.yaml", &MESH_STRICT.replace("STRICT", "DISABLE"))?;
+    scene.lab.apply("mesh.yaml", &MESH_STRICT.replace("STRICT", "DISABLE"))?;
     scene.lab.wait_mode("frontend", Mode::DISABLE)
 }
 
@@ -101,8 +85,6 @@ fn a_folder_that_vanishes() -> Result<()> {
     assert_strict(&scene)?;
     // And it is read again when it is back.
     fs::rename(&aside, &folder)?;
-    scene
-        .lab
-        .apply("mesh.yaml", &MESH_STRICT.replace("STRICT", "DISABLE"))?;
+    scene.lab.apply("mesh.yaml", &MESH_STRICT.replace("STRICT", "DISABLE"))?;
     scene.lab.wait_mode("frontend", Mode::DISABLE)
 }

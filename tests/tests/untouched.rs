@@ -17,11 +17,7 @@ use nix::sys::socket::{
 /// Connects with a source port of choice, shared with whoever listens on it.
 fn connect_from(lab: &Lab, from: &str, source: SocketAddr, to: SocketAddr) -> Result<TcpStream> {
     lab.inside(from, || {
-        let family = if source.is_ipv4() {
-            AddressFamily::Inet
-        } else {
-            AddressFamily::Inet6
-        };
+        let family = if source.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         let fd: OwnedFd = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
         setsockopt(&fd, sockopt::ReuseAddr, &true)?;
         setsockopt(&fd, sockopt::ReusePort, &true)?;
@@ -46,9 +42,7 @@ fn storage(address: SocketAddr) -> Result<SockaddrStorage> {
 
 fn assert_echoes(mut stream: TcpStream, what: &str) -> Result<()> {
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    stream
-        .write_all(b"plain as day")
-        .with_context(|| what.to_owned())?;
+    stream.write_all(b"plain as day").with_context(|| what.to_owned())?;
     let mut answer = [0; 12];
     stream.read_exact(&mut answer).with_context(|| what.to_owned())?;
     assert_eq!(&answer, b"plain as day", "{what}");
@@ -69,12 +63,7 @@ fn outbound_plaintext_of_a_strict_pod_from_any_port() -> Result<()> {
             assert_echoes(stream, &format!("from port {port} to {to}"))?;
         }
     }
-    assert!(
-        records
-            .at_least(12)?
-            .iter()
-            .all(|record| record.end == End::Eof && record.read == 12)
-    );
+    assert!(records.at_least(12)?.iter().all(|record| record.end == End::Eof && record.read == 12));
     Ok(())
 }
 
@@ -102,16 +91,10 @@ fn host_network_and_pods_outside_the_mesh() -> Result<()> {
     for v6 in [false, true] {
         let node: IpAddr = if v6 { NODE_V6.into() } else { NODE_V4.into() };
         for from in ["sleep", "frontend"] {
-            assert_echoes(
-                lab.connect(from, SocketAddr::new(node, 7100))?,
-                &format!("{from} to the node"),
-            )?;
+            assert_echoes(lab.connect(from, SocketAddr::new(node, 7100))?, &format!("{from} to the node"))?;
         }
         for from in [NODE, "adservice"] {
-            assert_echoes(
-                lab.connect(from, lab.address("sleep", 7100, v6))?,
-                &format!("{from} to sleep"),
-            )?;
+            assert_echoes(lab.connect(from, lab.address("sleep", 7100, v6))?, &format!("{from} to sleep"))?;
         }
     }
     Ok(())
@@ -133,14 +116,12 @@ fn udp_in_both_directions() -> Result<()> {
         for length in [1, 1000, 8000] {
             let message = vec![b'u'; length];
             client.send_to(&message, server_address)?;
-            let (count, peer) = server
-                .recv_from(&mut buffer)
-                .with_context(|| format!("{length} to the pod"))?;
+            let (count, peer) =
+                server.recv_from(&mut buffer).with_context(|| format!("{length} to the pod"))?;
             assert_eq!(count, length);
             server.send_to(&message, peer)?;
-            let (count, _) = client
-                .recv_from(&mut buffer)
-                .with_context(|| format!("{length} from the pod"))?;
+            let (count, _) =
+                client.recv_from(&mut buffer).with_context(|| format!("{length} from the pod"))?;
             assert_eq!(count, length);
         }
     }
@@ -154,8 +135,7 @@ fn echo_requests() -> Result<()> {
     for v6 in [false, true] {
         for (from, to) in [("sleep", "frontend"), ("frontend", "sleep")] {
             let address = lab.address(to, 0, v6);
-            lab.inside(from, || ping(address))?
-                .with_context(|| format!("{from} to {address}"))?;
+            lab.inside(from, || ping(address))?.with_context(|| format!("{from} to {address}"))?;
         }
     }
     Ok(())

@@ -14,43 +14,23 @@ fn scene() -> Result<Scene> {
     {
         let (_frontend, _) = scene.lab.sidecar("frontend", 8080)?;
         let (_adservice, _) = scene.lab.sidecar("adservice", 9555)?;
-        scene
-            .lab
-            .curl("sleep", &["http://frontend.hipstershopv1v2:8080"])?
-            .success()?;
-        assert_eq!(
-            scene
-                .lab
-                .curl("sleep", &["http://adservice.hipstershopv1v2:9555"])?
-                .code,
-            56
-        );
-        scene
-            .lab
-            .mesh_curl("loadgenerator", &["https://adservice.hipstershopv1v2:9555"])?
-            .success()?;
+        scene.lab.curl("sleep", &["http://frontend.hipstershopv1v2:8080"])?.success()?;
+        assert_eq!(scene.lab.curl("sleep", &["http://adservice.hipstershopv1v2:9555"])?.code, 56);
+        scene.lab.mesh_curl("loadgenerator", &["https://adservice.hipstershopv1v2:9555"])?.success()?;
     }
     Ok(scene)
 }
 
 fn dump(lab: &Lab, map: &str) -> Result<String> {
     let path = lab.map_path(map)?.display().to_string();
-    Ok(lab
-        .exec(NODE, ["bpftool", "map", "dump", "pinned", &path])?
-        .success()?
-        .stdout)
+    Ok(lab.exec(NODE, ["bpftool", "map", "dump", "pinned", &path])?.success()?.stdout)
 }
 
 #[test]
 fn bpftool_prints_names_and_words() -> Result<()> {
     let scene = scene()?;
     let endpoints = dump(&scene.lab, "ENDPOINTS")?;
-    for word in [
-        "\"workload\":",
-        "\"generation\":",
-        "\"mode\": \"STRICT\"",
-        "\"mode\": \"PERMISSIVE\"",
-    ] {
+    for word in ["\"workload\":", "\"generation\":", "\"mode\": \"STRICT\"", "\"mode\": \"PERMISSIVE\""] {
         assert!(endpoints.contains(word), "no {word} in {endpoints}");
     }
     let counters = dump(&scene.lab, "COUNTERS")?;
@@ -91,14 +71,7 @@ fn subcommands_tell_with_and_without_an_agent() -> Result<()> {
             ("status", &["PLAINTEXT", "TLS"][..]),
             (
                 "endpoints",
-                &[
-                    "10.244.0.10",
-                    "fd00:10:244::10",
-                    "10.244.0.11",
-                    "fd00:10:244::11",
-                    "STRICT",
-                    "PERMISSIVE",
-                ],
+                &["10.244.0.10", "fd00:10:244::10", "10.244.0.11", "fd00:10:244::11", "STRICT", "PERMISSIVE"],
             ),
         ] {
             let table = scene.lab.enforcer(&[command])?.success()?.stdout;
@@ -121,14 +94,9 @@ fn subcommands_tell_with_and_without_an_agent() -> Result<()> {
 fn the_log_names_the_policy_behind_a_reset() -> Result<()> {
     let scene = scene()?;
     let log = scene.agent.output();
-    let line = log
-        .lines()
-        .find(|line| line.contains("PLAINTEXT") && line.contains("istio-system/default"));
+    let line = log.lines().find(|line| line.contains("PLAINTEXT") && line.contains("istio-system/default"));
     let line = line.unwrap_or_else(|| panic!("no verdict with its policy in the log:\n{log}"));
-    assert!(
-        line.contains("10.244.0.20") || line.contains("fd00:10:244::20"),
-        "no client in {line}"
-    );
+    assert!(line.contains("10.244.0.20") || line.contains("fd00:10:244::20"), "no client in {line}");
     assert!(line.contains("adservice"), "no pod in {line}");
     Ok(())
 }

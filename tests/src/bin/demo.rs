@@ -28,10 +28,7 @@ fn main() -> ExitCode {
     let start = Instant::now();
     match play(&Cli::parse()) {
         Ok(()) => {
-            println!(
-                "\nEvery step came out as it must ({:.1} s).",
-                start.elapsed().as_secs_f32()
-            );
+            println!("\nEvery step came out as it must ({:.1} s).", start.elapsed().as_secs_f32());
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -105,16 +102,9 @@ impl<'a> Walk<'a> {
     fn start(lab: &'a Lab) -> Result<Self> {
         println!("The lab: every pod is a network namespace of its own, behind a veth pair.");
         for pod in lab.pods() {
-            let mesh = if pod.is_meshed() {
-                "in the mesh"
-            } else {
-                "outside the mesh"
-            };
+            let mesh = if pod.is_meshed() { "in the mesh" } else { "outside the mesh" };
             let [v4, v6] = pod.addresses();
-            println!(
-                "  {:<34} {v4}  {v6}  {mesh}",
-                format!("{}/{}", pod.namespace, pod.name)
-            );
+            println!("  {:<34} {v4}  {v6}  {mesh}", format!("{}/{}", pod.namespace, pod.name));
         }
         println!();
         for file in ["namespaces.yaml", "pods.yaml"] {
@@ -123,23 +113,12 @@ impl<'a> Walk<'a> {
         let mut servers = Vec::new();
         for (pod, port) in [("frontend", 8080), ("adservice", 9555)] {
             let (process, records) = lab.sidecar(pod, port)?;
-            servers.push(Server {
-                pod,
-                _process: process,
-                records,
-                plaintext: Vec::new(),
-                seen: 0,
-            });
+            servers.push(Server { pod, _process: process, records, plaintext: Vec::new(), seen: 0 });
         }
         let mut agent = lab.start_agent(&[])?;
         println!("$ {} &", agent.command());
         lab.wait_enforcing(&mut agent)?;
-        Ok(Self {
-            lab,
-            servers,
-            _agent: agent,
-            step: 0,
-        })
+        Ok(Self { lab, servers, _agent: agent, step: 0 })
     }
 
     fn title(&mut self, text: &str) {
@@ -192,10 +171,7 @@ impl<'a> Walk<'a> {
             let output = show(self.lab, "loadgenerator", &words)?;
             self.check(&output, "200\n", "", 0)?;
             let record = self.server(server)?.next_record()?;
-            ensure!(
-                record.class == "tls",
-                "{server} did not see TLS of the mesh client: {record:?}"
-            );
+            ensure!(record.class == "tls", "{server} did not see TLS of the mesh client: {record:?}");
         }
         Ok(())
     }
@@ -213,10 +189,7 @@ impl<'a> Walk<'a> {
     }
 
     fn server(&mut self, name: &str) -> Result<&mut Server> {
-        let found = self
-            .servers
-            .iter_mut()
-            .find(|server| name.starts_with(server.pod));
+        let found = self.servers.iter_mut().find(|server| name.starts_with(server.pod));
         found.ok_or_else(|| anyhow::anyhow!("nobody serves {name}"))
     }
 
@@ -233,21 +206,14 @@ impl<'a> Walk<'a> {
         let status = show(self.lab, NODE, &[&program, "status", "--bpffs", &bpffs])?;
         ensure!(status.code == 0, "step {}: status must exit with 0", self.step);
         for (map, words) in [
-            (
-                "ENDPOINTS",
-                &["\"mode\": \"STRICT\"", "\"mode\": \"PERMISSIVE\""][..],
-            ),
+            ("ENDPOINTS", &["\"mode\": \"STRICT\"", "\"mode\": \"PERMISSIVE\""][..]),
             ("COUNTERS", &["\"PLAINTEXT\"", "\"RESET\"", "\"TLS\""][..]),
         ] {
             let path = self.lab.map_path(map)?.display().to_string();
             let dump = show(self.lab, NODE, &["bpftool", "map", "dump", "pinned", &path])?;
             ensure!(dump.code == 0, "step {}: bpftool must exit with 0", self.step);
             for word in words {
-                ensure!(
-                    dump.stdout.contains(word),
-                    "step {}: the dump of {map} must show {word}",
-                    self.step
-                );
+                ensure!(dump.stdout.contains(word), "step {}: the dump of {map} must show {word}", self.step);
             }
         }
         Ok(())
@@ -262,11 +228,7 @@ impl<'a> Walk<'a> {
                     server.pod, record.read, record.written, record.end
                 );
                 if *served {
-                    ensure!(
-                        record.read > 0,
-                        "{} read nothing of a permitted request",
-                        server.pod
-                    );
+                    ensure!(record.read > 0, "{} read nothing of a permitted request", server.pod);
                 } else {
                     let nothing = record.read == 0 && record.written == 0;
                     ensure!(nothing, "{} got plaintext under STRICT: {record:?}", server.pod);
@@ -293,20 +255,14 @@ impl Server {
             self.pod
         );
         self.seen = all.len();
-        all.into_iter()
-            .next_back()
-            .ok_or_else(|| anyhow::anyhow!("no record"))
+        all.into_iter().next_back().ok_or_else(|| anyhow::anyhow!("no record"))
     }
 }
 
 /// Copies a file of the demo into the watched folder.
 fn copy(lab: &Lab, file: &Path) -> Result<()> {
     let (from, to) = (demo_dir().canonicalize()?.join(file), lab.manifests());
-    println!(
-        "$ cp {} {}/",
-        Path::new("demo").join(file).display(),
-        to.display()
-    );
+    println!("$ cp {} {}/", Path::new("demo").join(file).display(), to.display());
     enforcer_tests::lab::run("cp", [from, to])?.success()?;
     Ok(())
 }

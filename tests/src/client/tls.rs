@@ -54,11 +54,7 @@ pub struct Shape {
 
 impl Default for Shape {
     fn default() -> Self {
-        Self {
-            piece: usize::MAX,
-            ballast: 0,
-            versions: rustls::DEFAULT_VERSIONS,
-        }
+        Self { piece: usize::MAX, ballast: 0, versions: rustls::DEFAULT_VERSIONS }
     }
 }
 
@@ -76,9 +72,7 @@ pub fn config(lab: &Lab, pod: &str, shape: Shape) -> Result<Arc<ClientConfig>> {
         .with_protocol_versions(shape.versions)?
         .with_root_certificates(roots)
         .with_client_auth_cert(certificates(&own.certificate)?, key)?;
-    config.alpn_protocols = (0..shape.ballast)
-        .map(|i| format!("{i:0200}").into_bytes())
-        .collect();
+    config.alpn_protocols = (0..shape.ballast).map(|i| format!("{i:0200}").into_bytes()).collect();
     Ok(Arc::new(config))
 }
 
@@ -94,13 +88,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
 /// When the server's name is not one.
 pub fn start(stream: TcpStream, config: Arc<ClientConfig>, server: &str, shape: Shape) -> Result<Stream> {
     let name = ServerName::try_from(server.to_owned())?;
-    Ok(StreamOwned::new(
-        ClientConnection::new(config, name)?,
-        Pieces {
-            stream,
-            size: shape.piece,
-        },
-    ))
+    Ok(StreamOwned::new(ClientConnection::new(config, name)?, Pieces { stream, size: shape.piece }))
 }
 
 /// The bytes of a TLS 1.3 hello, as a client would send them first.
@@ -125,17 +113,12 @@ pub fn get(stream: &mut (impl Read + Write), host: &str) -> Result<String> {
     let mut answer = Vec::new();
     let mut byte = [0];
     while !answer.ends_with(b"\r\n\r\n") {
-        ensure!(
-            stream.read(&mut byte).context("cannot read the answer")? == 1,
-            "the server closed"
-        );
+        ensure!(stream.read(&mut byte).context("cannot read the answer")? == 1, "the server closed");
         answer.push(byte[0]);
     }
     let head = String::from_utf8(answer)?;
     ensure!(head.starts_with("HTTP/1.1 200"), "not a 200: {head}");
-    let length = head
-        .lines()
-        .find_map(|line| line.strip_prefix("content-length: "));
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
     let mut body = vec![0; length.context("no length")?.parse()?];
     stream.read_exact(&mut body)?;
     Ok(String::from_utf8(body)?)

@@ -38,8 +38,7 @@ impl Identity {
         remove(&id)?;
         fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
         let lock = open_lock(&dir.join("lock"))?;
-        lock.lock()
-            .with_context(|| format!("cannot lock {}", dir.display()))?;
+        lock.lock().with_context(|| format!("cannot lock {}", dir.display()))?;
         Ok(Self { id, dir, _lock: lock })
     }
 }

@@ -104,15 +104,13 @@ pub(super) fn add_pod(node: &str, namespace: &str, pod: &Pod, topology: Topology
 /// Waits until the node answers: a refused connection is an answer.
 fn reachable(namespace: &str, address: IpAddr) -> Result<()> {
     inside(namespace, || {
-        poll::until(
-            &format!("a way from {namespace} to {address}"),
-            Duration::from_secs(5),
-            || match TcpStream::connect_timeout(&SocketAddr::new(address, 1), Duration::from_millis(200)) {
+        poll::until(&format!("a way from {namespace} to {address}"), Duration::from_secs(5), || {
+            match TcpStream::connect_timeout(&SocketAddr::new(address, 1), Duration::from_millis(200)) {
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => Ok(()),
                 Err(error) => Err(error.into()),
                 Ok(_) => bail!("somebody listens on port 1"),
-            },
-        )
+            }
+        })
     })?
 }
 
@@ -146,9 +144,7 @@ pub(super) fn batch(namespace: &str, commands: &str) -> Result<()> {
     let mut command = std::process::Command::new("ip");
     command.args(["-n", namespace, "-batch", "-"]);
     // `ip` takes the family of a route from its address only without a -4 or -6 in front.
-    finish(command, Some(commands))?
-        .success()
-        .with_context(|| commands.to_owned())?;
+    finish(command, Some(commands))?.success().with_context(|| commands.to_owned())?;
     Ok(())
 }
 

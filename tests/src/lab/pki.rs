@@ -43,11 +43,7 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let certificate = dir.join("ca.pem");
         write(&certificate, &params.self_signed(&key)?.pem())?;
-        Ok(Self {
-            issuer: Issuer::new(params, key),
-            dir: dir.to_owned(),
-            certificate,
-        })
+        Ok(Self { issuer: Issuer::new(params, key), dir: dir.to_owned(), certificate })
     }
 
     /// A certificate for a pod: its SPIFFE identity, as Istio issues it, and its DNS name, so that clients that only
@@ -56,10 +52,7 @@ impl Authority {
     /// # Errors
     /// When it cannot be signed or written.
     pub fn issue(&self, pod: &Pod) -> Result<Credentials> {
-        let names = vec![
-            SanType::URI(pod.spiffe().try_into()?),
-            SanType::DnsName(pod.host().try_into()?),
-        ];
+        let names = vec![SanType::URI(pod.spiffe().try_into()?), SanType::DnsName(pod.host().try_into()?)];
         self.issue_with(&pod.host(), names)
     }
 
@@ -74,18 +67,13 @@ impl Authority {
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.subject_alt_names = names;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let credentials = Credentials {
             certificate: self.dir.join(format!("{name}.pem")),
             key: self.dir.join(format!("{name}.key")),
         };
-        write(
-            &credentials.certificate,
-            &params.signed_by(&key, &self.issuer)?.pem(),
-        )?;
+        write(&credentials.certificate, &params.signed_by(&key, &self.issuer)?.pem())?;
         write(&credentials.key, &key.serialize_pem())?;
         Ok(credentials)
     }

@@ -47,9 +47,7 @@ impl Pod {
     /// True for a pod with a sidecar.
     #[must_use]
     pub fn is_meshed(&self) -> bool {
-        self.labels
-            .iter()
-            .any(|(key, value)| key == "security.istio.io/tlsMode" && value == "istio")
+        self.labels.iter().any(|(key, value)| key == "security.istio.io/tlsMode" && value == "istio")
     }
 
     /// With one more label.
@@ -125,10 +123,7 @@ impl Pod {
     /// The SPIFFE identity of its service account.
     #[must_use]
     pub fn spiffe(&self) -> String {
-        format!(
-            "spiffe://cluster.local/ns/{}/sa/{}",
-            self.namespace, self.service_account
-        )
+        format!("spiffe://cluster.local/ns/{}/sa/{}", self.namespace, self.service_account)
     }
 
     /// The pod as `kubectl get pod -o yaml` shows it, reduced to what says something.
@@ -144,11 +139,7 @@ impl Pod {
                 let _ = writeln!(text, "    {key}: {value:?}");
             }
         }
-        let _ = writeln!(
-            text,
-            "spec:\n  serviceAccountName: {}\n  containers:",
-            self.service_account
-        );
+        let _ = writeln!(text, "spec:\n  serviceAccountName: {}\n  containers:", self.service_account);
         let _ = writeln!(text, "    - name: app\n      image: app");
         if !self.ports.is_empty() {
             let _ = writeln!(text, "      ports:");

@@ -95,18 +95,10 @@ pub(super) fn finish(mut command: Command, input: Option<&str>) -> Result<Output
     };
     let elapsed = start.elapsed();
     let text = |reader: thread::JoinHandle<Vec<u8>>| {
-        let bytes = reader
-            .join()
-            .map_err(|_| anyhow!("the reader of `{line}` panicked"))?;
+        let bytes = reader.join().map_err(|_| anyhow!("the reader of `{line}` panicked"))?;
         Ok::<_, anyhow::Error>(String::from_utf8_lossy(&bytes).into_owned())
     };
-    Ok(Output {
-        code: code(status),
-        stdout: text(stdout)?,
-        stderr: text(stderr)?,
-        elapsed,
-        command: line,
-    })
+    Ok(Output { code: code(status), stdout: text(stdout)?, stderr: text(stderr)?, elapsed, command: line })
 }
 
 fn drain<R: Read + Send + 'static>(source: Option<R>) -> thread::JoinHandle<Vec<u8>> {
@@ -121,18 +113,13 @@ fn drain<R: Read + Send + 'static>(source: Option<R>) -> thread::JoinHandle<Vec<
 }
 
 fn code(status: ExitStatus) -> i32 {
-    status
-        .code()
-        .unwrap_or_else(|| 128 + status.signal().unwrap_or_default())
+    status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default())
 }
 
 /// The command as it would be typed.
 pub(super) fn display(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
-    words
-        .map(|word| quote(&word.to_string_lossy()))
-        .collect::<Vec<_>>()
-        .join(" ")
+    words.map(|word| quote(&word.to_string_lossy())).collect::<Vec<_>>().join(" ")
 }
 
 /// Quotes a word where a shell would need it.
@@ -165,11 +152,7 @@ impl Running {
             .stderr(file)
             .spawn()
             .with_context(|| format!("cannot start `{line}`: is the program installed?"))?;
-        Ok(Self {
-            child,
-            command: line,
-            log: log.to_owned(),
-        })
+        Ok(Self { child, command: line, log: log.to_owned() })
     }
 
     /// The command line.
@@ -187,9 +170,7 @@ impl Running {
     /// Everything it printed so far.
     #[must_use]
     pub fn output(&self) -> String {
-        fs::read(&self.log)
-            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-            .unwrap_or_default()
+        fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
     /// Its exit code when it has ended.
@@ -216,12 +197,7 @@ impl Running {
             ensure!(ended.is_some(), "not there yet; its output:\n{output}");
             Ok(false)
         })?;
-        ensure!(
-            found,
-            "`{}` ended with {ended:?}:\n{}",
-            self.command,
-            self.output()
-        );
+        ensure!(found, "`{}` ended with {ended:?}:\n{}", self.command, self.output());
         Ok(())
     }
 
@@ -240,12 +216,7 @@ impl Running {
     /// When it still runs after `limit`.
     pub fn wait(&mut self, limit: Duration) -> Result<i32> {
         let what = format!("the end of `{}`", self.command);
-        poll::until(&what, limit, || {
-            self.child
-                .try_wait()?
-                .map(code)
-                .ok_or_else(|| anyhow!("it still runs"))
-        })
+        poll::until(&what, limit, || self.child.try_wait()?.map(code).ok_or_else(|| anyhow!("it still runs")))
     }
 
     /// Kills it (SIGKILL) and waits for its end.

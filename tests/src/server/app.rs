@@ -32,9 +32,7 @@ struct Request {
 
 /// Starts the application and gives its address.
 pub(super) async fn start(app: App) -> Result<SocketAddr> {
-    let listener = TcpListener::bind("127.0.0.1:0")
-        .await
-        .context("the application cannot listen")?;
+    let listener = TcpListener::bind("127.0.0.1:0").await.context("the application cannot listen")?;
     let address = listener.local_addr()?;
     let app = Arc::new(app);
     tokio::spawn(async move {
@@ -68,16 +66,11 @@ impl App {
 
     async fn answer(&self, request: &Request, stream: &mut BufReader<TcpStream>) -> Result<()> {
         let mut body = (&mut *stream).take(request.length);
-        let file = request
-            .path
-            .strip_prefix("/files/")
-            .filter(|name| !name.contains('/'));
+        let file = request.path.strip_prefix("/files/").filter(|name| !name.contains('/'));
         match (request.method.as_str(), file, &self.files) {
             ("GET", Some(name), Some(dir)) => {
                 copy(&mut body, &mut tokio::io::sink()).await?;
-                let mut file = File::open(dir.join(name))
-                    .await
-                    .with_context(|| format!("no file {name}"))?;
+                let mut file = File::open(dir.join(name)).await.with_context(|| format!("no file {name}"))?;
                 let length = file.metadata().await?.len();
                 stream.write_all(response("200 OK", length).as_bytes()).await?;
                 copy(&mut file, stream).await?;
@@ -91,9 +84,7 @@ impl App {
             (_, None, _) => {
                 copy(&mut body, &mut tokio::io::sink()).await?;
                 let head = response("200 OK", self.greeting.len() as u64 + 1);
-                stream
-                    .write_all(format!("{head}{}\n", self.greeting).as_bytes())
-                    .await?;
+                stream.write_all(format!("{head}{}\n", self.greeting).as_bytes()).await?;
             }
             _ => stream.write_all(response("404 Not Found", 0).as_bytes()).await?,
         }
@@ -126,17 +117,12 @@ async fn head(stream: &mut BufReader<TcpStream>) -> Result<Option<Request>> {
     };
     loop {
         let mut line = String::new();
-        ensure!(
-            limited.read_line(&mut line).await? > 0,
-            "the head is cut off or too long"
-        );
+        ensure!(limited.read_line(&mut line).await? > 0, "the head is cut off or too long");
         let line = line.trim_end();
         if line.is_empty() {
             return Ok(Some(request));
         }
-        let (name, value) = line
-            .split_once(':')
-            .with_context(|| format!("not a header: {line:?}"))?;
+        let (name, value) = line.split_once(':').with_context(|| format!("not a header: {line:?}"))?;
         let value = value.trim();
         match name.to_ascii_lowercase().as_str() {
             "content-length" => request.length = value.parse()?,

@@ -35,13 +35,7 @@ impl Counted {
             error: None,
         };
         let shared = Arc::new(Mutex::new(record));
-        (
-            Self {
-                stream,
-                shared: Arc::clone(&shared),
-            },
-            Counts(shared),
-        )
+        (Self { stream, shared: Arc::clone(&shared) }, Counts(shared))
     }
 
     /// The first byte, left in the socket; `None` when the connection ended before one came.

@@ -24,8 +24,7 @@ impl Raw {
         stream.set_nodelay(true).ok();
         let (stream, counts) = Counted::new(stream);
         let outcome = self.talk(stream, |class| counts.class(class)).await;
-        self.journal
-            .add(&counts.record(outcome.err().map(|error| format!("{error:#}"))))
+        self.journal.add(&counts.record(outcome.err().map(|error| format!("{error:#}"))))
     }
 
     async fn talk(&self, mut stream: Counted, class: impl Fn(&str)) -> Result<()> {
@@ -41,11 +40,7 @@ impl Raw {
             };
             if first {
                 first = false;
-                class(if bytes.first() == Some(&HANDSHAKE) {
-                    "tls"
-                } else {
-                    "plaintext"
-                });
+                class(if bytes.first() == Some(&HANDSHAKE) { "tls" } else { "plaintext" });
                 if let Some(answer) = &self.answer {
                     stream.write_all(answer.as_bytes()).await?;
                 }

@@ -68,14 +68,11 @@ impl Front {
                 self.forward(stream).await
             }
         };
-        self.journal
-            .add(&counts.record(outcome.err().map(|error| format!("{error:#}"))))
+        self.journal.add(&counts.record(outcome.err().map(|error| format!("{error:#}"))))
     }
 
     async fn forward<S: AsyncRead + AsyncWrite + Unpin>(&self, mut stream: S) -> Result<()> {
-        let mut app = TcpStream::connect(self.app)
-            .await
-            .context("the application does not answer")?;
+        let mut app = TcpStream::connect(self.app).await.context("the application does not answer")?;
         app.set_nodelay(true)?;
         copy_bidirectional(&mut stream, &mut app).await?;
         Ok(())
