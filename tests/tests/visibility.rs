@@ -74,8 +74,11 @@ fn subcommands_tell_with_and_without_an_agent() -> Result<()> {
                 &["10.244.0.10", "fd00:10:244::10", "10.244.0.11", "fd00:10:244::11", "STRICT", "PERMISSIVE"],
             ),
         ] {
-            let table = scene.lab.enforcer(&[command])?.success()?.stdout;
-            let json = scene.lab.enforcer(&[command, "-o", "json"])?.success()?.stdout;
+            let (table, json) = (scene.lab.enforcer(&[command])?, scene.lab.enforcer(&[command, "-o", "json"])?);
+            // A dead agent needs a person: status says so by its exit code too.
+            let code = i32::from(command == "status" && !alive);
+            assert_eq!((table.code, json.code), (code, code), "{table:?} {json:?}");
+            let (table, json) = (table.stdout, json.stdout);
             let mut found = Vec::new();
             leaves(&serde_json::from_str(&json)?, &mut found);
             for word in words {
