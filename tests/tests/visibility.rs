@@ -74,8 +74,13 @@ fn subcommands_tell_with_and_without_an_agent() -> Result<()> {
                 &["10.244.0.10", "fd00:10:244::10", "10.244.0.11", "fd00:10:244::11", "STRICT", "PERMISSIVE"],
             ),
         ] {
-            let table = scene.lab.enforcer(&[command])?.success()?.stdout;
-            let json = scene.lab.enforcer(&[command, "-o", "json"])?.success()?.stdout;
+            // A node without an agent is not as it should be: status says so with its exit code too.
+            let code = i32::from(command == "status" && !alive);
+            let table = scene.lab.enforcer(&[command])?;
+            assert_eq!(table.code, code, "agent alive: {alive}: {table:?}");
+            let json = scene.lab.enforcer(&[command, "-o", "json"])?;
+            assert_eq!(json.code, code, "agent alive: {alive}: {json:?}");
+            let (table, json) = (table.stdout, json.stdout);
             let mut found = Vec::new();
             leaves(&serde_json::from_str(&json)?, &mut found);
             for word in words {
