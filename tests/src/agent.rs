@@ -118,7 +118,7 @@ impl Lab {
             let _ = write!(text, "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {name}\n---\n");
         }
         for pod in self.pods() {
-            let _ = write!(text, "{}---\n", pod.manifest());
+            let _ = writeln!(text, "{}---", pod.manifest());
         }
         self.apply("cluster.yaml", &text)
     }

@@ -1,7 +1,7 @@
 //! One lab: a node, its pods and clients, each in a network namespace of its own, gone when dropped.
 //!
-//! All labs use the same addresses, since none can see another: node 10.244.0.1 and fd00:10:244::1, a pod with number
-//! n 10.244.0.n and fd00:10:244::n. Several labs run at once, in one process or in several.
+//! All labs use the same addresses, since none can see another: node `10.244.0.1` and `fd00:10:244::1`, a pod
+//! with number n `10.244.0.n` and `fd00:10:244::n`. Several labs run at once, in one process or in several.
 
 mod identity;
 mod network;

@@ -193,10 +193,10 @@ impl<'a> Walk<'a> {
         found.ok_or_else(|| anyhow::anyhow!("nobody serves {name}"))
     }
 
-    fn note_plaintext(&mut self, server: &str, served: bool) -> Result<()> {
+    fn note_plaintext(&mut self, server: &str, permitted: bool) -> Result<()> {
         let server = self.server(server)?;
         let record = server.next_record()?;
-        server.plaintext.push((record, served));
+        server.plaintext.push((record, permitted));
         Ok(())
     }
 

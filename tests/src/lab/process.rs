@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 use crate::poll;
 
 /// How long a command may run.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// What a finished command left.
 #[derive(Debug)]
