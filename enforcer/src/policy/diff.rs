@@ -29,8 +29,10 @@ pub enum Subject {
 pub struct Change {
     /// Whose.
     pub subject: Subject,
-    /// The port; `None` for every port that no other change of the subject names.
+    /// The port; `None` for every port that neither another change of the subject nor `except` names.
     pub port: Option<u16>,
+    /// Where `port` is `None`: ports whose mode stays.
+    pub except: Vec<u16>,
     /// The mode before.
     pub old: Mode,
     /// The mode after.
@@ -128,21 +130,28 @@ fn compare(
 ) {
     let mut ports = declared;
     ports.extend(old.ports.keys().chain(new.ports.keys()));
+    let mut except = Vec::new();
     for port in ports.into_iter().map(Some).chain([None]) {
         let mode = |effective: &Effective| port.map_or(effective.default, |port| effective.mode(port));
         let (before, after) = (mode(old), mode(new));
-        if before != after {
-            let policy =
-                |effective: &Effective| effective.decision(port).map(|decision| decision.policy.clone());
-            changes.push(Change {
-                subject: subject.clone(),
-                port,
-                old: before,
-                new: after,
-                old_policy: policy(old),
-                new_policy: policy(new),
-            });
+        if before == after {
+            except.extend(port);
+            continue;
         }
+        let policy = |effective: &Effective| effective.decision(port).map(|decision| decision.policy.clone());
+        changes.push(Change {
+            subject: subject.clone(),
+            port,
+            except: if port.is_none() {
+                except.clone()
+            } else {
+                Vec::new()
+            },
+            old: before,
+            new: after,
+            old_policy: policy(old),
+            new_policy: policy(new),
+        });
     }
 }
 

@@ -52,8 +52,10 @@ struct Entry {
     namespace: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     labels: Option<Map>,
-    /// `None` for every port that no other entry names.
+    /// `None` for every port that neither another entry nor `except` names.
     port: Option<u16>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    except: Vec<u16>,
     old: &'static str,
     new: &'static str,
     old_policy: Option<String>,
@@ -73,6 +75,7 @@ impl From<&Change> for Entry {
             namespace,
             labels,
             port: change.port,
+            except: change.except.clone(),
             old: change.old.name(),
             new: change.new.name(),
             old_policy: text(&change.old_policy),
@@ -142,6 +145,14 @@ fn print(changes: &[Change], with_pods: bool, compared: usize) -> io::Result<()>
                 format!("any in {namespace} with {}", labels.join(","))
             }
             Subject::Elsewhere => "any in other namespaces".to_owned(),
+        };
+        let others = || {
+            let except: Vec<_> = change.except.iter().map(ToString::to_string).collect();
+            if except.is_empty() {
+                "others".to_owned()
+            } else {
+                format!("all but {}", except.join(","))
+            }
         };
         let named = |name: &Option<ObjectName>| {
             name.as_ref()

@@ -68,7 +68,7 @@ fn pods_show_their_declared_ports() {
         [
             "shop/cart:80 PERMISSIVE -> STRICT by root/mesh",
             "shop/cart:91 PERMISSIVE -> DISABLE by shop/port",
-            "shop/cart:* PERMISSIVE -> STRICT by root/mesh",
+            "shop/cart:*-90 PERMISSIVE -> STRICT by root/mesh",
         ]
     );
     assert!(lines(&new, &new).is_empty());
@@ -93,7 +93,7 @@ fn without_pods_selectors_stand_for_them() {
         [
             "root{}:* PERMISSIVE -> STRICT by root/mesh",
             "shop{}:* PERMISSIVE -> STRICT by root/mesh",
-            "shop{\"app\": \"a\"}:* PERMISSIVE -> STRICT by root/mesh",
+            "shop{\"app\": \"a\"}:*-90-91 PERMISSIVE -> STRICT by root/mesh",
             "elsewhere:* PERMISSIVE -> STRICT by root/mesh",
         ]
     );
