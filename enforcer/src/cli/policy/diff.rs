@@ -160,9 +160,7 @@ fn print(changes: &[Change], with_pods: bool, compared: usize) -> io::Result<()>
         };
         rows.add_row([
             subject,
-            change
-                .port
-                .map_or_else(|| "others".to_owned(), |port| port.to_string()),
+            change.port.map_or_else(others, |port| port.to_string()),
             change.old.to_string(),
             change.new.to_string(),
             named(&change.old_policy),

@@ -33,9 +33,13 @@ fn lines(old: &str, new: &str) -> Vec<String> {
                 Subject::Any { namespace, labels } => format!("{namespace}{labels:?}"),
                 Subject::Elsewhere => "elsewhere".to_owned(),
             };
-            let port = change
-                .port
-                .map_or_else(|| "*".to_owned(), |port| port.to_string());
+            let others = || {
+                change
+                    .except
+                    .iter()
+                    .fold("*".to_owned(), |text, port| format!("{text}-{port}"))
+            };
+            let port = change.port.map_or_else(others, |port| port.to_string());
             let policy = change
                 .new_policy
                 .as_ref()
