@@ -11,6 +11,7 @@ use crate::policy::compose::Composer;
 use crate::policy::problem::Problem;
 use crate::source::manifest::{Loaded, load_paths};
 
+mod diff;
 mod explain;
 mod lint;
 
@@ -29,6 +30,8 @@ enum Command {
     ///
     /// Exit code 1 on errors, with --strict also on warnings.
     Lint(lint::Args),
+    /// Which ports of which pods change mode between two sets of manifests.
+    Diff(diff::Args),
 }
 
 /// Runs `enforcer policy`.
@@ -39,6 +42,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Explain(args) => explain::run(&args),
         Command::Lint(args) => lint::run(&args),
+        Command::Diff(args) => diff::run(&args),
     }
 }
 

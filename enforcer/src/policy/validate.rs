@@ -351,7 +351,8 @@ impl Reader<'_> {
         );
         let path = "spec.selector.matchLabels";
         let pairs = self.mapping(selector, "matchLabels", path);
-        if pairs.is_none_or(Json::is_empty) {
+        // A misspelt `matchLabels` is reported as such.
+        if pairs.is_none_or(Json::is_empty) && selector.keys().all(|key| key == "matchLabels") {
             let message = "the selector has no labels, so the policy holds for the whole namespace: add matchLabels, or remove the selector to say so";
             self.warnings.push(Problem::new(
                 self.origin,

@@ -163,7 +163,10 @@ impl Lines {
 
 /// The line of the first content of every document of a file; nothing when a list shifts the numbers.
 fn starts(text: &str) -> Vec<usize> {
-    if text.lines().any(|line| line.starts_with("kind:") && line.trim_end().ends_with("List")) {
+    if text
+        .lines()
+        .any(|line| line.starts_with("kind:") && line.trim_end().ends_with("List"))
+    {
         return Vec::new();
     }
     let mut starts = Vec::new();
