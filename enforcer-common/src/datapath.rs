@@ -429,3 +429,6 @@ pub fn policy<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey) -> Policy {
     }
     policy
 }
+
+#[cfg(test)]
+mod tests;

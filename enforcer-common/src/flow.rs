@@ -326,3 +326,6 @@ impl Flow {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,6 +7,12 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+// The model in the tests also serves the tests of the compiled programs, where this crate has its own name.
+#[cfg(test)]
+extern crate self as enforcer_common;
+#[cfg(test)]
+extern crate std;
+
 pub mod address;
 pub mod datapath;
 pub mod event;
