@@ -171,6 +171,10 @@ pub fn from_pod<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey, segment: &S
         if segment.has(ACK) {
             syn_ack_from_pod(env, key, segment);
         } else {
+            if let Some(mut flow) = env.flow(key) {
+                // The pod uses the tuple of an old inbound connection for one of its own: the old one is gone in its stack.
+                flow.flags |= flow_flags::REOPENING;
+            }
             env.insert_outbound(key, segment.seq);
         }
         return Decision::PASS;
@@ -421,3 +425,6 @@ pub fn policy<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey) -> Policy {
     }
     policy
 }
+
+#[cfg(test)]
+mod tests;

@@ -269,12 +269,16 @@ impl Flow {
     pub fn decide(&self, policy: &Policy, pod_port: u16, payload: bool) -> Opinion {
         let tls = matches!(self.state, FlowState::HELLO | FlowState::TLS);
         let tls_reason = if pod_port == TUNNEL_PORT { Reason::MESH_TLS } else { Reason::TLS };
-        if matches!(self.state, FlowState::OPEN) {
-            return if policy.is_enforced() && policy.blocked && payload {
-                Opinion::Refuse(Reason::CERTIFICATE)
-            } else {
-                Opinion::Undecided
-            };
+        let open = matches!(self.state, FlowState::OPEN);
+        if policy.is_enforced() && policy.blocked {
+            // A hello that fits in one segment makes the flow TLS before it comes here: new is what has no verdict yet.
+            let new = matches!(self.verdict, Verdict::NONE) || matches!(self.reason, Reason::CERTIFICATE);
+            if (open && payload) || (tls && new) {
+                return Opinion::Refuse(Reason::CERTIFICATE);
+            }
+        }
+        if open {
+            return Opinion::Undecided;
         }
         if policy.exempt != Reason::NONE {
             return Opinion::Allow(if tls && pod_port == TUNNEL_PORT { tls_reason } else { policy.exempt });
@@ -328,3 +332,6 @@ impl Flow {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,12 @@
     reason = "the kernel allows 512 bytes of stack for a whole chain of calls: what becomes a call is decided by hand"
 )]
 
+// The model in the tests also serves the tests of the compiled programs, where this crate has its own name.
+#[cfg(test)]
+extern crate self as enforcer_common;
+#[cfg(test)]
+extern crate std;
+
 pub mod address;
 pub mod datapath;
 pub mod event;

@@ -268,3 +268,6 @@ map_type! {
         pub lost: u64,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,261 @@
+//! Who opened the flow.
+
+use super::conversation::{REQUEST, allowed, passes, reset};
+use super::{CLIENT_ISN, Conversation, HELLO, Model, POD_ISN, SERVER_HELLO};
+use crate::datapath::{Act, Decision};
+use crate::map::{FlowState, endpoint_flags, flow_flags};
+use crate::settings::Enforcement;
+use crate::tcp::{ACK, FIN, RST, SYN};
+use crate::{Mode, Reason, Verdict};
+
+#[test]
+fn only_the_exact_acknowledgement_makes_a_flow() {
+    for wrong in [POD_ISN, POD_ISN + 2, POD_ISN.wrapping_neg(), 0] {
+        let talk = Conversation::new(Mode::STRICT);
+        talk.to_pod(SYN, CLIENT_ISN, 0, &[]);
+        talk.from_pod(SYN | ACK, POD_ISN, CLIENT_ISN + 1, &[]);
+        passes(talk.to_pod(ACK, CLIENT_ISN + 1, wrong, &[]));
+        assert_eq!(talk.model.flow_entry(&talk.key), None);
+        assert!(talk.model.half_open_entry(&talk.key).is_some());
+        // Data with such an acknowledgement is data of a connection that is not known.
+        reset(talk.to_pod(ACK, CLIENT_ISN + 1, wrong, HELLO), Reason::MIDSTREAM);
+        passes(talk.client(0, &[]));
+        assert_eq!(talk.flow().state, FlowState::OPEN);
+        assert_eq!(talk.model.half_open_entry(&talk.key), None);
+    }
+}
+
+#[test]
+fn an_acknowledgement_number_without_the_flag_makes_no_flow() {
+    let talk = Conversation::new(Mode::STRICT);
+    talk.to_pod(SYN, CLIENT_ISN, 0, &[]);
+    talk.from_pod(SYN | ACK, POD_ISN, CLIENT_ISN + 1, &[]);
+    reset(talk.to_pod(0, CLIENT_ISN + 1, POD_ISN + 1, HELLO), Reason::MIDSTREAM);
+    assert_eq!(talk.model.flow_entry(&talk.key), None);
+}
+
+#[test]
+fn the_acknowledgement_may_carry_the_first_data() {
+    let talk = Conversation::new(Mode::STRICT);
+    talk.to_pod(SYN, CLIENT_ISN, 0, &[]);
+    talk.from_pod(SYN | ACK, POD_ISN, CLIENT_ISN + 1, &[]);
+    allowed(talk.client(0, HELLO), Reason::TLS);
+    let talk = Conversation::new(Mode::STRICT);
+    talk.to_pod(SYN, CLIENT_ISN, 0, &[]);
+    talk.from_pod(SYN | ACK, POD_ISN, CLIENT_ISN + 1, &[]);
+    reset(talk.client(0, REQUEST), Reason::PLAINTEXT);
+}
+
+#[test]
+fn a_flood_of_syns_enters_no_flow() {
+    let mut talk = Conversation::new(Mode::STRICT);
+    for port in 1..1000 {
+        talk.key.client_port = port;
+        passes(talk.to_pod(SYN, CLIENT_ISN, 0, &[]));
+        passes(talk.from_pod(SYN | ACK, POD_ISN, CLIENT_ISN + 1, &[]));
+        assert_eq!(talk.model.flow_entry(&talk.key), None);
+    }
+}
+
+#[test]
+fn what_the_pod_opened_itself_is_never_judged() {
+    let talk = Conversation::new(Mode::STRICT);
+    passes(talk.from_pod(SYN, POD_ISN, 0, &[]));
+    assert_eq!(talk.model.outbound_entry(&talk.key).map(|entry| entry.pod_isn), Some(POD_ISN));
+    passes(talk.to_pod(SYN | ACK, CLIENT_ISN, POD_ISN + 1, &[]));
+    passes(talk.pod(0, REQUEST));
+    passes(talk.client(0, b"HTTP/1.1 200 OK\r\n"));
+    passes(talk.client_fin(17));
+    assert_eq!(talk.model.flow_entry(&talk.key), None);
+}
+
+/// Both ends call each other at once: the pod answers the client's SYN, so the client opened the connection too.
+#[test]
+fn a_simultaneous_open_is_judged() {
+    let talk = Conversation::new(Mode::STRICT);
+    passes(talk.from_pod(SYN, POD_ISN, 0, &[]));
+    passes(talk.to_pod(SYN, CLIENT_ISN, 0, &[]));
+    passes(talk.from_pod(SYN | ACK, POD_ISN, CLIENT_ISN + 1, &[]));
+    assert_eq!(talk.model.outbound_entry(&talk.key), None);
+    passes(talk.client(0, &[]));
+    reset(talk.client(0, REQUEST), Reason::PLAINTEXT);
+}
+
+/// The pod uses the tuple of an old inbound connection for one of its own: what was known of the old one is void.
+#[test]
+fn the_pods_own_connection_is_not_judged_by_an_old_flow_of_the_same_tuple() {
+    let talk = Conversation::open(Mode::STRICT);
+    reset(talk.client(0, REQUEST), Reason::PLAINTEXT);
+    passes(talk.from_pod(SYN, POD_ISN + 77, 0, &[]));
+    passes(talk.to_pod(SYN | ACK, CLIENT_ISN + 99, POD_ISN + 78, &[]));
+    passes(talk.from_pod(ACK, POD_ISN + 78, CLIENT_ISN + 100, REQUEST));
+    passes(talk.to_pod(ACK, CLIENT_ISN + 100, POD_ISN + 78, b"HTTP/1.1 200 OK"));
+}
+
+#[test]
+fn data_of_a_syn_is_trimmed() {
+    for mode in [Mode::STRICT, Mode::PERMISSIVE] {
+        let talk = Conversation::new(mode);
+        let decision = talk.to_pod(SYN, CLIENT_ISN, 0, REQUEST);
+        assert_eq!((decision.act, decision.verdict, decision.reason), (Act::TrimSyn, Verdict::WAIT, Reason::SYN_DATA_TRIMMED));
+        assert!(!decision.report);
+        talk.from_pod(SYN | ACK, POD_ISN, CLIENT_ISN + 1, &[]);
+        passes(talk.client(0, &[]));
+        assert_eq!(talk.flow().client_mask, 0);
+    }
+    let mut talk = Conversation::new(Mode::STRICT);
+    talk.model.settings.enforcement = Enforcement::AUDIT;
+    passes(talk.to_pod(SYN, CLIENT_ISN, 0, REQUEST));
+}
+
+/// Whatever is sent with SYN or RST set, and whatever else is set beside: the entry stays byte for byte.
+#[test]
+fn fake_syn_and_rst_change_nothing() {
+    for talk in [Conversation::open(Mode::STRICT), Conversation::tls(Mode::STRICT)] {
+        let before = talk.flow();
+        for flags in 0..=u8::MAX {
+            if flags & (SYN | RST) == 0 {
+                continue;
+            }
+            for (seq, ack) in [(CLIENT_ISN, 0), (CLIENT_ISN + 1, POD_ISN + 1), (99, 77)] {
+                for payload in [&[][..], HELLO, REQUEST] {
+                    let decision = talk.to_pod(flags, seq, ack, payload);
+                    let trimmed = flags & (SYN | RST | ACK) == SYN && !payload.is_empty();
+                    assert_eq!(decision.act, if trimmed { Act::TrimSyn } else { Act::Pass }, "flags {flags:#x}");
+                }
+            }
+            if flags & RST != 0 {
+                assert_eq!(talk.from_pod(flags, POD_ISN + 5, CLIENT_ISN + 9, REQUEST), Decision::PASS);
+            }
+        }
+        assert_eq!(talk.flow(), before);
+        assert_eq!(talk.model.half_open_entry(&talk.key), None);
+    }
+}
+
+#[test]
+fn a_syn_ack_that_is_sent_again_changes_nothing() {
+    let talk = Conversation::tls(Mode::STRICT);
+    let before = talk.flow();
+    passes(talk.from_pod(SYN | ACK, POD_ISN, CLIENT_ISN + 1, &[]));
+    assert_eq!(talk.flow(), before);
+    assert_eq!(talk.model.half_open_entry(&talk.key), None);
+}
+
+#[test]
+fn a_syn_ack_of_the_client_is_no_handshake() {
+    let talk = Conversation::new(Mode::STRICT);
+    passes(talk.to_pod(SYN | ACK, CLIENT_ISN, POD_ISN + 1, &[]));
+    assert_eq!(talk.model.half_open_entry(&talk.key), None);
+    reset(talk.client(0, HELLO), Reason::MIDSTREAM);
+}
+
+#[test]
+fn the_tuple_can_be_opened_again() {
+    let mut talk = Conversation::tls(Mode::STRICT);
+    let old = talk.flow();
+    talk.client_fin(11);
+    (talk.client_isn, talk.pod_isn, talk.received, talk.answered) = (CLIENT_ISN + 70_000, POD_ISN + 90_000, 0, 0);
+    passes(talk.to_pod(SYN, talk.client_isn, 0, &[]));
+    assert_eq!(talk.flow().flags, old.flags, "a SYN alone says nothing");
+    passes(talk.from_pod(SYN | ACK, talk.pod_isn, talk.client_isn + 1, &[]));
+    assert_eq!(talk.flow().flags & flow_flags::REOPENING, flow_flags::REOPENING);
+    // Not before the exact acknowledgement is there anything to judge by.
+    reset(talk.to_pod(ACK, talk.client_isn + 1, POD_ISN + 1, REQUEST), Reason::MIDSTREAM);
+    passes(talk.client(0, &[]));
+    let new = talk.flow();
+    assert_eq!((new.state, new.verdict, new.flags, new.client_mask), (FlowState::OPEN, Verdict::NONE, 0, 0));
+    reset(talk.client(0, REQUEST), Reason::PLAINTEXT);
+}
+
+#[test]
+fn a_refused_tuple_can_be_opened_again() {
+    let mut talk = Conversation::open(Mode::STRICT);
+    reset(talk.client(0, REQUEST), Reason::PLAINTEXT);
+    (talk.client_isn, talk.pod_isn) = (CLIENT_ISN + 70_000, POD_ISN + 90_000);
+    talk.handshake();
+    allowed(talk.client(0, HELLO), Reason::TLS);
+    talk.received = 11;
+    passes(talk.pod(0, SERVER_HELLO));
+}
+
+#[test]
+fn data_of_an_unknown_connection_is_midstream() {
+    let talk = Conversation::new(Mode::STRICT);
+    for flags in [ACK, ACK | FIN, 0] {
+        passes(talk.to_pod(flags, CLIENT_ISN + 500, POD_ISN + 600, &[]));
+        let decision = talk.to_pod(flags, CLIENT_ISN + 500, POD_ISN + 600, HELLO);
+        reset(decision, Reason::MIDSTREAM);
+        let numbers = (decision.client_seq, decision.pod_seq, decision.pod_ack, decision.client_ack);
+        assert_eq!(numbers, (POD_ISN + 600, CLIENT_ISN + 500, POD_ISN + 600, 0));
+    }
+    let decision = talk.from_pod(ACK, POD_ISN + 600, CLIENT_ISN + 500, SERVER_HELLO);
+    reset(decision, Reason::MIDSTREAM);
+    let numbers = (decision.client_seq, decision.pod_seq, decision.pod_ack);
+    assert_eq!(numbers, (POD_ISN + 600, CLIENT_ISN + 500, POD_ISN + 600));
+    for mode in [Mode::PERMISSIVE, Mode::DISABLE] {
+        let talk = Conversation::new(mode);
+        passes(talk.client(500, REQUEST));
+        passes(talk.pod(500, REQUEST));
+    }
+}
+
+#[test]
+fn unknown_connections_pass_while_the_endpoint_is_learned_or_outside_the_mesh() {
+    for flag in [endpoint_flags::LEARNING, endpoint_flags::NOT_MESHED] {
+        let mut talk = Conversation::new(Mode::STRICT);
+        talk.model.endpoint.flags |= flag;
+        passes(talk.client(500, REQUEST));
+        passes(talk.pod(500, REQUEST));
+    }
+    // New connections are judged even while the endpoint is learned.
+    let mut talk = Conversation::new(Mode::STRICT);
+    talk.model.endpoint.flags |= endpoint_flags::LEARNING;
+    talk.handshake();
+    reset(talk.client(0, REQUEST), Reason::PLAINTEXT);
+    let mut talk = Conversation::new(Mode::STRICT);
+    talk.model.endpoint.flags |= endpoint_flags::NOT_MESHED;
+    talk.handshake();
+    passes(talk.client(0, REQUEST));
+    assert_eq!(talk.model.flow_entry(&talk.key), None);
+}
+
+#[test]
+fn a_full_table_lets_no_data_through() {
+    let full = |mode| {
+        let mut talk = Conversation::new(mode);
+        talk.model.capacity = 0;
+        talk
+    };
+    let mut talk = full(Mode::STRICT);
+    talk.handshake();
+    let decision = talk.client(0, HELLO);
+    assert_eq!((decision.act, decision.verdict, decision.reason), (Act::Drop, Verdict::DROP, Reason::UNDECIDED));
+    // The half-open entry is still there for the next try.
+    talk.model.capacity = 1;
+    allowed(talk.client(0, HELLO), Reason::TLS);
+    let talk = full(Mode::STRICT);
+    talk.handshake();
+    assert_eq!(talk.pod(0, REQUEST).reason, Reason::UNDECIDED);
+    let mut talk = full(Mode::STRICT);
+    talk.model.settings.enforcement = Enforcement::AUDIT;
+    talk.handshake();
+    assert_eq!((talk.client(0, HELLO).act, talk.client(0, HELLO).verdict), (Act::Pass, Verdict::WOULD_RESET));
+    let talk = full(Mode::PERMISSIVE);
+    talk.handshake();
+    passes(talk.client(0, REQUEST));
+}
+
+/// Only a SYN of an unknown pod is refused, so that what is open goes on.
+#[test]
+fn new_connections_to_an_unknown_pod() {
+    let model = Model::new(Mode::STRICT);
+    let segment = |flags, payload_len| crate::tcp::Segment { seq: u32::MAX, ack: 0, payload_len, flags };
+    let decision = super::super::unknown_pod(&model, &segment(SYN, 0));
+    reset(decision, Reason::UNKNOWN_POD);
+    assert_eq!(decision.client_ack, 0, "one past the SYN, wrapped");
+    assert_eq!(super::super::unknown_pod(&model, &segment(SYN, 5)).client_ack, 5);
+    for flags in [ACK, SYN | ACK, RST, SYN | RST, FIN | ACK, 0] {
+        assert_eq!(super::super::unknown_pod(&model, &segment(flags, 9)), Decision::PASS);
+    }
+}

@@ -1,0 +1,221 @@
+//! The datapath over tables in memory: what the tests of the rules run on, and what the compiled programs are held
+//! against packet by packet.
+
+use std::cell::{Cell, RefCell, RefMut};
+use std::collections::BTreeMap;
+use std::vec::Vec;
+
+use enforcer_common::datapath::{self, Decision, Env};
+use enforcer_common::flow::Window;
+use enforcer_common::map::{
+    Endpoint, ExemptKind, Flow, FlowKey, HalfOpen, Outbound, PortKey, PortMode, endpoint_flags,
+};
+use enforcer_common::settings::{Action, Enforcement, Settings};
+use enforcer_common::tcp::{Segment, overlap};
+use enforcer_common::{Address, Direction, Mode};
+
+/// A key in the order of its fields; the map type has none.
+type Tuple = (Address, Address, u16, u16);
+
+fn tuple(key: &FlowKey) -> Tuple {
+    (key.client, key.pod, key.client_port, key.pod_port)
+}
+
+/// One TCP packet.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Packet {
+    /// Its direction.
+    pub direction: Direction,
+    /// TCP flags.
+    pub flags: u8,
+    /// Sequence number.
+    pub seq: u32,
+    /// Acknowledgement number.
+    pub ack: u32,
+    /// Payload.
+    pub payload: Vec<u8>,
+}
+
+impl Packet {
+    /// What the rules see of it.
+    pub(crate) fn segment(&self) -> Segment {
+        let payload_len = u32::try_from(self.payload.len()).expect("a packet's length");
+        Segment { seq: self.seq, ack: self.ack, payload_len, flags: self.flags }
+    }
+}
+
+/// The tables, the settings and the packet at hand.
+pub(crate) struct Model {
+    /// The pod.
+    pub endpoint: Endpoint,
+    /// What the agent told the programs.
+    pub settings: Settings,
+    /// The monotonic clock, ns; every packet moves it on by one.
+    pub now_ns: Cell<u64>,
+    /// The packet was sent by the agent.
+    pub own_probe: bool,
+    /// Flows that the table takes.
+    pub capacity: usize,
+    /// `PORT_MODES` of the endpoint's workload.
+    pub ports: BTreeMap<(u16, u16), PortMode>,
+    /// `EXEMPT`.
+    pub exempt: BTreeMap<Address, ExemptKind>,
+    flows: RefCell<BTreeMap<Tuple, Flow>>,
+    half_open: RefCell<BTreeMap<Tuple, HalfOpen>>,
+    outbound: RefCell<BTreeMap<Tuple, Outbound>>,
+    payload: RefCell<Vec<u8>>,
+}
+
+impl Model {
+    /// One meshed pod whose every port has this mode.
+    pub(crate) fn new(mode: Mode) -> Self {
+        Self {
+            endpoint: Endpoint { workload: 7, generation: 1, mode, flags: flags(mode), ifindex: 0, netns_id: 0 },
+            settings: Settings::DEFAULT,
+            now_ns: Cell::new(1_000_000_000),
+            own_probe: false,
+            capacity: usize::MAX,
+            ports: BTreeMap::new(),
+            exempt: BTreeMap::new(),
+            flows: RefCell::default(),
+            half_open: RefCell::default(),
+            outbound: RefCell::default(),
+            payload: RefCell::default(),
+        }
+    }
+
+    /// Changes the mode of every port without an entry, as the agent does: with a new generation.
+    pub(crate) fn set_mode(&mut self, mode: Mode) {
+        let kept = self.endpoint.flags & !endpoint_flags::ANY_STRICT;
+        self.endpoint.mode = mode;
+        self.endpoint.flags = kept | flags(mode);
+        self.endpoint.generation = self.endpoint.generation.wrapping_add(1);
+        let old = core::mem::take(&mut self.ports);
+        self.ports = old.into_iter().map(|((_, port), value)| ((self.endpoint.generation, port), value)).collect();
+    }
+
+    /// Gives a port an entry of its own.
+    pub(crate) fn set_port(&mut self, port: u16, mode: Mode, flags: u8) {
+        self.endpoint.generation = self.endpoint.generation.wrapping_add(1);
+        self.endpoint.flags |= endpoint_flags::HAS_PORTS;
+        let old = core::mem::take(&mut self.ports);
+        self.ports = old.into_iter().map(|((_, port), value)| ((self.endpoint.generation, port), value)).collect();
+        self.ports.insert((self.endpoint.generation, port), PortMode { mode, flags, reserved: 0 });
+    }
+
+    /// Runs one packet through the rules.
+    pub(crate) fn run(&self, key: &FlowKey, packet: &Packet) -> Decision {
+        self.now_ns.set(self.now_ns.get() + 1);
+        self.payload.replace(packet.payload.clone());
+        match packet.direction {
+            Direction::TO_POD => datapath::to_pod(self, &self.endpoint, key, &packet.segment()),
+            Direction::FROM_POD => datapath::from_pod(self, &self.endpoint, key, &packet.segment()),
+        }
+    }
+
+    /// The entry of a flow.
+    pub(crate) fn flow_entry(&self, key: &FlowKey) -> Option<Flow> {
+        self.flows.borrow().get(&tuple(key)).copied()
+    }
+
+    /// Writes a flow, as the agent does for connections that it finds open.
+    pub(crate) fn set_flow(&self, key: &FlowKey, flow: Flow) {
+        self.flows.borrow_mut().insert(tuple(key), flow);
+    }
+
+    /// The entry of a half-open connection.
+    pub(crate) fn half_open_entry(&self, key: &FlowKey) -> Option<HalfOpen> {
+        self.half_open.borrow().get(&tuple(key)).copied()
+    }
+
+    /// The entry of a connection of the pod's own.
+    pub(crate) fn outbound_entry(&self, key: &FlowKey) -> Option<Outbound> {
+        self.outbound.borrow().get(&tuple(key)).copied()
+    }
+}
+
+fn flags(mode: Mode) -> u8 {
+    if mode == Mode::STRICT { endpoint_flags::ANY_STRICT } else { 0 }
+}
+
+impl Env for Model {
+    type FlowRef<'a> = RefMut<'a, Flow>;
+
+    fn flow(&self, key: &FlowKey) -> Option<Self::FlowRef<'_>> {
+        RefMut::filter_map(self.flows.borrow_mut(), |flows| flows.get_mut(&tuple(key))).ok()
+    }
+
+    fn insert_flow(&self, key: &FlowKey, flow: &Flow) -> bool {
+        let mut flows = self.flows.borrow_mut();
+        let fits = flows.len() < self.capacity || flows.contains_key(&tuple(key));
+        if fits {
+            flows.insert(tuple(key), *flow);
+        }
+        fits
+    }
+
+    fn half_open(&self, key: &FlowKey) -> Option<HalfOpen> {
+        self.half_open_entry(key)
+    }
+
+    fn insert_half_open(&self, key: &FlowKey, half_open: &HalfOpen) {
+        self.half_open.borrow_mut().insert(tuple(key), *half_open);
+    }
+
+    fn remove_half_open(&self, key: &FlowKey) {
+        self.half_open.borrow_mut().remove(&tuple(key));
+    }
+
+    fn is_outbound(&self, key: &FlowKey) -> bool {
+        self.outbound_entry(key).is_some()
+    }
+
+    fn insert_outbound(&self, key: &FlowKey, pod_isn: u32) {
+        self.outbound.borrow_mut().insert(tuple(key), Outbound { pod_isn, reserved: 0 });
+    }
+
+    fn remove_outbound(&self, key: &FlowKey) {
+        self.outbound.borrow_mut().remove(&tuple(key));
+    }
+
+    fn port_mode(&self, key: &PortKey) -> Option<PortMode> {
+        assert_eq!(key.workload, self.endpoint.workload);
+        self.ports.get(&(key.generation, key.port)).copied()
+    }
+
+    fn exempt(&self, source: &Address) -> Option<ExemptKind> {
+        self.exempt.get(source).copied()
+    }
+
+    fn enforcement(&self) -> Enforcement {
+        self.settings.enforcement
+    }
+
+    fn action(&self) -> Action {
+        self.settings.action
+    }
+
+    fn undecided_ns(&self) -> u64 {
+        self.settings.undecided_ns
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.now_ns.get()
+    }
+
+    fn is_own_probe(&self) -> bool {
+        self.own_probe
+    }
+
+    fn window(&self, segment: &Segment, start: u32, limit: u32) -> Window {
+        let Some(part) = overlap(start, segment.seq, segment.payload_len, limit) else {
+            return Window::default();
+        };
+        let payload = self.payload.borrow();
+        let mut bytes = [0; 8];
+        for (to, from) in bytes.iter_mut().zip(payload.iter().skip(part.index as usize).take(part.count as usize)) {
+            *to = *from;
+        }
+        Window::new(part.offset, part.count, bytes)
+    }
+}
