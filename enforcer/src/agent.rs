@@ -71,6 +71,7 @@ struct Agent {
     unsupported: BTreeMap<u32, String>,
     /// Problems of the manifests, and of the node.
     manifest_problems: Vec<String>,
+    manifest_warnings: Vec<String>,
     node_problems: BTreeMap<String, String>,
     /// Policy that the maps did not take.
     refused: BTreeSet<String>,
@@ -182,6 +183,7 @@ impl Agent {
             attachments: BTreeMap::new(),
             unsupported: BTreeMap::new(),
             manifest_problems: Vec::new(),
+            manifest_warnings: Vec::new(),
             node_problems: BTreeMap::new(),
             refused: BTreeSet::new(),
             started: Timestamp::now(),
@@ -196,11 +198,11 @@ impl Agent {
         for problem in problems.iter().filter(|problem| !self.manifest_problems.contains(problem)) {
             error!("{problem}");
         }
-        for warning in loaded.warnings.iter().map(ToString::to_string) {
-            if self.manifest_problems.is_empty() && self.policy_applied.is_none() {
-                warn!("{warning}");
-            }
+        let warnings: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
+        for warning in warnings.iter().filter(|warning| !self.manifest_warnings.contains(warning)) {
+            warn!("{warning}");
         }
+        self.manifest_warnings = warnings;
         self.manifest_problems = problems;
         self.objects = loaded.objects;
     }

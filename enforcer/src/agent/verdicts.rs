@@ -45,17 +45,17 @@ impl Verdicts {
     pub(super) fn drain(&mut self, wanted: &Desired) {
         while let Some(event) = self.next() {
             match event {
-                Some(event) if self.may_log() => log(&event, wanted),
-                Some(_) => {}
-                None => debug!("a record in EVENTS is not valid"),
+                Ok(event) if self.may_log() => log(&event, wanted),
+                Ok(_) => {}
+                Err(error) => debug!("a record in EVENTS is not valid: {error}"),
             }
         }
     }
 
-    fn next(&mut self) -> Option<Option<Event>> {
+    fn next(&mut self) -> Option<Result<Event, bytemuck::checked::CheckedCastError>> {
         let record = self.buffer.get_mut().next()?;
         let bytes = record.get(..size_of::<Event>()).unwrap_or_default();
-        Some(bytemuck::checked::try_pod_read_unaligned(bytes).ok())
+        Some(bytemuck::checked::try_pod_read_unaligned(bytes))
     }
 
     fn may_log(&mut self) -> bool {
@@ -86,9 +86,10 @@ fn log(event: &Event, wanted: &Desired) {
     let policy = decision.map_or_else(|| "none".to_owned(), |decision| decision.policy.to_string());
     let level = decision.map_or("none", |decision| decision.level.name());
     let (verdict, reason) = (event.verdict, event.reason);
-    match verdict {
-        Verdict::ALLOW => info!(%verdict, %reason, %client, %server, pod, policy, level, "verdict"),
-        _ => warn!(%verdict, %reason, %client, %server, pod, policy, level, direction = %event.direction, remedy = reason.remedy(), "verdict"),
+    if verdict == Verdict::ALLOW {
+        info!(%verdict, %reason, %client, %server, pod, policy, level, "verdict");
+    } else {
+        warn!(%verdict, %reason, %client, %server, pod, policy, level, direction = %event.direction, remedy = reason.remedy(), "verdict");
     }
 }
 

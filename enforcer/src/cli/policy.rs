@@ -1,15 +1,99 @@
-//! `enforcer policy`: explain, lint and diff policies.
+//! `enforcer policy`: explain, lint and diff policies. Works on manifest files; needs neither root nor an agent.
 
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+use anyhow::bail;
+use clap::Subcommand;
+
+use crate::policy::compose::Composer;
+use crate::policy::problem::Problem;
+use crate::source::manifest::{Loaded, load_paths};
+
+mod explain;
+mod lint;
 
 /// Arguments of `enforcer policy`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The effective mode per port of a pod, and which policies led there.
+    Explain(explain::Args),
+    /// What is wrong with the policies: what Istio refuses, and what hardly does what was meant.
+    ///
+    /// Exit code 1 on errors, with --strict also on warnings.
+    Lint(lint::Args),
+}
 
 /// Runs `enforcer policy`.
 ///
 /// # Errors
 /// When the input cannot be read.
-pub fn run(_args: Args) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("to come")
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    match args.command {
+        Command::Explain(args) => explain::run(&args),
+        Command::Lint(args) => lint::run(&args),
+    }
+}
+
+/// How policies are to be read, alike for all subcommands.
+#[derive(Debug, clap::Args)]
+struct Reading {
+    /// Istio's root namespace (`meshConfig.rootNamespace`).
+    #[arg(
+        long,
+        env = "ENFORCER_ROOT_NAMESPACE",
+        default_value = "istio-system",
+        value_name = "NS"
+    )]
+    root_namespace: String,
+    /// Revision of the control plane: policies labelled `istio.io/rev` with another one are left out.
+    #[arg(long, value_name = "REVISION")]
+    revision: Option<String>,
+}
+
+impl Reading {
+    fn composer<'a>(&self, loaded: &'a Loaded) -> Composer<'a> {
+        Composer::new(
+            loaded.objects.policies.values(),
+            &self.root_namespace,
+            self.revision.as_deref(),
+        )
+    }
+}
+
+/// Reads manifests; `-` is standard input.
+fn load(paths: &[PathBuf]) -> Loaded {
+    let paths: Vec<_> = paths
+        .iter()
+        .map(|path| {
+            let path = if path == Path::new("-") {
+                Path::new("/dev/stdin")
+            } else {
+                path
+            };
+            path.to_owned()
+        })
+        .collect();
+    load_paths(&paths)
+}
+
+/// Ends the run when there is nothing to stand on.
+fn nothing_read(loaded: &Loaded) -> anyhow::Result<()> {
+    let objects = &loaded.objects;
+    let empty = objects.policies.is_empty() && objects.pods.is_empty() && objects.namespaces.is_empty();
+    match loaded.problems.first() {
+        Some(problem) if loaded.incomplete && empty => bail!("{problem}"),
+        _ => Ok(()),
+    }
+}
+
+fn warn(problem: &Problem) -> io::Result<()> {
+    writeln!(io::stderr(), "warning: {problem}")
 }

@@ -151,7 +151,7 @@ impl<K: Entry, V: Entry, const KN: usize, const VN: usize> Table<K, V, KN, VN> {
     /// How many entries there are now.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.map.keys().filter(Result::is_ok).count()
+        self.map.keys().flatten().count()
     }
 
     /// True without entries.

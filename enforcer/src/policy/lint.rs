@@ -1,1 +1,230 @@
-//! To come.
+//! Warnings about policies that admission accepts but that hardly do what their author meant.
+
+use std::collections::BTreeSet;
+
+use crate::object::{Objects, Origin, PeerAuthentication, Pod};
+use crate::policy::compose::{Composer, selects};
+use crate::policy::explain::{Seniority, mismatches};
+use crate::policy::membership::{Membership, membership};
+use crate::policy::problem::Problem;
+
+mod ambient;
+mod ports;
+
+/// The warnings, in order of file and document.
+///
+/// `empty_selectors`: the objects (`PeerAuthentication namespace/name`) whose selector is present but empty. Rules that
+/// need pods, Services or webhooks speak up only when such objects are given.
+#[must_use]
+pub fn lint(objects: &Objects, composer: &Composer, empty_selectors: &BTreeSet<String>) -> Vec<Problem> {
+    let namespaces: BTreeSet<&str> = objects
+        .policies
+        .keys()
+        .map(|name| name.namespace.as_str())
+        .collect();
+    let mut linter = Linter {
+        objects,
+        composer,
+        empty_selectors,
+        found: Vec::new(),
+    };
+    for namespace in namespaces {
+        linter.wide(namespace);
+        if namespace == composer.root_namespace() {
+            linter.selectors_in_root();
+        } else {
+            linter.workload(namespace);
+            linter.ambient(namespace);
+        }
+    }
+    linter.ambient_mesh();
+    linter.api_server_clients();
+    linter.unprotected();
+    let mut found = linter.found;
+    found.sort();
+    found.dedup();
+    found
+}
+
+struct Linter<'a> {
+    objects: &'a Objects,
+    composer: &'a Composer<'a>,
+    empty_selectors: &'a BTreeSet<String>,
+    found: Vec<Problem>,
+}
+
+/// How a policy is named in problems.
+fn object(policy: &PeerAuthentication) -> String {
+    format!("PeerAuthentication {}", policy.name)
+}
+
+impl<'a> Linter<'a> {
+    fn warn(&mut self, policy: &PeerAuthentication, field: &str, rule: &'static str, message: String) {
+        self.found
+            .push(Problem::new(&policy.origin, object(policy), field, rule, message));
+    }
+
+    /// The pods of a namespace that serve.
+    fn pods(&self, namespace: &'a str) -> impl Iterator<Item = &'a Pod> + use<'a> {
+        self.objects
+            .pods
+            .values()
+            .filter(move |pod| pod.name.namespace == namespace && !pod.finished)
+    }
+
+    fn wide(&mut self, namespace: &'a str) {
+        let Some((winner, losers)) = self.composer.wide(namespace).split_first() else {
+            return;
+        };
+        for policy in losers {
+            let why = Seniority::of(winner, policy);
+            let message = format!(
+                "has no effect: {} {why}, and one policy without selector counts per namespace; remove one of the two",
+                winner.name
+            );
+            self.warn(policy, "", "shadowed", message);
+        }
+        let root = self.composer.root_namespace();
+        if namespace == root {
+            return;
+        }
+        let reads_like_mesh = ["istio", "mesh", "global", "cluster"]
+            .iter()
+            .any(|word| winner.name.name.contains(word) || namespace.starts_with(word));
+        let nobody =
+            namespace == "default" && !self.objects.pods.is_empty() && self.pods(namespace).next().is_none();
+        if reads_like_mesh || nobody {
+            let message = format!(
+                "holds for namespace {namespace} alone, because the root namespace is {root}: move it there if the whole mesh is meant"
+            );
+            self.warn(winner, "metadata.namespace", "mesh-policy-outside-root", message);
+        }
+    }
+
+    fn selectors_in_root(&mut self) {
+        let root = self.composer.root_namespace();
+        for policy in self.composer.selecting(root) {
+            let message = format!(
+                "has no effect: Istio ignores policies with a selector in the root namespace {root}; move it to the namespace of the pods, or remove the selector"
+            );
+            self.warn(policy, "spec.selector", "selector-in-root", message);
+        }
+    }
+
+    fn workload(&mut self, namespace: &'a str) {
+        let policies = self.composer.selecting(namespace);
+        for (index, policy) in policies.iter().enumerate() {
+            let matched: Vec<_> = self
+                .pods(namespace)
+                .filter(|pod| selects(&policy.selector, &pod.labels))
+                .collect();
+            if matched.is_empty() && !self.objects.pods.is_empty() {
+                let hint = self.nearest(policy, namespace);
+                let message = format!(
+                    "matches no pod of namespace {namespace}{hint}; correct the labels or remove the policy"
+                );
+                self.warn(
+                    policy,
+                    "spec.selector.matchLabels",
+                    "selector-matches-nothing",
+                    message,
+                );
+            }
+            let always = policies
+                .iter()
+                .take(index)
+                .find(|earlier| selects(&earlier.selector, &policy.selector));
+            if let Some(winner) = always {
+                let why = Seniority::of(winner, policy);
+                let message = format!(
+                    "has no effect: {} matches every pod that it matches and {why}; policies are never merged: unite the two",
+                    winner.name
+                );
+                self.warn(policy, "spec.selector", "shadowed", message);
+                continue;
+            }
+            let (governed, lost): (Vec<_>, Vec<_>) = matched.into_iter().partition(|pod| {
+                let winner = self.composer.winners(namespace, &pod.labels).workload;
+                winner.is_some_and(|winner| winner.name == policy.name)
+            });
+            if let Some(pod) = lost.first() {
+                self.overlap(policy, pod, lost.len(), governed.len());
+            }
+            self.ports(policy, &governed);
+        }
+    }
+
+    fn overlap(&mut self, policy: &PeerAuthentication, pod: &Pod, lost: usize, governed: usize) {
+        let Some(winner) = self.composer.winners(&pod.name.namespace, &pod.labels).workload else {
+            return;
+        };
+        let why = Seniority::of(winner, policy);
+        let (rule, extent) = if governed == 0 {
+            (
+                "shadowed",
+                format!("has no effect on any of the {lost} pods that it matches"),
+            )
+        } else {
+            (
+                "shadowed-partly",
+                format!(
+                    "has no effect on {lost} of the {} pods that it matches",
+                    lost + governed
+                ),
+            )
+        };
+        let message = format!(
+            "{extent}: on {} the policy {} {why}; policies are never merged: make the selectors disjoint",
+            pod.name.name, winner.name
+        );
+        self.warn(policy, "spec.selector", rule, message);
+    }
+
+    /// The pod that all labels but one match, as a hint.
+    fn nearest(&self, policy: &PeerAuthentication, namespace: &'a str) -> String {
+        let near = self
+            .pods(namespace)
+            .map(|pod| (mismatches(&policy.selector, &pod.labels), pod))
+            .filter(|(missing, _)| missing.len() == 1)
+            // A pod that has the label with another value is nearer than one without the label.
+            .max_by_key(|(missing, _)| missing.iter().any(|label| label.found.is_some()));
+        if let Some((missing, pod)) = near
+            && let Some(label) = missing.first()
+            && (policy.selector.len() > 1 || label.found.is_some())
+        {
+            return format!(" (nearest is {}: the selector {label})", pod.name.name);
+        }
+        let elsewhere = self.objects.pods.values().find(|pod| {
+            !pod.finished && pod.name.namespace != namespace && selects(&policy.selector, &pod.labels)
+        });
+        match elsewhere {
+            Some(pod) => format!(
+                " (pod {} matches, but a selector reaches its own namespace only)",
+                pod.name
+            ),
+            None => String::new(),
+        }
+    }
+
+    fn unprotected(&mut self) {
+        for pod in self.objects.pods.values().filter(|pod| !pod.finished) {
+            let namespace = self.objects.namespaces.get(&pod.name.namespace);
+            if let Membership::Unprotected { namespace } = membership(pod, namespace) {
+                let message = format!(
+                    "no data plane holds this pod although its namespace is in the mesh ({namespace}): it has no sidecar and ambient did not capture it, so no policy is held there; restart it"
+                );
+                let object = format!("Pod {}", pod.name);
+                self.found.push(Problem::new(
+                    &Origin::default(),
+                    object,
+                    "",
+                    "pod-without-data-plane",
+                    message,
+                ));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -146,7 +146,15 @@ pub fn read(document: &Value, origin: &Origin, content: &mut FileContent) {
             "ValidatingWebhookConfiguration" | "MutatingWebhookConfiguration",
         )
         | ("apiregistration.k8s.io", "APIService") => clients(&fields, kind, origin).map(Some),
-        _ => Ok(None),
+        _ => {
+            if !is_familiar(group) {
+                let message = format!(
+                    "`{kind}` of `{version}` is not a kind that enforcer reads, and the document is passed over: correct it, or take it out"
+                );
+                content.warnings.push(Problem::new(origin, format!("{kind} {name}"), "kind", "kind-unknown", message));
+            }
+            Ok(None)
+        }
     };
     match object {
         Ok(object) => content.objects.extend(object),
@@ -164,6 +172,13 @@ pub fn read(document: &Value, origin: &Origin, content: &mut FileContent) {
                 .push(Problem::new(origin, object, field, "type", message));
         }
     }
+}
+
+/// Groups of Kubernetes and Istio themselves: what `kubectl get` prints of them is passed over without a word.
+fn is_familiar(group: &str) -> bool {
+    matches!(group, "" | "apps" | "batch" | "autoscaling" | "policy" | "extensions")
+        || group.ends_with(".k8s.io")
+        || group.ends_with(".istio.io")
 }
 
 /// Edit distance of two short words.

@@ -139,6 +139,10 @@ pub fn parse_file(path: &Path, text: &str) -> FileContent {
             );
         }
     };
+    if documents.iter().all(Value::is_null) {
+        // An editor or a full disk empties files; who wants the objects gone removes the file.
+        return whole_file(path, "empty", "holds no document: write one, or remove the file to take its objects back");
+    }
     let mut content = FileContent::default();
     let mut number = 0;
     for document in &documents {

@@ -103,11 +103,9 @@ fn a_refused_document_keeps_its_last_good_version_and_a_broken_file_all_of_them(
     let broken = parse("kind: [").over(&good);
     assert!(broken.unreadable);
     assert_eq!(broken.objects.len(), 2);
-    assert_eq!(
-        parse("").over(&good).objects.len(),
-        0,
-        "an empty file takes everything out"
-    );
+    let emptied = parse("# nothing\n").over(&good);
+    assert_eq!(emptied.objects.len(), 2, "an emptied file is an accident, a removed one is not");
+    assert_eq!(emptied.problems.len(), 1);
 }
 
 #[test]

@@ -1,0 +1,121 @@
+//! Port entries against what the pods and Services declare, and STRICT ports that the API server must reach.
+
+use enforcer_common::Mode;
+
+use super::Linter;
+use crate::object::{PeerAuthentication, Pod, Service, TargetPort};
+use crate::policy::compose::selects;
+use crate::policy::membership::{MESH_PORTS, Membership, exempt_ports, membership};
+
+/// The port of the pod that a Service's target means.
+fn resolve(target: &TargetPort, pod: Option<&Pod>) -> Option<u16> {
+    match target {
+        TargetPort::Number(port) => Some(*port),
+        TargetPort::Name(name) => pod?
+            .ports
+            .iter()
+            .find(|port| port.tcp && port.name.as_ref() == Some(name))
+            .map(|port| port.port),
+    }
+}
+
+impl Linter<'_> {
+    /// The port entries of a policy; `governed` are the pods on which it is the workload policy.
+    pub(super) fn ports(&mut self, policy: &PeerAuthentication, governed: &[&Pod]) {
+        let namespace = policy.name.namespace.as_str();
+        let services: Vec<&Service> = self
+            .objects
+            .services
+            .values()
+            .filter(|service| service.name.namespace == namespace && !service.selector.is_empty())
+            .filter(|service| {
+                governed.iter().any(|pod| selects(&service.selector, &pod.labels))
+                    || (governed.is_empty() && selects(&service.selector, &policy.selector))
+            })
+            .collect();
+        let targets: Vec<(&Service, u16, u16)> = services
+            .iter()
+            .flat_map(|service| service.ports.iter().map(move |port| (*service, port)))
+            .filter_map(|(service, port)| {
+                let pod = governed
+                    .iter()
+                    .copied()
+                    .find(|pod| selects(&service.selector, &pod.labels));
+                Some((service, port.port, resolve(&port.target, pod)?))
+            })
+            .collect();
+        let declared: Vec<u16> = governed
+            .iter()
+            .flat_map(|pod| pod.ports.iter().filter(|port| port.tcp).map(|port| port.port))
+            .collect();
+        for &port in policy.ports.keys() {
+            let field = format!("spec.portLevelMtls.{port}");
+            if MESH_PORTS.contains(&port) {
+                let message = format!(
+                    "port {port} belongs to the mesh itself, where no policy is held: remove the entry"
+                );
+                self.warn(policy, &field, "port-reserved", message);
+                continue;
+            }
+            if declared.contains(&port) || targets.iter().any(|(.., target)| *target == port) {
+                continue;
+            }
+            if let Some((service, _, target)) = targets.iter().find(|(_, own, _)| *own == port) {
+                let message = format!(
+                    "{port} is the port of Service {}, not of the container, which listens on {target}: write {target}",
+                    service.name.name
+                );
+                self.warn(policy, &field, "port-of-service", message);
+            } else if !declared.is_empty() {
+                let mut known = declared.clone();
+                known.sort_unstable();
+                known.dedup();
+                let known: Vec<_> = known.iter().map(ToString::to_string).collect();
+                let message = format!(
+                    "no selected pod declares port {port} (declared: {}): correct it, unless the container listens there undeclared",
+                    known.join(", ")
+                );
+                self.warn(policy, &field, "port-not-declared", message);
+            }
+        }
+    }
+
+    /// STRICT ports that the API server calls: it has no mesh certificate.
+    pub(super) fn api_server_clients(&mut self) {
+        for client in &self.objects.api_server_clients {
+            let Some(service) = self.objects.services.get(&client.service) else {
+                continue;
+            };
+            if service.selector.is_empty() {
+                continue;
+            }
+            let pods = self
+                .pods(&service.name.namespace)
+                .filter(|pod| selects(&service.selector, &pod.labels));
+            for pod in pods {
+                let target = service.ports.iter().find(|port| port.port == client.port);
+                let Some(port) = target.and_then(|target| resolve(&target.target, Some(pod))) else {
+                    continue;
+                };
+                let namespace = self.objects.namespaces.get(&pod.name.namespace);
+                let exempt = exempt_ports(pod);
+                let captured = matches!(membership(pod, namespace), Membership::Enforced { .. })
+                    && !exempt.ports.contains(&port)
+                    && exempt.only.is_none_or(|only| only.contains(&port));
+                let effective = self.composer.effective(&pod.name.namespace, &pod.labels);
+                if !captured || effective.mode(port) != Mode::STRICT {
+                    continue;
+                }
+                let decider = effective.decision(Some(port)).map(|decision| &decision.policy);
+                let Some(policy) = decider.and_then(|name| self.objects.policies.get(name)) else {
+                    continue;
+                };
+                let message = format!(
+                    "makes port {port} of pods behind Service {} STRICT, but {} makes the API server call it, which has no mesh certificate: add a PERMISSIVE port entry for {port}",
+                    service.name, client.description
+                );
+                self.warn(policy, "", "api-server-locked-out", message);
+            }
+        }
+    }
+}
