@@ -30,9 +30,7 @@ impl From<String> for Failure {
 }
 
 fn main() -> ExitCode {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("the crate lies in the workspace");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the workspace");
     let source = root.join("enforcer-ebpf");
     for input in [
         source.join("src"),
@@ -91,10 +89,7 @@ fn build(source: &Path) -> Result<(), Failure> {
     let content = fs::read(&object)
         .map_err(|error| format!("cannot read the eBPF object {}: {error}", object.display()))?;
     let stripped = strip::strip(&content).ok_or_else(|| {
-        format!(
-            "{} is not the ELF object that bpf-linker should have made",
-            object.display()
-        )
+        format!("{} is not the ELF object that bpf-linker should have made", object.display())
     })?;
     let copy = out.join(OBJECT);
     fs::write(&copy, stripped).map_err(|error| format!("cannot write {}: {error}", copy.display()))?;
@@ -104,13 +99,8 @@ fn build(source: &Path) -> Result<(), Failure> {
 /// True for a variable of the outer cargo that must not reach the inner one: the wrapper that makes every rustc a
 /// clippy, flags, profiles and targets of the host build.
 fn disturbs(name: &str) -> bool {
-    const PREFIXES: [&str; 5] = [
-        "CARGO_BUILD_",
-        "CARGO_PROFILE_",
-        "CARGO_TARGET_",
-        "CARGO_UNSTABLE_",
-        "RUSTC",
-    ];
+    const PREFIXES: [&str; 5] =
+        ["CARGO_BUILD_", "CARGO_PROFILE_", "CARGO_TARGET_", "CARGO_UNSTABLE_", "RUSTC"];
     const NAMES: [&str; 6] = [
         "CARGO_ENCODED_RUSTFLAGS",
         "CARGO_INCREMENTAL",
@@ -133,11 +123,9 @@ fn check_tools() -> Result<std::ffi::OsString, String> {
     let sysroot = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
 
     if !sysroot.join("lib/rustlib/src/rust/library/Cargo.lock").is_file() {
-        return Err(
-            "rust-src, the source of `core` that the eBPF programs are built from, is missing: \
+        return Err("rust-src, the source of `core` that the eBPF programs are built from, is missing: \
                     run `cargo xtask setup`"
-                .into(),
-        );
+            .into());
     }
     let path = env::var_os("PATH").unwrap_or_default();
     if !env::split_paths(&path).any(|directory| directory.join("bpf-linker").is_file()) {

@@ -9,7 +9,8 @@ use core::ops::DerefMut;
 
 use crate::flow::{Opinion, Order, Policy, Window};
 use crate::map::{
-    Endpoint, ExemptKind, Flow, FlowKey, FlowState, HalfOpen, PortKey, PortMode, endpoint_flags, flow_flags, port_flags,
+    Endpoint, ExemptKind, Flow, FlowKey, FlowState, HalfOpen, PortKey, PortMode, endpoint_flags, flow_flags,
+    port_flags,
 };
 use crate::settings::{Action, Enforcement};
 use crate::tcp::{ACK, RST, SYN, Segment};
@@ -110,7 +111,8 @@ impl Decision {
         client_ack: 0,
     };
 
-    const WAIT: Self = Self { act: Act::Drop, verdict: Verdict::WAIT, reason: Reason::OUT_OF_ORDER, ..Self::PASS };
+    const WAIT: Self =
+        Self { act: Act::Drop, verdict: Verdict::WAIT, reason: Reason::OUT_OF_ORDER, ..Self::PASS };
 }
 
 /// Sequence numbers for the two resets that answer a packet.
@@ -230,7 +232,12 @@ fn syn_ack_from_pod<E: Env>(env: &E, key: &FlowKey, segment: &Segment) {
 /// The handshake is complete (or the pod did not wait for it): the connection becomes a flow. `None` when the table takes
 /// no more; the half-open entry stays then, and the packet that is sent again gets another try.
 #[inline(always)]
-fn promote<'a, E: Env>(env: &'a E, endpoint: &Endpoint, key: &FlowKey, half_open: &HalfOpen) -> Option<E::FlowRef<'a>> {
+fn promote<'a, E: Env>(
+    env: &'a E,
+    endpoint: &Endpoint,
+    key: &FlowKey,
+    half_open: &HalfOpen,
+) -> Option<E::FlowRef<'a>> {
     let flow = Flow::open(half_open, endpoint.workload, endpoint.generation, env.now_ns());
     if !env.insert_flow(key, &flow) {
         return None;
@@ -275,7 +282,13 @@ fn client_segment<E: Env>(
 }
 
 #[inline(always)]
-fn pod_segment<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey, segment: &Segment, flow: &mut Flow) -> Decision {
+fn pod_segment<E: Env>(
+    env: &E,
+    endpoint: &Endpoint,
+    key: &FlowKey,
+    segment: &Segment,
+    flow: &mut Flow,
+) -> Decision {
     flow.packets_from_pod += 1;
     if passes_settled(flow, endpoint, segment) {
         flow.note_pod_ack(segment);
@@ -361,7 +374,12 @@ fn unknown_flow<E: Env>(
     }
     if full && env.enforcement() == Enforcement::ENFORCE {
         // Without an entry nothing can be judged, so data waits.
-        return Decision { act: Act::Drop, verdict: Verdict::DROP, reason: Reason::UNDECIDED, ..Decision::PASS };
+        return Decision {
+            act: Act::Drop,
+            verdict: Verdict::DROP,
+            reason: Reason::UNDECIDED,
+            ..Decision::PASS
+        };
     }
     Decision { reason: Reason::MIDSTREAM, report: true, ..refusal(env, numbers) }
 }
@@ -378,8 +396,12 @@ pub fn unreadable<E: Env>(env: &E, endpoint: &Endpoint, source: &Address, reason
         return Decision::PASS;
     }
     match env.enforcement() {
-        Enforcement::AUDIT => Decision { verdict: Verdict::WOULD_RESET, reason, report: true, ..Decision::PASS },
-        Enforcement::ENFORCE => Decision { act: Act::Drop, verdict: Verdict::DROP, reason, report: true, ..Decision::PASS },
+        Enforcement::AUDIT => {
+            Decision { verdict: Verdict::WOULD_RESET, reason, report: true, ..Decision::PASS }
+        }
+        Enforcement::ENFORCE => {
+            Decision { act: Act::Drop, verdict: Verdict::DROP, reason, report: true, ..Decision::PASS }
+        }
     }
 }
 
@@ -401,7 +423,8 @@ pub fn policy<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey) -> Policy {
         Policy { mode: endpoint.mode, exempt: Reason::NONE, blocked: false, generation: endpoint.generation };
     let mut probe_port = false;
     if endpoint.flags & endpoint_flags::HAS_PORTS != 0 {
-        let port = PortKey { workload: endpoint.workload, generation: endpoint.generation, port: key.pod_port };
+        let port =
+            PortKey { workload: endpoint.workload, generation: endpoint.generation, port: key.pod_port };
         if let Some(port) = env.port_mode(&port) {
             policy.mode = port.mode;
             policy.blocked = port.flags & port_flags::BLOCKED != 0;

@@ -137,8 +137,17 @@ impl Flow {
     /// Learns from a segment of the client. `hold`: segments may be kept waiting, so what is not in order yet is not
     /// recorded either. `budget_ns`: how long the client may take from its first byte to its sixth.
     #[inline(always)]
-    pub fn observe_client(&mut self, segment: &Segment, window: &Window, hold: bool, now_ns: u64, budget_ns: u64) -> Order {
-        if self.flags & flow_flags::PREFIX_ACKED != 0 || !matches!(self.state, FlowState::OPEN | FlowState::HELLO | FlowState::TLS) {
+    pub fn observe_client(
+        &mut self,
+        segment: &Segment,
+        window: &Window,
+        hold: bool,
+        now_ns: u64,
+        budget_ns: u64,
+    ) -> Order {
+        if self.flags & flow_flags::PREFIX_ACKED != 0
+            || !matches!(self.state, FlowState::OPEN | FlowState::HELLO | FlowState::TLS)
+        {
             return Order::Ready;
         }
         if segment.has(URG) {
@@ -171,7 +180,11 @@ impl Flow {
     fn record_client(&mut self, window: &Window, now_ns: u64) {
         // The pod's stack discards what it has acknowledged, so a changed copy of that does no harm: old keepalive probes
         // carry a garbage byte there.
-        let acked = if is_before(self.pod_ack, self.client_start) { 0 } else { self.pod_ack.wrapping_sub(self.client_start) };
+        let acked = if is_before(self.pod_ack, self.client_start) {
+            0
+        } else {
+            self.pod_ack.wrapping_sub(self.client_start)
+        };
         let acked = low_bytes(if acked < CLIENT_PREFIX { acked } else { CLIENT_PREFIX });
         let recorded = spread(self.client_mask);
         let live = window.mask() & !(recorded & acked);
@@ -188,12 +201,14 @@ impl Flow {
         if new == 0 {
             return;
         }
-        let [content, major, minor, high, low, kind, ..] = ((known & !new) | (window.word & new)).to_le_bytes();
+        let [content, major, minor, high, low, kind, ..] =
+            ((known & !new) | (window.word & new)).to_le_bytes();
         self.client_prefix = [content, major, minor, high, low, kind];
         if self.client_mask == 0 {
             self.phase_ns = now_ns;
         }
-        let mask = self.client_mask | ((((1_u32 << (window.count & 7)) - 1) << (window.offset & 7)) & 0x3f) as u8;
+        let mask =
+            self.client_mask | ((((1_u32 << (window.count & 7)) - 1) << (window.offset & 7)) & 0x3f) as u8;
         self.client_mask = mask;
         if mask & LENGTH == LENGTH && !tls::client_length_fits(high, low) {
             self.condemn(Reason::PLAINTEXT);
@@ -217,7 +232,11 @@ impl Flow {
             FlowState::HELLO if segment.payload_len > 0 => {
                 let judged = u32::from(self.pod_judged);
                 if window.count == 0 {
-                    return if hold && !is_before(segment.seq, self.pod_start) { Order::Early } else { Order::Ready };
+                    return if hold && !is_before(segment.seq, self.pod_start) {
+                        Order::Early
+                    } else {
+                        Order::Ready
+                    };
                 }
                 if window.offset > judged {
                     // Permitted flows go on unjudged; the pod sends in order, so this is a lost packet on its way here.
@@ -299,7 +318,9 @@ impl Flow {
         Opinion::Refuse(match self.verdict {
             // Refused before: the reason stays, so that one connection is counted once.
             Verdict::RESET | Verdict::DROP | Verdict::WOULD_RESET => self.reason,
-            Verdict::ALLOW if !existing && !matches!(self.reason, Reason::TLS | Reason::MESH_TLS) => Reason::POLICY_CHANGED,
+            Verdict::ALLOW if !existing && !matches!(self.reason, Reason::TLS | Reason::MESH_TLS) => {
+                Reason::POLICY_CHANGED
+            }
             _ => self.fault,
         })
     }

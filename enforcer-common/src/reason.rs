@@ -25,7 +25,8 @@ pub enum Verdict {
 
 impl Verdict {
     /// Every verdict, in the order of its number.
-    pub const ALL: [Self; 6] = [Self::NONE, Self::ALLOW, Self::RESET, Self::DROP, Self::WOULD_RESET, Self::WAIT];
+    pub const ALL: [Self; 6] =
+        [Self::NONE, Self::ALLOW, Self::RESET, Self::DROP, Self::WOULD_RESET, Self::WAIT];
 
     /// The verdict's word in metrics, json and tables.
     #[must_use]

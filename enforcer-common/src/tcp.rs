@@ -90,11 +90,17 @@ mod tests {
                         if (0..6).contains(&at) {
                             match &mut expected {
                                 Some(overlap) => overlap.count += 1,
-                                None => expected = Some(Overlap { index, offset: at.unsigned_abs(), count: 1 }),
+                                None => {
+                                    expected = Some(Overlap { index, offset: at.unsigned_abs(), count: 1 })
+                                }
                             }
                         }
                     }
-                    assert_eq!(overlap(start, seq, len, 6), expected, "start {start} shift {shift} len {len}");
+                    assert_eq!(
+                        overlap(start, seq, len, 6),
+                        expected,
+                        "start {start} shift {shift} len {len}"
+                    );
                 }
             }
         }

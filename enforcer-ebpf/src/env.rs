@@ -145,5 +145,4 @@ impl Env for SkbEnv<'_> {
         }
         Window::default()
     }
-
 }

@@ -14,10 +14,10 @@ mod skb;
 mod tables;
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use enforcer_common::{Direction, Reason, Verdict};
 use enforcer_common::datapath::{self, Act, Decision};
 use enforcer_common::map::Endpoint;
 use enforcer_common::settings::UnknownPods;
+use enforcer_common::{Direction, Reason, Verdict};
 
 use crate::env::SkbEnv;
 use crate::packet::{Packet, Parsed};
@@ -45,7 +45,9 @@ fn run(skb: &Skb, direction: Direction) -> i32 {
         Some(endpoint) if endpoint.ifindex == 0 || endpoint.ifindex == skb.ifindex() => {
             judge(skb, &mut packet, &endpoint)
         }
-        None if direction == Direction::TO_POD && tables::settings().unknown_pods() == UnknownPods::STRICT => {
+        None if direction == Direction::TO_POD
+            && tables::settings().unknown_pods() == UnknownPods::STRICT =>
+        {
             unknown_pod(skb, &mut packet)
         }
         _ => NEXT,
@@ -83,7 +85,13 @@ fn decide_from_pod(skb: &Skb, packet: &Packet, endpoint: &Endpoint, decision: &m
 }
 
 #[inline(never)]
-fn decide_unreadable(skb: &Skb, packet: &Packet, endpoint: &Endpoint, reason: Reason, decision: &mut Decision) {
+fn decide_unreadable(
+    skb: &Skb,
+    packet: &Packet,
+    endpoint: &Endpoint,
+    reason: Reason,
+    decision: &mut Decision,
+) {
     *decision = datapath::unreadable(&SkbEnv::new(skb, 0), endpoint, &packet.key.client, reason);
 }
 

@@ -106,7 +106,8 @@ pub fn event(skb: &Skb, packet: &Packet, endpoint: &Endpoint, decision: &Decisio
         (*event).generation = endpoint.generation;
         (*event).head = [0; HEAD_BYTES];
         let available = packet.segment.payload_len;
-        let mut len = bounded::<0x7f>(if available < HEAD_BYTES as u32 { available } else { HEAD_BYTES as u32 });
+        let mut len =
+            bounded::<0x7f>(if available < HEAD_BYTES as u32 { available } else { HEAD_BYTES as u32 });
         let head = (&raw mut (*event).head).cast::<u8>();
         if len == 0 || len > HEAD_BYTES as u32 || !skb.load(packet.payload_offset, head, len) {
             len = 0;

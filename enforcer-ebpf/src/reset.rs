@@ -44,13 +44,8 @@ pub fn from_client_packet(skb: &Skb, packet: &Packet, decision: &Decision) -> i3
         return DROP;
     };
     let (source_port, destination_port) = packet.ports();
-    let to_pod = Rst {
-        source_port,
-        destination_port,
-        seq: decision.pod_seq,
-        ack: decision.pod_ack,
-        flags: RST | ACK,
-    };
+    let to_pod =
+        Rst { source_port, destination_port, seq: decision.pod_seq, ack: decision.pod_ack, flags: RST | ACK };
     if write(skb, packet, &to_pod, partial) {
         skb.clone_to_egress();
     }
@@ -118,7 +113,9 @@ pub fn trim_syn(skb: &Skb, packet: &Packet) -> i32 {
         fold(pseudo)
     } else {
         // SAFETY: the buffer holds `header_len` (a multiple of four) initialised bytes.
-        let sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, header.as_mut_ptr().cast(), header_len, pseudo) };
+        let sum = unsafe {
+            bpf_csum_diff(core::ptr::null_mut(), 0, header.as_mut_ptr().cast(), header_len, pseudo)
+        };
         !fold(sum as u32)
     };
     if skb.store(packet.tcp_offset + 16, &checksum) { NEXT } else { DROP }
@@ -164,7 +161,10 @@ fn is_partial(skb: &Skb, packet: &Packet) -> Option<bool> {
     let mut before = 0_u16;
     let mut after = 0_u16;
     let at = packet.tcp_offset + 16;
-    if !skb.load(at, (&raw mut before).cast(), 2) || !skb.replace_l4_csum(at, 0x0101) || !skb.load(at, (&raw mut after).cast(), 2) {
+    if !skb.load(at, (&raw mut before).cast(), 2)
+        || !skb.replace_l4_csum(at, 0x0101)
+        || !skb.load(at, (&raw mut after).cast(), 2)
+    {
         return None;
     }
     Some(before == after)
@@ -223,7 +223,8 @@ fn turn_back(skb: &Skb, packet: &Packet) -> bool {
 #[inline(always)]
 fn store_addresses(skb: &Skb, packet: &Packet, source: &Address, destination: &Address) -> bool {
     if packet.is_v6 {
-        return skb.store(packet.ip_offset + 8, &source.bytes) && skb.store(packet.ip_offset + 24, &destination.bytes);
+        return skb.store(packet.ip_offset + 8, &source.bytes)
+            && skb.store(packet.ip_offset + 24, &destination.bytes);
     }
     let [.., a, b, c, d] = source.bytes;
     let [.., e, f, g, h] = destination.bytes;

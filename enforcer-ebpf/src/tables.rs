@@ -1,11 +1,13 @@
 //! The maps. Names are part of the contract with operators: `bpftool map dump` shows them.
 
-use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, lpm_trie::Key};
+use aya_ebpf::btf_maps::{
+    Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, lpm_trie::Key,
+};
 use aya_ebpf::macros::btf_map;
 use enforcer_common::event::Event;
 use enforcer_common::map::{
-    Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow, FlowKey, HalfOpen, Outbound, PortKey, PortMode,
-    ResetBudget, WorkloadCounterKey,
+    Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow, FlowKey, HalfOpen, Outbound, PortKey,
+    PortMode, ResetBudget, WorkloadCounterKey,
 };
 use enforcer_common::settings::{Action, Enforcement, Settings, UnknownPods};
 use enforcer_common::{Address, Mode};
@@ -52,7 +54,8 @@ pub static EVENT_BUDGET: PerCpuArray<EventBudget, 1> = PerCpuArray::new();
 pub fn endpoint(address: &Address) -> Option<Endpoint> {
     let entry = ENDPOINTS.get_ptr(address)?;
     // SAFETY: the entry is 16 bytes, aligned to 8 as every map value is; a concurrent update replaces it as a whole.
-    let (word, ifindex) = unsafe { (entry.cast::<u64>().read_volatile(), (&raw const (*entry).ifindex).read_volatile()) };
+    let (word, ifindex) =
+        unsafe { (entry.cast::<u64>().read_volatile(), (&raw const (*entry).ifindex).read_volatile()) };
     Some(Endpoint {
         workload: word as u32,
         generation: (word >> 32) as u16,

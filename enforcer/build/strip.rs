@@ -28,18 +28,12 @@ pub(crate) fn strip(object: &[u8]) -> Option<Vec<u8>> {
     for index in 0..count {
         let mut header = section(index)?.to_vec();
         let name = object.get(names.clone())?.get(number(&header, 0, 4)?..)?;
-        if [b".debug_".as_slice(), b".rel.debug_"]
-            .iter()
-            .any(|prefix| name.starts_with(prefix))
-        {
+        if [b".debug_".as_slice(), b".rel.debug_"].iter().any(|prefix| name.starts_with(prefix)) {
             headers.push(vec![0; SECTION_HEADER]);
             continue;
         }
         let bytes = object.get(content(&header)?)?;
-        stripped.resize(
-            stripped.len().next_multiple_of(number(&header, 0x30, 8)?.max(1)),
-            0,
-        );
+        stripped.resize(stripped.len().next_multiple_of(number(&header, 0x30, 8)?.max(1)), 0);
         header[0x18..0x20].copy_from_slice(&u64::try_from(stripped.len()).ok()?.to_le_bytes());
         stripped.extend_from_slice(bytes);
         headers.push(header);

@@ -96,8 +96,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut kernel_lines = kernel_log::open(&mut datapath, config.open.log_level);
     let mut agent = Agent::new(config, datapath, tables)?;
     agent.heartbeat()?;
-    let mut store = Store::new(agent.config.manifests.clone())
-        .with_memory(state::path(&agent.config.state_dir, &agent.config.open.bpffs).with_extension("manifests"));
+    let mut store = Store::new(agent.config.manifests.clone()).with_memory(
+        state::path(&agent.config.state_dir, &agent.config.open.bpffs).with_extension("manifests"),
+    );
     let mut watch = Watch::open(&agent.config.manifests);
     if let Some(loaded) = store.reload() {
         agent.load(loaded);
@@ -227,8 +228,15 @@ impl Agent {
     fn tell_refusals(&mut self, refusals: &[Refusal]) {
         let mut problems = BTreeSet::new();
         for Refusal { workload, address, error } in refusals {
-            let pod = self.wanted.endpoints.values().find(|plan| plan.workload == *workload).map(|plan| plan.pod.to_string());
-            let what = pod.or_else(|| address.map(|address| address.to_string())).unwrap_or_else(|| "exempt sources".into());
+            let pod = self
+                .wanted
+                .endpoints
+                .values()
+                .find(|plan| plan.workload == *workload)
+                .map(|plan| plan.pod.to_string());
+            let what = pod
+                .or_else(|| address.map(|address| address.to_string()))
+                .unwrap_or_else(|| "exempt sources".into());
             problems.insert(format!(
                 "the policy of {what} could not be written ({error}): it keeps the one before, or the strictest of its modes when it is new; \
                  run enforcer detach and start the agent with a larger --map-size for this map"
@@ -243,18 +251,25 @@ impl Agent {
     fn tell_changes(&self, wanted: &Desired) {
         for (address, plan) in &wanted.endpoints {
             let old = self.wanted.endpoints.get(address);
-            if old.is_some_and(|old| old.mode == plan.mode && old.ports == plan.ports && old.decided_by == plan.decided_by) {
+            if old.is_some_and(|old| {
+                old.mode == plan.mode && old.ports == plan.ports && old.decided_by == plan.decided_by
+            }) {
                 continue;
             }
-            let policies: Vec<String> =
-                plan.decided_by.iter().map(|decision| format!("{} ({})", decision.policy, decision.level)).collect();
+            let policies: Vec<String> = plan
+                .decided_by
+                .iter()
+                .map(|decision| format!("{} ({})", decision.policy, decision.level))
+                .collect();
             info!(
                 pod = %plan.pod, address = %address, mode = %plan.mode,
                 before = old.map_or("unknown", |old| old.mode.name()), policies = policies.join(", "),
                 "policy changed"
             );
         }
-        for (address, plan) in self.wanted.endpoints.iter().filter(|(address, _)| !wanted.endpoints.contains_key(address)) {
+        for (address, plan) in
+            self.wanted.endpoints.iter().filter(|(address, _)| !wanted.endpoints.contains_key(address))
+        {
             info!(pod = %plan.pod, address = %address, "endpoint removed");
         }
         for pod in wanted.unprotected.difference(&self.wanted.unprotected) {
@@ -280,8 +295,10 @@ impl Agent {
 
     fn sockets(&self, addresses: &BTreeSet<Address>) -> BTreeMap<Address, PodSockets> {
         let mut sockets = BTreeMap::new();
-        let wanted: BTreeSet<u32> =
-            addresses.iter().filter_map(|address| Some(self.facts.places.get(&IpAddr::from(*address))?.ifindex)).collect();
+        let wanted: BTreeSet<u32> = addresses
+            .iter()
+            .filter_map(|address| Some(self.facts.places.get(&IpAddr::from(*address))?.ifindex))
+            .collect();
         if wanted.is_empty() {
             return sockets;
         }
@@ -304,7 +321,11 @@ impl Agent {
         match event {
             InterfaceEvent::Appeared(interface) => self.attach(&interface),
             InterfaceEvent::Unsupported(interface) => {
-                warn!(interface = interface.name, kind = interface.kind, "interface looks like a pod's and cannot be hooked: its pod is not enforced");
+                warn!(
+                    interface = interface.name,
+                    kind = interface.kind,
+                    "interface looks like a pod's and cannot be hooked: its pod is not enforced"
+                );
                 self.unsupported.insert(interface.index, format!("{} ({})", interface.name, interface.kind));
             }
             InterfaceEvent::Gone(interface) => {
@@ -313,7 +334,10 @@ impl Agent {
                 self.node_problems.remove(&interface.name);
                 self.facts.places.retain(|_, place| place.ifindex != interface.index);
                 if let Err(error) = self.datapath.forget(interface.index) {
-                    warn!(interface = interface.name, "cannot remove the pins of an interface that is gone: {error}");
+                    warn!(
+                        interface = interface.name,
+                        "cannot remove the pins of an interface that is gone: {error}"
+                    );
                 }
                 info!(interface = interface.name, "interface is gone");
             }
@@ -326,7 +350,12 @@ impl Agent {
                 for warning in &attachment.warnings {
                     warn!(interface = interface.name, "{warning}");
                 }
-                info!(interface = interface.name, hook = hook_name(&attachment), replaced = attachment.replaced, "interface hooked");
+                info!(
+                    interface = interface.name,
+                    hook = hook_name(&attachment),
+                    replaced = attachment.replaced,
+                    "interface hooked"
+                );
                 self.attachments.insert(interface.index, attachment);
                 self.node_problems.remove(&interface.name);
                 self.find_places();
@@ -364,7 +393,11 @@ impl Agent {
     }
 
     fn forget_lost_interfaces(&self) {
-        let present: Vec<u32> = crate::datapath::interface::list().unwrap_or_default().iter().map(|interface| interface.index).collect();
+        let present: Vec<u32> = crate::datapath::interface::list()
+            .unwrap_or_default()
+            .iter()
+            .map(|interface| interface.index)
+            .collect();
         if let Err(error) = self.datapath.forget_others(&present) {
             warn!("cannot remove the pins of interfaces that are gone: {error}");
         }
@@ -380,7 +413,8 @@ impl Agent {
     }
 
     fn heartbeat(&mut self) -> anyhow::Result<()> {
-        let settings = Settings { heartbeat_ns: monotonic_ns(), agent_pid: std::process::id(), ..self.config.settings };
+        let settings =
+            Settings { heartbeat_ns: monotonic_ns(), agent_pid: std::process::id(), ..self.config.settings };
         Ok(self.tables.set_settings(&settings)?)
     }
 
@@ -389,7 +423,11 @@ impl Agent {
         if self.config.detach_on_exit {
             let pins = self.datapath.pins().clone();
             let removed = crate::datapath::detach::remove_all(&pins)?;
-            info!(links = removed.links.len(), maps = removed.maps.len(), "detached: nothing is enforced any more");
+            info!(
+                links = removed.links.len(),
+                maps = removed.maps.len(),
+                "detached: nothing is enforced any more"
+            );
         } else {
             info!("agent stops; what it enforced stays enforced");
         }
@@ -398,30 +436,39 @@ impl Agent {
 
     fn write_state(&mut self) {
         let state = self.state();
-        if self.written.as_ref().is_some_and(|written| *written == State { policy_applied: written.policy_applied, ..state.clone() }) {
+        if self.written.as_ref().is_some_and(|written| {
+            *written == State { policy_applied: written.policy_applied, ..state.clone() }
+        }) {
             return;
         }
         let path = state::path(&self.config.state_dir, &self.config.open.bpffs);
         if let Err(error) = state.write(&path) {
-            warn!("{} cannot be written ({error}): status and endpoints show less while the agent is dead", path.display());
+            warn!(
+                "{} cannot be written ({error}): status and endpoints show less while the agent is dead",
+                path.display()
+            );
         }
         self.written = Some(state);
     }
 
     fn state(&self) -> State {
-        let endpoints = self.wanted.endpoints.iter().filter(|(_, plan)| plan.meshed).map(|(address, plan)| EndpointState {
-            address: IpAddr::from(*address),
-            pod: plan.pod.to_string(),
-            workload: plan.workload,
-            decided_by: plan.decided_by.iter().map(DecisionState::from).collect(),
-        });
+        let endpoints =
+            self.wanted.endpoints.iter().filter(|(_, plan)| plan.meshed).map(|(address, plan)| {
+                EndpointState {
+                    address: IpAddr::from(*address),
+                    pod: plan.pod.to_string(),
+                    workload: plan.workload,
+                    decided_by: plan.decided_by.iter().map(DecisionState::from).collect(),
+                }
+            });
         let interfaces = self.attachments.values().map(|attachment| InterfaceState {
             index: attachment.interface.index,
             name: attachment.interface.name.clone(),
             hook: hook_name(attachment).to_owned(),
             neighbours: attachment.neighbours.iter().map(neighbour).collect(),
         });
-        let manifests: Vec<String> = self.config.manifests.iter().map(|path| path.display().to_string()).collect();
+        let manifests: Vec<String> =
+            self.config.manifests.iter().map(|path| path.display().to_string()).collect();
         State {
             started: Some(self.started),
             policy_applied: self.policy_applied,
@@ -431,7 +478,13 @@ impl Agent {
             interfaces: interfaces.collect(),
             unsupported_interfaces: self.unsupported.values().cloned().collect(),
             unprotected_pods: self.wanted.unprotected.iter().map(ToString::to_string).collect(),
-            problems: self.manifest_problems.iter().chain(self.node_problems.values()).chain(&self.refused).cloned().collect(),
+            problems: self
+                .manifest_problems
+                .iter()
+                .chain(self.node_problems.values())
+                .chain(&self.refused)
+                .cloned()
+                .collect(),
         }
     }
 }

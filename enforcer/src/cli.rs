@@ -26,12 +26,7 @@ pub const EXIT_NO: u8 = 1;
 
 /// Holds every inbound connection of a meshed pod against Istio's `PeerAuthentication`, in the kernel.
 #[derive(Debug, Parser)]
-#[command(
-    name = "enforcer",
-    version,
-    propagate_version = true,
-    disable_help_subcommand = true
-)]
+#[command(name = "enforcer", version, propagate_version = true, disable_help_subcommand = true)]
 struct Root {
     #[command(subcommand)]
     command: Command,

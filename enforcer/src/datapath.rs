@@ -3,8 +3,8 @@
 //!
 //! Everything that enforces is pinned in bpffs, so that it outlives the agent (see [`pin`] for the folder's form).
 
-pub mod attach;
 pub mod apply;
+pub mod attach;
 pub mod bpffs;
 pub mod desired;
 pub mod detach;

@@ -24,9 +24,7 @@ fn target(port: u16) -> Target {
         pod: ObjectName::new("shop", "web-1"),
         address: [127, 0, 0, 1].into(),
         port,
-        expected: TrustDomains::default()
-            .expected("shop", "web")
-            .expect("an identity"),
+        expected: TrustDomains::default().expected("shop", "web").expect("an identity"),
         service: Some("web".to_owned()),
     }
 }
@@ -37,10 +35,7 @@ async fn until(
     wanted: impl FnMut(&CertificateReport) -> bool,
 ) -> CertificateReport {
     let found = tokio::time::timeout(Duration::from_secs(20), reports.wait_for(wanted)).await;
-    found
-        .unwrap_or_else(|_| panic!("never {what}"))
-        .expect("the checker runs")
-        .clone()
+    found.unwrap_or_else(|_| panic!("never {what}")).expect("the checker runs").clone()
 }
 
 #[tokio::test]
@@ -57,10 +52,7 @@ async fn a_lax_server_is_blocked_and_opened_when_it_is_fixed() {
             retry: Duration::from_millis(200),
             ..ScheduleSettings::default()
         },
-        consequences: Consequences {
-            on_failure: OnFailure::Block,
-            ..Consequences::default()
-        },
+        consequences: Consequences { on_failure: OnFailure::Block, ..Consequences::default() },
         trust_domain: None,
         file: Some(file.clone()),
     };
@@ -84,25 +76,16 @@ async fn a_lax_server_is_blocked_and_opened_when_it_is_fixed() {
     let other = Mesh::new();
     let read = |mesh: &Mesh| std::fs::read(mesh.path("root.pem")).expect("a root");
     checker.set_bundle(TrustBundle::from_pem(b"broken"));
-    let report = until(&mut reports, "told of the broken bundle", |report| {
-        report.bundle_problem.is_some()
-    })
-    .await;
+    let report =
+        until(&mut reports, "told of the broken bundle", |report| report.bundle_problem.is_some()).await;
     assert_eq!(report.state(key.0, key.1), State::Verified);
     checker.set_bundle(TrustBundle::from_pem(&[read(&mesh), read(&other)].concat()));
     for _ in 0..8 {
         reports.changed().await.expect("the checker runs");
-        assert_eq!(
-            reports.borrow().state(key.0, key.1),
-            State::Verified,
-            "no false alarm"
-        );
+        assert_eq!(reports.borrow().state(key.0, key.1), State::Verified, "no false alarm");
     }
     checker.set_bundle(TrustBundle::from_pem(&read(&other)));
-    until(&mut reports, "untrusted", |report| {
-        report.state(key.0, key.1) == State::Untrusted
-    })
-    .await;
+    until(&mut reports, "untrusted", |report| report.state(key.0, key.1) == State::Untrusted).await;
 
     tokio::time::sleep(Duration::from_millis(2500)).await;
     let kept = CertificateReport::read(&file).expect("the file is there");

@@ -33,10 +33,7 @@ fn nginx_that_insists_is_verified() {
         let by_http = Outcome::Refused(Refused::Http { status: 400 });
         assert_eq!(*checked.outcome(Client::NoCertificate), by_http);
         // Without the question in HTTP, what TLS says is all there is.
-        let silent = Settings {
-            http_probe: false,
-            ..settings()
-        };
+        let silent = Settings { http_probe: false, ..settings() };
         mesh.check(server.address, &silent).is(State::NoClientAuth);
     }
 }
@@ -47,9 +44,7 @@ fn nginx_that_only_asks_is_found_out() {
     for protocols in ["TLSv1.2", BOTH] {
         let server = nginx(&mesh, "optional", protocols, "server");
         let checked = mesh.check(server.address, &settings());
-        checked
-            .is(State::NoClientAuth)
-            .accepted(&[Client::NoCertificate, Client::PlainTls, Client::Mesh]);
+        checked.is(State::NoClientAuth).accepted(&[Client::NoCertificate, Client::PlainTls, Client::Mesh]);
         let server = nginx(&mesh, "optional_no_ca", protocols, "server");
         mesh.check(server.address, &settings()).is(State::NoClientAuth);
     }
@@ -61,14 +56,7 @@ fn nginx_that_does_not_ask_is_found_out() {
     let server = nginx(&mesh, "off", BOTH, "server");
     let checked = mesh.check(server.address, &settings());
     checked.is(State::NoClientAuth);
-    assert_eq!(
-        checked
-            .probe
-            .server
-            .as_ref()
-            .and_then(|server| server.asks_for.as_ref()),
-        None
-    );
+    assert_eq!(checked.probe.server.as_ref().and_then(|server| server.asks_for.as_ref()), None);
 }
 
 #[test]
@@ -76,11 +64,7 @@ fn openssl_that_insists_is_verified_with_every_kind_of_key() {
     let mesh = mesh();
     mesh.issue_by_openssl("ed25519", "ED25519");
     mesh.issue_by_openssl("rsa", "RSA");
-    for (name, kind) in [
-        ("server", "ECDSA P-256"),
-        ("ed25519", "Ed25519"),
-        ("rsa", "RSA 2048"),
-    ] {
+    for (name, kind) in [("server", "ECDSA P-256"), ("ed25519", "Ed25519"), ("rsa", "RSA 2048")] {
         for (version, number) in [("-tls1_2", "TLS 1.2"), ("-tls1_3", "TLS 1.3")] {
             let server = s_server(&mesh, name, &["-Verify", "3", "-verify_return_error", version]);
             let checked = mesh.check(server.address, &settings());
@@ -103,11 +87,9 @@ fn openssl_that_insists_is_verified_with_every_kind_of_key() {
 fn openssl_that_only_asks_is_found_out() {
     let mesh = mesh();
     for version in ["-tls1_2", "-tls1_3"] {
-        for arguments in [
-            &["-verify", "3", version][..],
-            &["-verify", "3", "-verify_return_error", version],
-            &[version],
-        ] {
+        for arguments in
+            [&["-verify", "3", version][..], &["-verify", "3", "-verify_return_error", version], &[version]]
+        {
             let server = s_server(&mesh, "server", arguments);
             mesh.check(server.address, &settings()).is(State::NoClientAuth);
         }
@@ -121,12 +103,7 @@ fn openssl_that_takes_any_certificate_accepts_foreign_ones() {
         let server = s_server(&mesh, "server", &["-Verify", "3", version]);
         let checked = mesh.check(server.address, &settings());
         checked.is(State::AcceptsForeign);
-        checked.accepted(&[
-            Client::SelfSigned,
-            Client::ForeignCa,
-            Client::Expired,
-            Client::Mesh,
-        ]);
+        checked.accepted(&[Client::SelfSigned, Client::ForeignCa, Client::Expired, Client::Mesh]);
     }
 }
 
@@ -148,9 +125,7 @@ fn dates_are_seen() {
     mesh.issue("future", |params| params.not_before = date_time_ymd(2118, 1, 1));
     for name in ["expired", "future"] {
         let server = s_server(&mesh, name, &INSIST);
-        mesh.check(server.address, &settings())
-            .is(State::Expired)
-            .accepted(&[Client::Mesh]);
+        mesh.check(server.address, &settings()).is(State::Expired).accepted(&[Client::Mesh]);
     }
     let tomorrow = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24);
     let day = tomorrow.to_zoned(jiff::tz::TimeZone::UTC).date();
@@ -198,10 +173,7 @@ fn serve(behave: impl Fn(TcpStream) + Send + Sync + Clone + 'static) -> SocketAd
 }
 
 fn short() -> Settings {
-    Settings {
-        timeout: Duration::from_millis(500),
-        ..settings()
-    }
+    Settings { timeout: Duration::from_millis(500), ..settings() }
 }
 
 /// Room for a slow machine on top of what the settings allow a check that gets no handshake: one connection.
@@ -239,10 +211,7 @@ fn garbage_servers_cost_bounded_time() {
     assert!(checked.took < BOUND, "{:?}", checked.took);
 
     let slow = serve(|mut stream| {
-        for byte in b"\x16\x03\x03\x40\x00\x02\x00\x3f\xfc"
-            .iter()
-            .chain(std::iter::repeat(&0))
-        {
+        for byte in b"\x16\x03\x03\x40\x00\x02\x00\x3f\xfc".iter().chain(std::iter::repeat(&0)) {
             if stream.write_all(&[*byte]).is_err() {
                 return;
             }
@@ -270,11 +239,8 @@ fn an_endless_chain_costs_bounded_time_and_memory() {
     let mesh = mesh();
     let one = std::fs::read_to_string(mesh.path("server.chain")).expect("a chain");
     for kind in ["pem", "key"] {
-        std::fs::copy(
-            mesh.path(&format!("server.{kind}")),
-            mesh.path(&format!("long.{kind}")),
-        )
-        .expect("copied");
+        std::fs::copy(mesh.path(&format!("server.{kind}")), mesh.path(&format!("long.{kind}")))
+            .expect("copied");
     }
     std::fs::write(mesh.path("long.chain"), one.repeat(200)).expect("written");
     let server = s_server(&mesh, "long", &INSIST);

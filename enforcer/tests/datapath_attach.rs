@@ -10,11 +10,7 @@ use enforcer::datapath::{Datapath, Hook, OpenOptions, Pinned};
 use support::{Lab, in_namespace, shell};
 
 fn veth(name: &str) -> Interface {
-    interface::list()
-        .expect("interfaces")
-        .into_iter()
-        .find(|i| i.name == name)
-        .expect("the interface")
+    interface::list().expect("interfaces").into_iter().find(|i| i.name == name).expect("the interface")
 }
 
 fn ids(interface: &Interface) -> Vec<(Way, u32)> {
@@ -26,11 +22,7 @@ fn ids(interface: &Interface) -> Vec<(Way, u32)> {
 #[test]
 fn a_restart_replaces_in_place_and_a_detach_leaves_nothing() {
     in_namespace("da1", |lab: &Lab| {
-        let options = OpenOptions {
-            bpffs: lab.bpffs.clone(),
-            hook: Hook::Tcx,
-            ..OpenOptions::default()
-        };
+        let options = OpenOptions { bpffs: lab.bpffs.clone(), hook: Hook::Tcx, ..OpenOptions::default() };
         let host = veth("host0");
         let first = Datapath::open(&options).expect("opened");
         assert!(!first.attach(&host).expect("attached").replaced);
@@ -39,35 +31,19 @@ fn a_restart_replaces_in_place_and_a_detach_leaves_nothing() {
         drop(first);
         assert_eq!(ids(&host), before, "pinned links outlive the agent");
 
-        let programs = Pinned::open(&lab.bpffs)
-            .expect("pins")
-            .programs()
-            .expect("programs");
+        let programs = Pinned::open(&lab.bpffs).expect("pins").programs().expect("programs");
         assert_eq!(programs.len(), 2);
         let again = Datapath::open(&options).expect("opened again");
         assert!(again.warnings().is_empty(), "{:?}", again.warnings());
         assert!(again.attach(&host).expect("attached again").replaced);
         let after = ids(&host);
         assert_eq!(after.len(), 2, "one program a direction");
-        assert!(
-            after
-                .iter()
-                .zip(&before)
-                .all(|(new, old)| new.0 == old.0 && new.1 != old.1)
-        );
+        assert!(after.iter().zip(&before).all(|(new, old)| new.0 == old.0 && new.1 != old.1));
 
-        let refused = detach(&lab.bpffs, false)
-            .expect_err("an agent holds the folder")
-            .to_string();
-        assert!(
-            refused.contains(&format!("pid {}", std::process::id())),
-            "{refused}"
-        );
+        let refused = detach(&lab.bpffs, false).expect_err("an agent holds the folder").to_string();
+        assert!(refused.contains(&format!("pid {}", std::process::id())), "{refused}");
         let refused = Datapath::open(&options).expect_err("a second agent").to_string();
-        assert!(
-            refused.contains(&format!("pid {}", std::process::id())),
-            "{refused}"
-        );
+        assert!(refused.contains(&format!("pid {}", std::process::id())), "{refused}");
         drop(again);
         let removed = detach(&lab.bpffs, false).expect("detached");
         assert_eq!(
@@ -87,19 +63,12 @@ fn a_restart_replaces_in_place_and_a_detach_leaves_nothing() {
 #[test]
 fn a_severed_link_and_a_reused_index_are_attached_anew() {
     in_namespace("da2", |lab: &Lab| {
-        let options = OpenOptions {
-            bpffs: lab.bpffs.clone(),
-            hook: Hook::Tcx,
-            ..OpenOptions::default()
-        };
+        let options = OpenOptions { bpffs: lab.bpffs.clone(), hook: Hook::Tcx, ..OpenOptions::default() };
         let datapath = Datapath::open(&options).expect("opened");
         let host = veth("host0");
         datapath.attach(&host).expect("attached");
         shell("ip link del host0");
-        shell(&format!(
-            "ip link add other0 index {} type veth peer name other1",
-            host.index
-        ));
+        shell(&format!("ip link add other0 index {} type veth peer name other1", host.index));
         let other = veth("other0");
         assert_eq!(other.index, host.index);
         assert_eq!(ids(&other), []);
@@ -108,13 +77,7 @@ fn a_severed_link_and_a_reused_index_are_attached_anew() {
         shell("ip link del other0");
         assert_eq!(datapath.forget_others(&[]).expect("cleaned"), [host.index]);
         assert_eq!(datapath.pins().list_links().expect("links"), []);
-        assert!(
-            datapath
-                .attach(&other)
-                .expect_err("gone")
-                .to_string()
-                .contains("is gone")
-        );
+        assert!(datapath.attach(&other).expect_err("gone").to_string().contains("is gone"));
     });
 }
 
@@ -122,29 +85,13 @@ fn a_severed_link_and_a_reused_index_are_attached_anew() {
 fn a_neighbour_before_us_is_told() {
     in_namespace("da3", |lab: &Lab| {
         let host = veth("host0");
-        let other = OpenOptions {
-            bpffs: lab.bpffs.join("other"),
-            hook: Hook::Tcx,
-            ..OpenOptions::default()
-        };
-        let own = OpenOptions {
-            bpffs: lab.bpffs.join("own"),
-            hook: Hook::Tcx,
-            ..OpenOptions::default()
-        };
-        let (other, own) = (
-            Datapath::open(&other).expect("opened"),
-            Datapath::open(&own).expect("opened"),
-        );
+        let other = OpenOptions { bpffs: lab.bpffs.join("other"), hook: Hook::Tcx, ..OpenOptions::default() };
+        let own = OpenOptions { bpffs: lab.bpffs.join("own"), hook: Hook::Tcx, ..OpenOptions::default() };
+        let (other, own) = (Datapath::open(&other).expect("opened"), Datapath::open(&own).expect("opened"));
         own.attach(&host).expect("attached");
         other.attach(&host).expect("attached");
         let seen = own.attach(&host).expect("attached");
-        assert!(
-            seen.neighbours
-                .iter()
-                .all(|n| n.before && n.name == n.way.program()),
-            "{seen:?}"
-        );
+        assert!(seen.neighbours.iter().all(|n| n.before && n.name == n.way.program()), "{seen:?}");
         assert_eq!(seen.neighbours.len(), 2);
         assert_eq!(seen.warnings.len(), 4, "{:?}", seen.warnings);
         assert_eq!(remove_all(other.pins()).expect("removed").links.len(), 2);
@@ -155,11 +102,7 @@ fn a_neighbour_before_us_is_told() {
 #[test]
 fn clsact_filters_are_replaced_in_place_and_the_qdisc_goes_only_when_ours() {
     in_namespace("da4", |lab: &Lab| {
-        let options = OpenOptions {
-            bpffs: lab.bpffs.clone(),
-            hook: Hook::Clsact,
-            ..OpenOptions::default()
-        };
+        let options = OpenOptions { bpffs: lab.bpffs.clone(), hook: Hook::Clsact, ..OpenOptions::default() };
         let host = veth("host0");
         let filters = || shell("tc filter show dev host0 egress; tc filter show dev host0 ingress");
         let datapath = Datapath::open(&options).expect("opened");
@@ -176,45 +119,23 @@ fn clsact_filters_are_replaced_in_place_and_the_qdisc_goes_only_when_ours() {
         }
         drop(datapath);
         let removed = detach(&lab.bpffs, false).expect("detached");
-        assert_eq!(
-            (removed.filters, removed.qdiscs.as_slice()),
-            (2, [host.index].as_slice())
-        );
+        assert_eq!((removed.filters, removed.qdiscs.as_slice()), (2, [host.index].as_slice()));
         assert_eq!(shell("tc qdisc show dev host0").matches("clsact").count(), 0);
 
         shell("tc qdisc add dev host0 clsact");
-        Datapath::open(&options)
-            .expect("opened")
-            .attach(&host)
-            .expect("attached");
+        Datapath::open(&options).expect("opened").attach(&host).expect("attached");
         // A change of the hook leaves nothing of the other kind.
-        let tcx = OpenOptions {
-            hook: Hook::Tcx,
-            ..options
-        };
-        Datapath::open(&tcx)
-            .expect("opened")
-            .attach(&host)
-            .expect("attached");
+        let tcx = OpenOptions { hook: Hook::Tcx, ..options };
+        Datapath::open(&tcx).expect("opened").attach(&host).expect("attached");
         assert_eq!(filters(), "");
         assert_eq!(ids(&host).len(), 2);
         assert!(detach(&lab.bpffs, false).expect("detached").qdiscs.is_empty());
-        assert_eq!(
-            shell("tc qdisc show dev host0").matches("clsact").count(),
-            1,
-            "not ours"
-        );
+        assert_eq!(shell("tc qdisc show dev host0").matches("clsact").count(), 1, "not ours");
 
         shell("tc qdisc del dev host0 clsact; tc qdisc add dev host0 ingress");
-        let options = OpenOptions {
-            hook: Hook::Clsact,
-            ..tcx
-        };
-        let refused = Datapath::open(&options)
-            .expect("opened")
-            .attach(&host)
-            .expect_err("no room")
-            .to_string();
+        let options = OpenOptions { hook: Hook::Clsact, ..tcx };
+        let refused =
+            Datapath::open(&options).expect("opened").attach(&host).expect_err("no room").to_string();
         assert!(refused.contains("ingress qdisc"), "{refused}");
     });
 }

@@ -17,17 +17,9 @@ const FOLDER: &str = "ENFORCER_TEST_BPFFS";
 #[ignore = "run by the other test, in a process of its own"]
 fn attach_and_die() {
     let bpffs = std::env::var_os(FOLDER).expect("run by the other test").into();
-    let options = OpenOptions {
-        bpffs,
-        hook: Hook::Tcx,
-        ..OpenOptions::default()
-    };
+    let options = OpenOptions { bpffs, hook: Hook::Tcx, ..OpenOptions::default() };
     let datapath = Datapath::open(&options).expect("opened");
-    let eth0 = interface::list()
-        .expect("interfaces")
-        .into_iter()
-        .find(|i| i.name == "eth0")
-        .expect("eth0");
+    let eth0 = interface::list().expect("interfaces").into_iter().find(|i| i.name == "eth0").expect("eth0");
     println!("replaced: {}", datapath.attach(&eth0).expect("attached").replaced);
     raise(Signal::SIGKILL).expect("killed");
 }
@@ -44,9 +36,7 @@ fn pins_outlive_a_killed_agent_and_its_mount_namespace() {
         );
         let first = shell(&run);
         assert!(first.contains("replaced: false"), "{first}");
-        let links = Pins::new(&lab.bpffs)
-            .list_links()
-            .expect("the folder is seen from here");
+        let links = Pins::new(&lab.bpffs).list_links().expect("the folder is seen from here");
         assert_eq!(links.len(), 2, "{links:?}");
         let second = shell(&run);
         assert!(second.contains("replaced: true"), "{second}");

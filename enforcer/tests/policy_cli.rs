@@ -72,18 +72,7 @@ fn answer(output: &Output) -> Value {
 #[test]
 fn explain_has_the_promised_form() {
     let folder = folder(&[("pods.yaml", PODS), ("policies.yaml", POLICIES)]);
-    let output = run(
-        &folder,
-        &[
-            "explain",
-            "--manifests",
-            ".",
-            "--pod",
-            "shop/cart-0",
-            "-o",
-            "json",
-        ],
-    );
+    let output = run(&folder, &["explain", "--manifests", ".", "--pod", "shop/cart-0", "-o", "json"]);
     assert_eq!(code(&output), 0, "{}", stderr(&output));
     assert_eq!(
         answer(&output),
@@ -99,17 +88,7 @@ fn explain_has_the_promised_form() {
     );
     let output = run(
         &folder,
-        &[
-            "explain",
-            "--manifests",
-            ".",
-            "--pod",
-            "shop/cart-0",
-            "--port",
-            "9090",
-            "-o",
-            "json",
-        ],
+        &["explain", "--manifests", ".", "--pod", "shop/cart-0", "--port", "9090", "-o", "json"],
     );
     assert_eq!(answer(&output)["ports"], json!({}));
     assert_eq!(answer(&output)["decided_by"].as_array().map(Vec::len), Some(1));
@@ -117,11 +96,7 @@ fn explain_has_the_promised_form() {
 
 #[test]
 fn explain_answers_from_what_is_good_and_warns_of_the_rest() {
-    let files = [
-        ("pods.yaml", PODS),
-        ("policies.yaml", POLICIES),
-        ("bad.yaml", MISSPELT),
-    ];
+    let files = [("pods.yaml", PODS), ("policies.yaml", POLICIES), ("bad.yaml", MISSPELT)];
     let folder = folder(&files);
     let output = run(&folder, &["explain", "--manifests", ".", "--pod", "shop/pay-0"]);
     assert_eq!(code(&output), 0);
@@ -145,11 +120,7 @@ fn explain_names_pods_that_come_close() {
     let folder = folder(&[("pods.yaml", PODS), ("broken.yaml", "a: [")]);
     let output = run(&folder, &["explain", "--manifests", ".", "--pod", "shop/crat-0"]);
     assert_eq!((code(&output), stdout(&output).as_str()), (2, ""));
-    assert!(
-        stderr(&output).contains("did you mean shop/cart-0"),
-        "{}",
-        stderr(&output)
-    );
+    assert!(stderr(&output).contains("did you mean shop/cart-0"), "{}", stderr(&output));
     for args in [
         &["explain", "--manifests", "broken.yaml", "--namespace", "shop"][..],
         &["explain", "--manifests", "absent.yaml", "--namespace", "shop"],
@@ -160,21 +131,13 @@ fn explain_names_pods_that_come_close() {
     ] {
         let output = run(&folder, args);
         assert_eq!(code(&output), 2, "{args:?}");
-        assert!(
-            stderr(&output).starts_with("error: "),
-            "{args:?}: {}",
-            stderr(&output)
-        );
+        assert!(stderr(&output).starts_with("error: "), "{args:?}: {}", stderr(&output));
     }
 }
 
 #[test]
 fn lint_speaks_to_people_and_pipelines() {
-    let files = [
-        ("pods.yaml", PODS),
-        ("policies.yaml", POLICIES),
-        ("bad.yaml", MISSPELT),
-    ];
+    let files = [("pods.yaml", PODS), ("policies.yaml", POLICIES), ("bad.yaml", MISSPELT)];
     let folder = folder(&files);
     let output = run(&folder, &["lint", "--manifests", ".", "-o", "json"]);
     assert_eq!(code(&output), 1);
@@ -192,24 +155,16 @@ fn lint_speaks_to_people_and_pipelines() {
     let output = run(&folder, &["lint", "--manifests", ".", "-o", "sarif"]);
     let sarif = answer(&output);
     let result = &sarif["runs"][0]["results"][0];
-    assert_eq!(
-        (&sarif["version"], &result["ruleId"]),
-        (&json!("2.1.0"), &json!("unknown-field"))
-    );
+    assert_eq!((&sarif["version"], &result["ruleId"]), (&json!("2.1.0"), &json!("unknown-field")));
     let place = &result["locations"][0]["physicalLocation"];
     assert_eq!(place["region"]["startLine"], 2);
     let output = run(&folder, &["lint", "--manifests", "policies.yaml", "pods.yaml"]);
-    assert_eq!(
-        (code(&output), stdout(&output).as_str()),
-        (0, "0 errors, 0 warnings\n")
-    );
+    assert_eq!((code(&output), stdout(&output).as_str()), (0, "0 errors, 0 warnings\n"));
 }
 
 #[test]
 fn lint_is_strict_on_request() {
-    let older = POLICIES
-        .replace("name: cart", "name: older")
-        .replace("2024", "2023");
+    let older = POLICIES.replace("name: cart", "name: older").replace("2024", "2023");
     let folder = folder(&[("policies.yaml", POLICIES), ("older.yaml", &older)]);
     assert_eq!(code(&run(&folder, &["lint", "--manifests", "."])), 0);
     let output = run(&folder, &["lint", "--manifests", ".", "--strict"]);
@@ -223,23 +178,8 @@ fn lint_is_strict_on_request() {
 
 #[test]
 fn diff_shows_what_a_change_does() {
-    let folder = folder(&[
-        ("pods.yaml", PODS),
-        ("old.yaml", POLICIES),
-        ("new.yaml", MISSPELT),
-    ]);
-    let output = run(
-        &folder,
-        &[
-            "diff",
-            "old.yaml",
-            "new.yaml",
-            "--manifests",
-            "pods.yaml",
-            "-o",
-            "json",
-        ],
-    );
+    let folder = folder(&[("pods.yaml", PODS), ("old.yaml", POLICIES), ("new.yaml", MISSPELT)]);
+    let output = run(&folder, &["diff", "old.yaml", "new.yaml", "--manifests", "pods.yaml", "-o", "json"]);
     assert_eq!(code(&output), 0, "{}", stderr(&output));
     let mut cart = json!({"pod": "shop/cart-0", "namespace": "shop", "port": null, "old": "STRICT", "new": "PERMISSIVE",
         "old_policy": "istio-system/default", "new_policy": null});
@@ -248,23 +188,7 @@ fn diff_shows_what_a_change_does() {
     // Its port 8080 was PERMISSIVE before.
     cart["except"] = json!([8080]);
     assert_eq!(answer(&output), json!({"changes": [cart, pay], "pods": 2}));
-    assert_eq!(
-        code(&run(&folder, &["diff", "old.yaml", "new.yaml", "--exit-code"])),
-        1
-    );
-    let output = run(
-        &folder,
-        &[
-            "diff",
-            "old.yaml",
-            "old.yaml",
-            "--exit-code",
-            "--manifests",
-            "pods.yaml",
-        ],
-    );
-    assert_eq!(
-        (code(&output), stdout(&output).as_str()),
-        (0, "no mode changes; 2 pods compared\n")
-    );
+    assert_eq!(code(&run(&folder, &["diff", "old.yaml", "new.yaml", "--exit-code"])), 1);
+    let output = run(&folder, &["diff", "old.yaml", "old.yaml", "--exit-code", "--manifests", "pods.yaml"]);
+    assert_eq!((code(&output), stdout(&output).as_str()), (0, "no mode changes; 2 pods compared\n"));
 }

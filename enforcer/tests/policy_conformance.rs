@@ -24,10 +24,7 @@ fn text<'a>(value: &'a Value, key: &str) -> &'a str {
 }
 
 fn enforcer(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_enforcer"))
-        .args(args)
-        .output()
-        .expect("the binary starts")
+    Command::new(env!("CARGO_BIN_EXE_enforcer")).args(args).output().expect("the binary starts")
 }
 
 fn json(output: &Output, name: &str) -> Value {
@@ -37,10 +34,8 @@ fn json(output: &Output, name: &str) -> Value {
 
 /// Writes documents as one multi-document file.
 fn write(folder: &TempDir, file: &str, documents: &[Value]) {
-    let documents: Vec<_> = documents
-        .iter()
-        .map(|document| serde_saphyr::to_string(document).expect("can be written"))
-        .collect();
+    let documents: Vec<_> =
+        documents.iter().map(|document| serde_saphyr::to_string(document).expect("can be written")).collect();
     fs::write(folder.path().join(file), documents.join("---\n")).expect("the folder takes files");
 }
 
@@ -50,21 +45,11 @@ fn check(case: &Value, answer: &Value) {
     let ports = answer["ports"].as_object().expect("ports is a mapping");
     let expected = expect["ports"].as_object().expect("expected ports are a mapping");
     for (port, mode) in expected {
-        assert_eq!(
-            ports.get(port).unwrap_or(&answer["default"]),
-            mode,
-            "{name}: port {port}; {answer}"
-        );
+        assert_eq!(ports.get(port).unwrap_or(&answer["default"]), mode, "{name}: port {port}; {answer}");
     }
     for (port, mode) in ports {
-        assert!(
-            expected.contains_key(port),
-            "{name}: port {port} is unexpected; {answer}"
-        );
-        assert_ne!(
-            mode, &answer["default"],
-            "{name}: port {port} repeats the default"
-        );
+        assert!(expected.contains_key(port), "{name}: port {port} is unexpected; {answer}");
+        assert_ne!(mode, &answer["default"], "{name}: port {port} repeats the default");
     }
     // The chain leads to the result.
     let chain = answer["decided_by"].as_array().expect("decided_by is a list");
@@ -82,11 +67,7 @@ fn explain_answers_every_case() {
     for case in list(&table, "cases") {
         let name = text(case, "name");
         let folder = TempDir::new().expect("a temporary folder");
-        write(
-            &folder,
-            "policies.yaml",
-            case["policies"].as_array().expect("a list"),
-        );
+        write(&folder, "policies.yaml", case["policies"].as_array().expect("a list"));
         let workload = &case["workload"];
         let namespace = text(workload, "namespace");
         let pod = serde_json::json!({
@@ -101,27 +82,11 @@ fn explain_answers_every_case() {
             .collect();
         let manifests = folder.path().to_str().expect("UTF-8");
         let root = text(case, "root_namespace");
-        let common = [
-            "policy",
-            "explain",
-            "-o",
-            "json",
-            "--root-namespace",
-            root,
-            "--manifests",
-            manifests,
-        ];
+        let common = ["policy", "explain", "-o", "json", "--root-namespace", root, "--manifests", manifests];
         let named = format!("{namespace}/subject");
-        for subject in [
-            &["--pod", &named][..],
-            &["--namespace", namespace, "--labels", &labels.join(",")],
-        ] {
+        for subject in [&["--pod", &named][..], &["--namespace", namespace, "--labels", &labels.join(",")]] {
             let output = enforcer(&[&common, subject].concat());
-            assert!(
-                output.status.success(),
-                "{name}: {}",
-                String::from_utf8_lossy(&output.stderr)
-            );
+            assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
             check(case, &json(&output, name));
         }
     }

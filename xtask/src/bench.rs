@@ -19,15 +19,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     require_root("bench")?;
     setup::run()?;
     run_command(
-        cargo([
-            "bench",
-            "--locked",
-            "--package",
-            "enforcer-tests",
-            "--bench",
-            "*",
-            "--",
-        ])
-        .args(&options.arguments),
+        cargo(["bench", "--locked", "--package", "enforcer-tests", "--bench", "*", "--"])
+            .args(&options.arguments),
     )
 }

@@ -25,15 +25,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     shell::run(&mut build)?;
     let own = binaries()?;
-    let directory = if options.release {
-        own.with_file_name("release")
-    } else {
-        own
-    };
+    let directory = if options.release { own.with_file_name("release") } else { own };
     let binary = directory.join("enforcer");
-    let size = fs::metadata(&binary)
-        .with_context(|| format!("no binary at {}", binary.display()))?
-        .len();
+    let size = fs::metadata(&binary).with_context(|| format!("no binary at {}", binary.display()))?.len();
     println!("{} ({} KiB)", binary.display(), size / 1024);
     Ok(())
 }

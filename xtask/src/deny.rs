@@ -11,20 +11,11 @@ const VERSION: &str = "0.20.2";
 pub(crate) fn run() -> Result<()> {
     if output(&mut cargo(["deny", "--version"])).is_err() {
         println!("  cargo-deny is missing; installing {VERSION} (some minutes)");
-        run_command(&mut cargo([
-            "install",
-            "cargo-deny",
-            "--version",
-            VERSION,
-            "--locked",
-        ]))?;
+        run_command(&mut cargo(["install", "cargo-deny", "--version", VERSION, "--locked"]))?;
     }
     let configuration = root().join("deny.toml");
     for mut command in [cargo(["deny"]), ebpf_cargo(["deny"])] {
-        command
-            .arg("--config")
-            .arg(&configuration)
-            .args(["check", "bans", "licenses", "sources"]);
+        command.arg("--config").arg(&configuration).args(["check", "bans", "licenses", "sources"]);
         run_command(&mut command)?;
     }
     Ok(())

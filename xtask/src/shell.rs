@@ -12,9 +12,7 @@ use anyhow::{Context, Result, bail};
 
 /// The root of the work tree.
 pub(crate) fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("the crate lies in the workspace")
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the workspace")
 }
 
 /// The crate of the kernel side, a workspace of its own.
@@ -25,10 +23,7 @@ pub(crate) fn ebpf_crate() -> PathBuf {
 /// The directory of this build's binaries: the one that this binary lies in.
 pub(crate) fn binaries() -> Result<PathBuf> {
     let own = env::current_exe().context("cannot find out where this program lies")?;
-    Ok(own
-        .parent()
-        .context("this program lies in no directory")?
-        .to_owned())
+    Ok(own.parent().context("this program lies in no directory")?.to_owned())
 }
 
 /// `program` in the root of the work tree, without standard input.
@@ -48,10 +43,7 @@ pub(crate) fn cargo<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> 
 /// `cargo` with these arguments for the eBPF crate, whose target and flags its own configuration sets.
 pub(crate) fn ebpf_cargo<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Command {
     let mut cargo = cargo(arguments);
-    cargo
-        .current_dir(ebpf_crate())
-        .env("RUSTC_BOOTSTRAP", "1")
-        .env_remove("RUSTFLAGS");
+    cargo.current_dir(ebpf_crate()).env("RUSTC_BOOTSTRAP", "1").env_remove("RUSTFLAGS");
     cargo
 }
 
@@ -72,11 +64,7 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     let output = command.output().with_context(|| format!("cannot run `{line}`"))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
-        let last = said
-            .lines()
-            .rev()
-            .find(|line| !line.trim().is_empty())
-            .unwrap_or("it said nothing");
+        let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
         bail!("`{line}` failed ({}): {last}", output.status);
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
@@ -133,11 +121,8 @@ pub(crate) fn require_root(task: &str) -> Result<()> {
 }
 
 fn display(command: &Command) -> String {
-    let mut line = Path::new(command.get_program())
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
+    let mut line =
+        Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
     for argument in command.get_args() {
         let _ = write!(line, " {}", argument.to_string_lossy());
     }
@@ -150,20 +135,14 @@ mod tests {
 
     #[test]
     fn the_effective_uid_is_the_second_number() {
-        assert_eq!(
-            effective_uid("Name:\tx\nUid:\t1000\t0\t1000\t1000\nGid:\t5\t6\t7\t8\n"),
-            Some(0)
-        );
+        assert_eq!(effective_uid("Name:\tx\nUid:\t1000\t0\t1000\t1000\nGid:\t5\t6\t7\t8\n"), Some(0));
         assert_eq!(effective_uid("Name:\tx\n"), None);
     }
 
     #[test]
     fn a_slow_program_is_killed() {
         let start = Instant::now();
-        assert!(!succeeds_within(
-            command("sleep").arg("30"),
-            Duration::from_millis(100)
-        ));
+        assert!(!succeeds_within(command("sleep").arg("30"), Duration::from_millis(100)));
         assert!(start.elapsed() < Duration::from_secs(10));
         assert!(succeeds_within(&mut command("true"), Duration::from_secs(10)));
         assert!(!succeeds_within(&mut command("false"), Duration::from_secs(10)));
@@ -173,9 +152,6 @@ mod tests {
     fn a_failure_names_the_command_and_what_it_said() {
         let error = output(command("sh").args(["-c", "echo first >&2; echo last >&2; exit 3"]));
         let error = error.expect_err("it exits 3").to_string();
-        assert!(
-            error.contains("exit status: 3") && error.ends_with("last"),
-            "{error}"
-        );
+        assert!(error.contains("exit status: 3") && error.ends_with("last"), "{error}");
     }
 }

@@ -75,10 +75,7 @@ impl Step {
             Self::EndToEnd => return run_tests(&["--test", "*"], true),
         };
         // All of them, so that one run shows everything that is wrong.
-        let results: Vec<_> = commands
-            .into_iter()
-            .map(|mut command| run_command(&mut command))
-            .collect();
+        let results: Vec<_> = commands.into_iter().map(|mut command| run_command(&mut command)).collect();
         results.into_iter().collect::<Result<()>>()?;
         Ok(Tally::default())
     }
@@ -112,18 +109,10 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
                 Outcome::Failed(Tally::default())
             }
         };
-        records.push(Record {
-            step: step.name(),
-            outcome,
-            took: start.elapsed(),
-        });
+        records.push(Record { step: step.name(), outcome, took: start.elapsed() });
     }
 
     let (text, failed) = summary::render(&records);
     print!("{text}");
-    Ok(if failed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -5,7 +5,8 @@ use crate::{Mode, Reason};
 
 #[test]
 fn low_bytes_fill_from_the_bottom() {
-    let expected = [0, 0xff, 0xffff, 0xff_ffff, 0xffff_ffff, 0xff_ffff_ffff, 0xffff_ffff_ffff, 0xff_ffff_ffff_ffff];
+    let expected =
+        [0, 0xff, 0xffff, 0xff_ffff, 0xffff_ffff, 0xff_ffff_ffff, 0xffff_ffff_ffff, 0xff_ffff_ffff_ffff];
     for (count, expected) in (0..).zip(expected) {
         assert_eq!(low_bytes(count), expected);
     }
@@ -14,7 +15,8 @@ fn low_bytes_fill_from_the_bottom() {
 #[test]
 fn every_bit_becomes_a_byte() {
     for bits in 0..0x80_u8 {
-        let expected = (0..7).filter(|bit| bits >> bit & 1 == 1).fold(0_u64, |word, bit| word | 0xff << (bit * 8));
+        let expected =
+            (0..7).filter(|bit| bits >> bit & 1 == 1).fold(0_u64, |word, bit| word | 0xff << (bit * 8));
         assert_eq!(spread(bits), expected, "{bits:#b}");
     }
 }

@@ -3,8 +3,8 @@
 use core::mem::{align_of, offset_of, size_of};
 
 use super::{
-    Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow, FlowKey, FlowState, HalfOpen, Outbound, PortKey,
-    PortMode, ResetBudget, WorkloadCounterKey,
+    Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow, FlowKey, FlowState, HalfOpen, Outbound,
+    PortKey, PortMode, ResetBudget, WorkloadCounterKey,
 };
 use crate::event::{Event, HEAD_BYTES};
 use crate::settings::{Action, Enforcement, Settings, UnknownPods};
@@ -90,9 +90,13 @@ fn enums_have_the_numbers_that_maps_hold() {
     assert_eq!([Enforcement::ENFORCE as u32, Enforcement::AUDIT as u32], [0, 1]);
     assert_eq!([Action::RESET as u32, Action::DROP as u32], [0, 1]);
     assert_eq!([UnknownPods::ALLOW as u32, UnknownPods::STRICT as u32], [0, 1]);
-    let states = [FlowState::OPEN, FlowState::HELLO, FlowState::TLS, FlowState::PLAINTEXT, FlowState::EXISTING];
+    let states =
+        [FlowState::OPEN, FlowState::HELLO, FlowState::TLS, FlowState::PLAINTEXT, FlowState::EXISTING];
     assert_eq!(states.map(|state| state as u32), [1, 2, 3, 4, 5]);
     assert_eq!(Verdict::ALL.map(|verdict| verdict as u32), [0, 1, 2, 3, 4, 5]);
     assert!(Reason::ALL.windows(2).all(|pair| pair[0] < pair[1]));
-    assert_eq!([Reason::PLAINTEXT as u32, Reason::RESET_LIMIT as u32, Reason::OUT_OF_ORDER as u32], [32, 42, 64]);
+    assert_eq!(
+        [Reason::PLAINTEXT as u32, Reason::RESET_LIMIT as u32, Reason::OUT_OF_ORDER as u32],
+        [32, 42, 64]
+    );
 }

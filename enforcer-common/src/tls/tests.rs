@@ -38,7 +38,14 @@ fn every_prefix_of_a_hello_is_incomplete_and_never_plaintext() {
 
 #[test]
 fn plaintext_is_seen_at_its_first_wrong_byte() {
-    for stream in [&b"G"[..], b"PRI * HTTP/2.0", b"SSH-2.0-", b"\x16\x02", b"\x16\x03\x05", b"\x00\x00\x00\x08\x04\xd2\x16\x2f"] {
+    for stream in [
+        &b"G"[..],
+        b"PRI * HTTP/2.0",
+        b"SSH-2.0-",
+        b"\x16\x02",
+        b"\x16\x03\x05",
+        b"\x00\x00\x00\x08\x04\xd2\x16\x2f",
+    ] {
         assert_eq!(classify(stream), Class::Plaintext, "{stream:?}");
     }
 }
@@ -47,7 +54,8 @@ fn plaintext_is_seen_at_its_first_wrong_byte() {
 #[test]
 fn words_agree_with_bytes() {
     for present in 0_u64..64 {
-        let mask = (0..6).filter(|bit| present >> bit & 1 == 1).fold(0, |mask, bit| mask | 0xff_u64 << (bit * 8));
+        let mask =
+            (0..6).filter(|bit| present >> bit & 1 == 1).fold(0, |mask, bit| mask | 0xff_u64 << (bit * 8));
         for offset in 0_u32..6 {
             for byte in 0..=255_u8 {
                 let mut stream = [0x16, 3, 1, 2, 0, 1, 0, 0];

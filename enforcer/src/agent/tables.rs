@@ -65,7 +65,11 @@ impl Tables {
         let exempt = Exempt::new(take(datapath, "EXEMPT")?)?;
         let held = Held {
             endpoints: endpoints.entries()?.into_iter().collect(),
-            ports: ports.entries()?.into_iter().map(|(key, mode)| ((key.workload, key.generation, key.port), mode)).collect(),
+            ports: ports
+                .entries()?
+                .into_iter()
+                .map(|(key, mode)| ((key.workload, key.generation, key.port), mode))
+                .collect(),
             exempt: exempt.entries()?.into_iter().collect(),
         };
         Ok(Self {
@@ -134,8 +138,11 @@ impl Tables {
     fn possible(&self, write: &Write, without_ports: &BTreeSet<(u32, u16)>) -> Option<Write> {
         match *write {
             Write::Port(key, _) if without_ports.contains(&(key.workload, key.generation)) => None,
-            Write::Endpoint(address, endpoint) if without_ports.contains(&(endpoint.workload, endpoint.generation)) => {
-                let has_policy = self.held.endpoints.get(&address).is_some_and(|held| held.workload == endpoint.workload);
+            Write::Endpoint(address, endpoint)
+                if without_ports.contains(&(endpoint.workload, endpoint.generation)) =>
+            {
+                let has_policy =
+                    self.held.endpoints.get(&address).is_some_and(|held| held.workload == endpoint.workload);
                 (!has_policy).then(|| Write::Endpoint(address, strictest(endpoint)))
             }
             write => Some(write),
@@ -160,11 +167,18 @@ impl Tables {
     ///
     /// # Errors
     /// When the kernel refuses a write.
-    pub fn finish(&mut self, address: Address, sockets: Option<&PodSockets>, existing: ExistingFlows) -> Result<(), MapsError> {
+    pub fn finish(
+        &mut self,
+        address: Address,
+        sockets: Option<&PodSockets>,
+        existing: ExistingFlows,
+    ) -> Result<(), MapsError> {
         let Some(endpoint) = self.held.endpoints.get(&address).copied() else {
             return Ok(());
         };
-        for (sockets, socket) in sockets.iter().flat_map(|sockets| sockets.established.iter().map(move |socket| (sockets, socket))) {
+        for (sockets, socket) in
+            sockets.iter().flat_map(|sockets| sockets.established.iter().map(move |socket| (sockets, socket)))
+        {
             if Address::from(socket.local.ip()) != address || HANDSHAKE_STATES.contains(&socket.state) {
                 continue;
             }
@@ -189,7 +203,11 @@ impl Tables {
         self.stale = later;
         let due: Vec<(Instant, Vec<PortKey>)> = due;
         for key in due.into_iter().flat_map(|(_, keys)| keys) {
-            let used = self.held.endpoints.values().any(|held| held.workload == key.workload && held.generation == key.generation);
+            let used = self
+                .held
+                .endpoints
+                .values()
+                .any(|held| held.workload == key.workload && held.generation == key.generation);
             if !used {
                 self.ports.remove(&key)?;
                 self.held.ports.remove(&(key.workload, key.generation, key.port));
@@ -202,7 +220,12 @@ impl Tables {
     #[must_use]
     pub fn unfinished(&self) -> BTreeMap<Address, Endpoint> {
         let learning = |endpoint: &Endpoint| endpoint.flags & endpoint_flags::LEARNING != 0;
-        self.held.endpoints.iter().filter(|(_, endpoint)| learning(endpoint)).map(|(address, endpoint)| (*address, *endpoint)).collect()
+        self.held
+            .endpoints
+            .iter()
+            .filter(|(_, endpoint)| learning(endpoint))
+            .map(|(address, endpoint)| (*address, *endpoint))
+            .collect()
     }
 }
 

@@ -61,7 +61,10 @@ impl Verdicts {
     fn may_log(&mut self) -> bool {
         if self.window.elapsed() >= Duration::from_secs(1) {
             if self.suppressed > 0 {
-                warn!(suppressed = self.suppressed, "verdicts were too many to log each; the counters have them all");
+                warn!(
+                    suppressed = self.suppressed,
+                    "verdicts were too many to log each; the counters have them all"
+                );
             }
             self.window = Instant::now();
             self.lines = 0;

@@ -85,24 +85,14 @@ impl TrustBundle {
             let der = der.map_err(|error| bad(error.to_string()))?;
             let certificate = Certificate::read(&der).map_err(|error| bad(error.to_string()))?;
             let anchor = webpki::anchor_from_trusted_cert(&der).map_err(|error| bad(error.to_string()))?;
-            if anchors
-                .iter()
-                .all(|known| known.certificate.fingerprint != certificate.fingerprint)
-            {
-                anchors.push(Anchor {
-                    anchor: anchor.to_owned(),
-                    certificate,
-                });
+            if anchors.iter().all(|known| known.certificate.fingerprint != certificate.fingerprint) {
+                anchors.push(Anchor { anchor: anchor.to_owned(), certificate });
             }
         }
         if anchors.is_empty() {
             return Err(BundleError::Empty);
         }
-        let mut bundle = Self {
-            anchors,
-            revocation: Vec::new(),
-            fingerprint: String::new(),
-        };
+        let mut bundle = Self { anchors, revocation: Vec::new(), fingerprint: String::new() };
         bundle.fingerprint = bundle.compute_fingerprint(&[]);
         Ok(bundle)
     }
@@ -131,13 +121,8 @@ impl TrustBundle {
     /// # Errors
     /// The file cannot be read, or see [`Self::from_pem`].
     pub fn from_file(path: &Path) -> Result<Self, BundleError> {
-        let unreadable = |reason: String| BundleError::Unreadable {
-            path: path.to_owned(),
-            reason,
-        };
-        let length = std::fs::metadata(path)
-            .map_err(|error| unreadable(error.to_string()))?
-            .len();
+        let unreadable = |reason: String| BundleError::Unreadable { path: path.to_owned(), reason };
+        let length = std::fs::metadata(path).map_err(|error| unreadable(error.to_string()))?.len();
         let length = usize::try_from(length).unwrap_or(usize::MAX);
         if length > MAX_BYTES {
             return Err(BundleError::TooLarge(length));
@@ -148,20 +133,14 @@ impl TrustBundle {
     /// The anchors that may vouch at this instant: an expired root vouches for nothing, as in Envoy.
     #[must_use]
     pub fn anchors_at(&self, now: Timestamp) -> Vec<TrustAnchor<'_>> {
-        let valid = self
-            .anchors
-            .iter()
-            .filter(|known| known.certificate.valid_at(now));
+        let valid = self.anchors.iter().filter(|known| known.certificate.valid_at(now));
         valid.map(|known| known.anchor.clone()).collect()
     }
 
     /// The certificate behind an anchor that a verification ended at.
     #[must_use]
     pub fn certificate_of(&self, anchor: &TrustAnchor<'_>) -> Option<&Certificate> {
-        self.anchors
-            .iter()
-            .find(|known| known.anchor == *anchor)
-            .map(|known| &known.certificate)
+        self.anchors.iter().find(|known| known.anchor == *anchor).map(|known| &known.certificate)
     }
 
     /// All root certificates.
@@ -182,10 +161,7 @@ impl TrustBundle {
     }
 
     fn compute_fingerprint(&self, revocation: &[u8]) -> String {
-        let mut all: Vec<&str> = self
-            .certificates()
-            .map(|known| known.fingerprint.as_str())
-            .collect();
+        let mut all: Vec<&str> = self.certificates().map(|known| known.fingerprint.as_str()).collect();
         all.sort_unstable();
         let mut text = all.concat().into_bytes();
         text.extend_from_slice(revocation);
@@ -207,10 +183,7 @@ impl CurrentBundle {
         match loaded {
             Ok(bundle) => {
                 self.problem = None;
-                let changed = self
-                    .good
-                    .as_ref()
-                    .is_none_or(|old| old.fingerprint != bundle.fingerprint);
+                let changed = self.good.as_ref().is_none_or(|old| old.fingerprint != bundle.fingerprint);
                 if changed {
                     self.good = Some(std::sync::Arc::new(bundle));
                 }

@@ -202,10 +202,7 @@ impl Task {
                 Some(known) if known.target == target => known,
                 Some(_) | None => {
                     self.schedule.request(key, now);
-                    Known {
-                        entry: self.new_entry(&target),
-                        target,
-                    }
+                    Known { entry: self.new_entry(&target), target }
                 }
             };
             self.targets.insert(key, known);
@@ -261,28 +258,17 @@ impl Task {
                 mesh_client: mesh_client.as_ref(),
             };
             let probe = probe::probe(request, &settings).await;
-            Done {
-                key,
-                bundle,
-                target,
-                probe,
-            }
+            Done { key, bundle, target, probe }
         }
     }
 
     fn take(&mut self, done: Done) {
         let (now, time) = (self.now(), Timestamp::now());
         let state = state::judge(&done.probe.findings);
-        let chain = done
-            .probe
-            .server
-            .as_ref()
-            .map(|server| &server.chain[..])
-            .unwrap_or_default();
+        let chain = done.probe.server.as_ref().map(|server| &server.chain[..]).unwrap_or_default();
         let change = verify::next_change(chain, self.config.probe.expiry, time);
         let change = change.map(|instant| now + time.duration_until(instant).unsigned_abs());
-        self.schedule
-            .finished(&done.key, now, state.is_good(), change, chance());
+        self.schedule.finished(&done.key, now, state.is_good(), change, chance());
         let same_bundle = match (&done.bundle, self.bundle.good()) {
             (Some(used), Some(current)) => Arc::ptr_eq(used, current),
             (None, None) => true,
@@ -335,21 +321,12 @@ impl Task {
 /// One line per change, which says what to do.
 fn log(entry: &Entry) {
     let (state, remedy) = (entry.history.state, entry.history.state.remedy());
-    let Entry {
-        namespace,
-        pod,
-        address,
-        port,
-        ..
-    } = entry;
+    let Entry { namespace, pod, address, port, .. } = entry;
     let findings = entry.probe.iter().flat_map(|probe| &probe.findings);
     let why = findings.map(ToString::to_string).collect::<Vec<_>>().join("; ");
     let blocked = entry.history.blocked;
     if state.is_good() && why.is_empty() {
-        tracing::info!(
-            blocked,
-            "certificate check of {namespace}/{pod} {address} port {port}: {state}"
-        );
+        tracing::info!(blocked, "certificate check of {namespace}/{pod} {address} port {port}: {state}");
     } else {
         tracing::warn!(
             blocked,

@@ -45,22 +45,16 @@ pub fn load(certificate: &Path, key: &Path) -> Result<Arc<CertifiedKey>, ClientC
         .and_then(Iterator::collect)
         .map_err(|error| unreadable(certificate, "certificate chain", error.to_string()))?;
     if chain.is_empty() {
-        return Err(unreadable(
-            certificate,
-            "certificate chain",
-            "there is no certificate in it".to_owned(),
-        ));
+        return Err(unreadable(certificate, "certificate chain", "there is no certificate in it".to_owned()));
     }
     let private = PrivateKeyDer::from_pem_file(key)
         .map_err(|error| unreadable(key, "private key", error.to_string()))?;
     let signer =
         any_supported_type(&private).map_err(|error| unreadable(key, "private key", error.to_string()))?;
     let certified = CertifiedKey::new(chain, signer);
-    certified
-        .keys_match()
-        .map_err(|_| ClientCertificateError::Mismatch {
-            certificate: certificate.to_owned(),
-            key: key.to_owned(),
-        })?;
+    certified.keys_match().map_err(|_| ClientCertificateError::Mismatch {
+        certificate: certificate.to_owned(),
+        key: key.to_owned(),
+    })?;
     Ok(Arc::new(certified))
 }

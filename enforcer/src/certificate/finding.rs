@@ -25,13 +25,8 @@ pub enum Client {
 
 impl Client {
     /// The clients that a server of mutual TLS refuses.
-    pub const FORBIDDEN: [Self; 5] = [
-        Self::NoCertificate,
-        Self::PlainTls,
-        Self::SelfSigned,
-        Self::ForeignCa,
-        Self::Expired,
-    ];
+    pub const FORBIDDEN: [Self; 5] =
+        [Self::NoCertificate, Self::PlainTls, Self::SelfSigned, Self::ForeignCa, Self::Expired];
 
     /// It offers no certificate at all.
     #[must_use]
@@ -225,31 +220,18 @@ impl fmt::Display for Finding {
             Self::HandshakeFailed { detail } => write!(f, "no TLS handshake: {detail}"),
             Self::Untrusted { detail } => write!(f, "chain not trusted: {detail}"),
             Self::Revoked => write!(f, "a certificate of the chain is revoked"),
-            Self::NotValidYet {
-                certificate,
-                not_before,
-            } => {
+            Self::NotValidYet { certificate, not_before } => {
                 write!(f, "{certificate} is not valid before {not_before}")
             }
-            Self::Expired {
-                certificate,
-                not_after,
-            } => {
+            Self::Expired { certificate, not_after } => {
                 write!(f, "{certificate} expired at {not_after}")
             }
-            Self::Expiring {
-                certificate,
-                not_after,
-            } => {
+            Self::Expiring { certificate, not_after } => {
                 write!(f, "{certificate} expires at {not_after}; its rotation is late")
             }
             Self::WrongIdentity { expected, presented } => match &presented[..] {
                 [] => write!(f, "the certificate has no SPIFFE ID, expected {expected}"),
-                _ => write!(
-                    f,
-                    "identity is {}, expected exactly {expected}",
-                    presented.join(" and ")
-                ),
+                _ => write!(f, "identity is {}, expected exactly {expected}", presented.join(" and ")),
             },
             Self::ForbiddenAccepted { client, why } => write!(f, "client with {client} {why}"),
             Self::MeshClientRefused { how } => write!(f, "the mesh client is {how}"),

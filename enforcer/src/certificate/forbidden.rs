@@ -72,28 +72,17 @@ fn generate(trust_domain: &str, now: Timestamp) -> Result<ForbiddenClients, Box<
     leaf.distinguished_name = name("enforcer forbidden client");
     let identity = format!("spiffe://{trust_domain}/ns/enforcer/sa/forbidden");
     leaf.subject_alt_names = vec![SanType::URI(identity.as_str().try_into()?)];
-    leaf.key_usages = vec![
-        KeyUsagePurpose::DigitalSignature,
-        KeyUsagePurpose::KeyEncipherment,
-    ];
-    leaf.extended_key_usages = vec![
-        ExtendedKeyUsagePurpose::ClientAuth,
-        ExtendedKeyUsagePurpose::ServerAuth,
-    ];
+    leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+    leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
     (leaf.not_before, leaf.not_after) = (date_time_ymd(year - 1, 1, 1), date_time_ymd(year + 5, 1, 1));
     let self_signed = leaf.self_signed(&key)?;
     let foreign = leaf.signed_by(&key, &authority)?;
     (leaf.not_before, leaf.not_after) = (date_time_ymd(year - 2, 1, 1), date_time_ymd(year - 1, 1, 1));
     let expired = leaf.signed_by(&key, &authority)?;
 
-    let signer = any_ecdsa_type(&PrivateKeyDer::from(PrivatePkcs8KeyDer::from(
-        key.serialize_der(),
-    )))?;
+    let signer = any_ecdsa_type(&PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der())))?;
     let certified = |chain: &[&rcgen::Certificate]| {
-        let chain = chain
-            .iter()
-            .map(|certificate| certificate.der().clone())
-            .collect();
+        let chain = chain.iter().map(|certificate| certificate.der().clone()).collect();
         Arc::new(CertifiedKey::new(chain, Arc::clone(&signer)))
     };
     Ok(ForbiddenClients {
@@ -121,17 +110,11 @@ mod tests {
         let clients = ForbiddenClients::generate(Some("td.example"), now).expect("they are made");
         let read = |client| {
             let key = clients.certificate(client).expect("it has a certificate");
-            let chain = key
-                .cert
-                .iter()
-                .map(|der| Certificate::read(der).expect("readable"));
+            let chain = key.cert.iter().map(|der| Certificate::read(der).expect("readable"));
             chain.collect::<Vec<_>>()
         };
         for client in [Client::SelfSigned, Client::ForeignCa, Client::Expired] {
-            assert_eq!(
-                read(client)[0].uris,
-                ["spiffe://td.example/ns/enforcer/sa/forbidden"]
-            );
+            assert_eq!(read(client)[0].uris, ["spiffe://td.example/ns/enforcer/sa/forbidden"]);
             assert_eq!(read(client)[0].valid_at(now), client != Client::Expired);
         }
         let self_signed = &read(Client::SelfSigned)[0];

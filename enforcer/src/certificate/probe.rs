@@ -125,10 +125,7 @@ pub struct Probe {
 /// `outbound_.<service port>_._.<service>.<namespace>.svc.cluster.local`; `None` when that is no possible name.
 #[must_use]
 pub fn istio_server_name(port: u16, service: &str, namespace: &str) -> Option<DnsName<'static>> {
-    DnsName::try_from(format!(
-        "outbound_.{port}_._.{service}.{namespace}.svc.cluster.local"
-    ))
-    .ok()
+    DnsName::try_from(format!("outbound_.{port}_._.{service}.{namespace}.svc.cluster.local")).ok()
 }
 
 /// Checks one server.
@@ -161,16 +158,8 @@ impl Check<'_> {
         let outcome = self.outcome(Client::NoCertificate, &mut first).await;
         result.server = Some(server_of(&first, &hello));
         self.judge_chain(&first.observed().chain, &mut result);
-        if let Some(
-            failure @ Failure {
-                ended: Ended::Protocol(_),
-                ..
-            },
-        ) = first.failure()
-        {
-            result.findings.push(Finding::HandshakeFailed {
-                detail: failure.to_string(),
-            });
+        if let Some(failure @ Failure { ended: Ended::Protocol(_), .. }) = first.failure() {
+            result.findings.push(Finding::HandshakeFailed { detail: failure.to_string() });
         }
         drop(first);
         record(&mut result, Client::NoCertificate, outcome);
@@ -195,23 +184,13 @@ impl Check<'_> {
         };
         let mut hellos = vec![
             mesh.clone(),
-            Hello {
-                alpn: Vec::new(),
-                ..mesh.clone()
-            },
-            Hello {
-                alpn: Vec::new(),
-                server_name: None,
-                certificate: None,
-            },
+            Hello { alpn: Vec::new(), ..mesh.clone() },
+            Hello { alpn: Vec::new(), server_name: None, certificate: None },
         ];
         hellos.dedup_by(|next, earlier| next.alpn == earlier.alpn && next.server_name == earlier.server_name);
         let mut first_failure = None;
         for hello in hellos {
-            let mut session = self
-                .connect(&hello)
-                .await
-                .map_err(|detail| Finding::Unreachable { detail })?;
+            let mut session = self.connect(&hello).await.map_err(|detail| Finding::Unreachable { detail })?;
             match session.handshake(self.limit()).await {
                 Ok(()) => return Ok((hello, session)),
                 // It has shown its certificate, so what ended the handshake was the missing one of the client.
@@ -226,9 +205,7 @@ impl Check<'_> {
             }
         }
         Err(first_failure.as_ref().map_or_else(
-            || Finding::Unreachable {
-                detail: "no connection was tried".to_owned(),
-            },
+            || Finding::Unreachable { detail: "no connection was tried".to_owned() },
             finding_of,
         ))
     }
@@ -239,21 +216,12 @@ impl Check<'_> {
             forbidden => self.request.forbidden.certificate(forbidden),
         };
         let hello = if client == Client::PlainTls {
-            Hello {
-                alpn: PLAIN_ALPN.map(<[u8]>::to_vec).to_vec(),
-                server_name: None,
-                certificate: None,
-            }
+            Hello { alpn: PLAIN_ALPN.map(<[u8]>::to_vec).to_vec(), server_name: None, certificate: None }
         } else {
-            Hello {
-                certificate,
-                ..mesh.clone()
-            }
+            Hello { certificate, ..mesh.clone() }
         };
         if Instant::now() >= self.deadline {
-            return Outcome::Inconclusive {
-                detail: "the time for this check is used up".to_owned(),
-            };
+            return Outcome::Inconclusive { detail: "the time for this check is used up".to_owned() };
         }
         match self.connect(&hello).await {
             Ok(mut session) => {
@@ -289,9 +257,9 @@ impl Check<'_> {
             Ended::NotTls(detail) | Ended::Protocol(detail) => return Outcome::Inconclusive { detail },
             Ended::Data => Accepted::Data,
             Ended::Ticket => Accepted::Ticket,
-            Ended::Silent => Accepted::Silent {
-                waited_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
-            },
+            Ended::Silent => {
+                Accepted::Silent { waited_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX) }
+            }
         };
         // A server that speaks first has said what it thinks of the client; and the mesh client may be answered by
         // an application, which is none of our business.
@@ -319,22 +287,14 @@ fn record(result: &mut Probe, client: Client, outcome: Outcome) {
     match (client, &outcome) {
         (Client::Mesh, Outcome::Accepted(_)) => {}
         (Client::Mesh, Outcome::Refused(how)) => {
-            result
-                .findings
-                .push(Finding::MeshClientRefused { how: how.clone() });
+            result.findings.push(Finding::MeshClientRefused { how: how.clone() });
         }
         (_, Outcome::Accepted(why)) => {
-            result.findings.push(Finding::ForbiddenAccepted {
-                client,
-                why: why.clone(),
-            });
+            result.findings.push(Finding::ForbiddenAccepted { client, why: why.clone() });
         }
         (_, Outcome::Refused(_)) => {}
         (_, Outcome::Inconclusive { detail }) => {
-            result.findings.push(Finding::Inconclusive {
-                client,
-                detail: detail.clone(),
-            });
+            result.findings.push(Finding::Inconclusive { client, detail: detail.clone() });
         }
     }
     result.clients.push(ClientResult { client, outcome });
@@ -349,9 +309,7 @@ fn refusal(client: Client, failure: &Failure, chain_seen: bool) -> Outcome {
         Ended::Alert(alert) if told => Outcome::Refused(Refused::Alert { alert: alert.clone() }),
         Ended::Closed if told => Outcome::Refused(Refused::Closed),
         Ended::Reset if told => Outcome::Refused(Refused::Reset),
-        _ => Outcome::Inconclusive {
-            detail: failure.to_string(),
-        },
+        _ => Outcome::Inconclusive { detail: failure.to_string() },
     }
 }
 
@@ -376,13 +334,9 @@ fn server_of(session: &Session, hello: &Hello) -> Server {
         cipher_suite: negotiated.cipher_suite,
         group: negotiated.group,
         alpn: negotiated.alpn,
-        asks_for: observed.asked.map(|names| {
-            names
-                .iter()
-                .take(32)
-                .map(|name| distinguished_name_of_der(name))
-                .collect()
-        }),
+        asks_for: observed
+            .asked
+            .map(|names| names.iter().take(32).map(|name| distinguished_name_of_der(name)).collect()),
         mesh_hello: !hello.alpn.is_empty(),
     }
 }

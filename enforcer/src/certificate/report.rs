@@ -62,10 +62,7 @@ impl CertificateReport {
     /// The state of one endpoint and port; `unchecked` when it is not known at all.
     #[must_use]
     pub fn state(&self, address: IpAddr, port: u16) -> State {
-        let entry = self
-            .entries
-            .iter()
-            .find(|entry| entry.address == address && entry.port == port);
+        let entry = self.entries.iter().find(|entry| entry.address == address && entry.port == port);
         entry.map_or(State::Unchecked, |entry| entry.history.state)
     }
 

@@ -64,22 +64,12 @@ impl<K: Ord + Clone> Schedule<K> {
     /// Nothing to check yet.
     #[must_use]
     pub fn new(settings: ScheduleSettings) -> Self {
-        Self {
-            settings,
-            items: BTreeMap::new(),
-            running: 0,
-            last_start: None,
-        }
+        Self { settings, items: BTreeMap::new(), running: 0, last_start: None }
     }
 
     /// A server is to be checked now: it is new, or something about it has changed.
     pub fn request(&mut self, key: K, now: Duration) {
-        let new = Item {
-            due: now,
-            running: false,
-            again: false,
-            failures: 0,
-        };
+        let new = Item { due: now, running: false, again: false, failures: 0 };
         let item = self.items.entry(key).or_insert(new);
         item.due = item.due.min(now);
         item.failures = 0;
@@ -108,9 +98,7 @@ impl<K: Ord + Clone> Schedule<K> {
         let Some((key, item)) = waiting.min_by_key(|(_, item)| item.due) else {
             return Next::Idle;
         };
-        let spaced = self
-            .last_start
-            .map_or(Duration::ZERO, |last| last + self.settings.spacing);
+        let spaced = self.last_start.map_or(Duration::ZERO, |last| last + self.settings.spacing);
         let start = item.due.max(spaced);
         if start > now {
             return Next::Wait(start);

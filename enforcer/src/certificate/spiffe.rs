@@ -65,11 +65,7 @@ impl SpiffeId {
 
 impl fmt::Display for SpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{SCHEME}{}/ns/{}/sa/{}",
-            self.trust_domain, self.namespace, self.service_account
-        )
+        write!(f, "{SCHEME}{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account)
     }
 }
 
@@ -77,13 +73,8 @@ impl FromStr for SpiffeId {
     type Err = InvalidSpiffeId;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let invalid = |reason| InvalidSpiffeId {
-            text: text.to_owned(),
-            reason,
-        };
-        let rest = text
-            .strip_prefix(SCHEME)
-            .ok_or_else(|| invalid("it does not begin with spiffe://"))?;
+        let invalid = |reason| InvalidSpiffeId { text: text.to_owned(), reason };
+        let rest = text.strip_prefix(SCHEME).ok_or_else(|| invalid("it does not begin with spiffe://"))?;
         let segments: Vec<&str> = rest.split('/').collect();
         let [trust_domain, ns, namespace, sa, service_account] = segments[..] else {
             return Err(invalid("it does not have exactly five segments"));
@@ -131,10 +122,7 @@ impl Expected {
     /// One identity, in its own trust domain only.
     #[must_use]
     pub fn exactly(id: SpiffeId) -> Self {
-        Self {
-            id,
-            aliases: Vec::new(),
-        }
+        Self { id, aliases: Vec::new() }
     }
 
     /// Whether `presented`, a URI name of a certificate, is this identity: an exact comparison of strings.
@@ -144,9 +132,7 @@ impl Expected {
         presented.parse().is_ok_and(|presented: SpiffeId| {
             presented.namespace == self.id.namespace
                 && presented.service_account == self.id.service_account
-                && domains
-                    .into_iter()
-                    .any(|domain| *domain == presented.trust_domain)
+                && domains.into_iter().any(|domain| *domain == presented.trust_domain)
         })
     }
 }
@@ -183,10 +169,7 @@ impl TrustDomains {
     /// No well-formed identity comes out of these names.
     pub fn expected(&self, namespace: &str, service_account: &str) -> Result<Expected, InvalidSpiffeId> {
         let id = SpiffeId::new(&self.own, namespace, service_account)?;
-        Ok(Expected {
-            id,
-            aliases: self.aliases.clone(),
-        })
+        Ok(Expected { id, aliases: self.aliases.clone() })
     }
 }
 

@@ -128,10 +128,9 @@ pub fn of_finding(finding: &Finding) -> State {
         Finding::NotValidYet { .. } | Finding::Expired { .. } => State::Expired,
         Finding::Expiring { .. } => State::Expiring,
         Finding::WrongIdentity { .. } => State::WrongIdentity,
-        Finding::ForbiddenAccepted {
-            client: Client::NoCertificate | Client::PlainTls,
-            ..
-        } => State::NoClientAuth,
+        Finding::ForbiddenAccepted { client: Client::NoCertificate | Client::PlainTls, .. } => {
+            State::NoClientAuth
+        }
         Finding::ForbiddenAccepted { .. } => State::AcceptsForeign,
         Finding::Inconclusive { .. } | Finding::NoTrustBundle => State::Unchecked,
     }
@@ -157,10 +156,7 @@ const PRECEDENCE: [State; 10] = [
 #[must_use]
 pub fn judge(findings: &[Finding]) -> State {
     let present: Vec<State> = findings.iter().map(of_finding).collect();
-    PRECEDENCE
-        .into_iter()
-        .find(|state| present.contains(state))
-        .unwrap_or(State::Verified)
+    PRECEDENCE.into_iter().find(|state| present.contains(state)).unwrap_or(State::Verified)
 }
 
 /// `--on-certificate-failure`.
@@ -196,11 +192,7 @@ pub struct Consequences {
 
 impl Default for Consequences {
     fn default() -> Self {
-        Self {
-            on_failure: OnFailure::default(),
-            unchecked: UncheckedPorts::default(),
-            failures_to_block: 2,
-        }
+        Self { on_failure: OnFailure::default(), unchecked: UncheckedPorts::default(), failures_to_block: 2 }
     }
 }
 

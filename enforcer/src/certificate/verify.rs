@@ -33,10 +33,7 @@ pub struct ExpiryWarning {
 
 impl Default for ExpiryWarning {
     fn default() -> Self {
-        Self {
-            percent_left: 25,
-            at_most: SignedDuration::from_hours(14 * 24),
-        }
+        Self { percent_left: 25, at_most: SignedDuration::from_hours(14 * 24) }
     }
 }
 
@@ -46,10 +43,7 @@ impl ExpiryWarning {
     pub fn begins(&self, certificate: &Certificate) -> Timestamp {
         let lifetime = certificate.not_before.duration_until(certificate.not_after);
         let left = SignedDuration::from_secs(lifetime.as_secs() / 100 * self.percent_left).min(self.at_most);
-        certificate
-            .not_after
-            .checked_sub(left)
-            .unwrap_or(certificate.not_after)
+        certificate.not_after.checked_sub(left).unwrap_or(certificate.not_after)
     }
 }
 
@@ -71,16 +65,12 @@ pub struct Rules<'a> {
 pub fn findings(chain: &[CertificateDer<'_>], rules: Rules<'_>) -> Vec<Finding> {
     let chain = &chain[..chain.len().min(MAX_CHAIN)];
     let Some((leaf, intermediates)) = chain.split_first() else {
-        return vec![Finding::Untrusted {
-            detail: "the server presented no certificate".to_owned(),
-        }];
+        return vec![Finding::Untrusted { detail: "the server presented no certificate".to_owned() }];
     };
     let certificate = match Certificate::read(leaf) {
         Ok(certificate) => certificate,
         Err(error) => {
-            return vec![Finding::Untrusted {
-                detail: error.to_string(),
-            }];
+            return vec![Finding::Untrusted { detail: error.to_string() }];
         }
     };
     let mut findings = Vec::new();
@@ -104,10 +94,7 @@ pub fn findings(chain: &[CertificateDer<'_>], rules: Rules<'_>) -> Vec<Finding> 
         let good = matches!(&certificate.uris[..], [only] if expected.matches(only));
         if !good {
             let expected = expected.id.to_string();
-            findings.push(Finding::WrongIdentity {
-                expected,
-                presented: certificate.uris,
-            });
+            findings.push(Finding::WrongIdentity { expected, presented: certificate.uris });
         }
     }
     findings
@@ -116,33 +103,20 @@ pub fn findings(chain: &[CertificateDer<'_>], rules: Rules<'_>) -> Vec<Finding> 
 /// When the findings for this chain change by themselves: the next begin of a warning or end of a validity.
 #[must_use]
 pub fn next_change(chain: &[Certificate], expiry: ExpiryWarning, now: Timestamp) -> Option<Timestamp> {
-    let instants = chain.iter().flat_map(|certificate| {
-        [
-            certificate.not_before,
-            expiry.begins(certificate),
-            certificate.not_after,
-        ]
-    });
+    let instants = chain
+        .iter()
+        .flat_map(|certificate| [certificate.not_before, expiry.begins(certificate), certificate.not_after]);
     instants.filter(|instant| *instant > now).min()
 }
 
 fn date_finding(certificate: &Certificate, rules: Rules<'_>) -> Option<Finding> {
     let name = certificate.name();
     if rules.now < certificate.not_before {
-        Some(Finding::NotValidYet {
-            certificate: name,
-            not_before: certificate.not_before,
-        })
+        Some(Finding::NotValidYet { certificate: name, not_before: certificate.not_before })
     } else if rules.now > certificate.not_after {
-        Some(Finding::Expired {
-            certificate: name,
-            not_after: certificate.not_after,
-        })
+        Some(Finding::Expired { certificate: name, not_after: certificate.not_after })
     } else if rules.now >= rules.expiry.begins(certificate) {
-        Some(Finding::Expiring {
-            certificate: name,
-            not_after: certificate.not_after,
-        })
+        Some(Finding::Expiring { certificate: name, not_after: certificate.not_after })
     } else {
         None
     }
@@ -157,9 +131,7 @@ fn trusted_path(
     bundle: &TrustBundle,
     now: Timestamp,
 ) -> Result<Vec<Certificate>, Finding> {
-    let read = std::iter::once(leaf)
-        .chain(intermediates)
-        .filter_map(|der| Certificate::read(der).ok());
+    let read = std::iter::once(leaf).chain(intermediates).filter_map(|der| Certificate::read(der).ok());
     let mut instants: Vec<Timestamp> = read
         .chain(bundle.certificates().cloned())
         .flat_map(|certificate| [certificate.not_after, certificate.not_before])
@@ -185,9 +157,7 @@ fn trusted_path(
     }
     Err(match reason {
         Some(webpki::Error::CertRevoked) => Finding::Revoked,
-        Some(error) => Finding::Untrusted {
-            detail: describe(&error),
-        },
+        Some(error) => Finding::Untrusted { detail: describe(&error) },
         None => Finding::Untrusted {
             detail: "the certificates of the chain were never valid all at once".to_owned(),
         },
@@ -202,9 +172,7 @@ fn verify_at(
 ) -> Result<Vec<Certificate>, webpki::Error> {
     let anchors = bundle.anchors_at(instant);
     let since_epoch = Duration::from_secs(u64::try_from(instant.as_second()).unwrap_or(0));
-    let algorithms = rustls::crypto::ring::default_provider()
-        .signature_verification_algorithms
-        .all;
+    let algorithms = rustls::crypto::ring::default_provider().signature_verification_algorithms.all;
     let lists = bundle.revocation_lists();
     let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|options| {
         options
@@ -224,19 +192,12 @@ fn verify_at(
         revocation,
         None,
     )?;
-    let above = path
-        .intermediate_certificates()
-        .filter_map(|cert| Certificate::read(&cert.der()).ok());
-    Ok(above
-        .chain(bundle.certificate_of(path.anchor()).cloned())
-        .collect())
+    let above = path.intermediate_certificates().filter_map(|cert| Certificate::read(&cert.der()).ok());
+    Ok(above.chain(bundle.certificate_of(path.anchor()).cloned()).collect())
 }
 
 fn is_date(error: &webpki::Error) -> bool {
-    matches!(
-        error,
-        webpki::Error::CertExpired { .. } | webpki::Error::CertNotValidYet { .. }
-    )
+    matches!(error, webpki::Error::CertExpired { .. } | webpki::Error::CertNotValidYet { .. })
 }
 
 fn describe(error: &webpki::Error) -> String {

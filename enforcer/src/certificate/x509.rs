@@ -100,20 +100,15 @@ pub fn fingerprint(bytes: &[u8]) -> String {
 }
 
 fn hexadecimal(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 fn distinguished_name(name: &X509Name<'_>) -> String {
     // Names come from the peer: nothing in them may reach a terminal as a control character.
-    name.to_string()
-        .chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect()
+    name.to_string().chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 fn instant(time: ASN1Time) -> Result<Timestamp, Unreadable> {
@@ -140,11 +135,7 @@ fn key_type(key: &SubjectPublicKeyInfo<'_>) -> String {
     if *algorithm == oid::OID_SIG_ED25519 {
         return "Ed25519".to_owned();
     }
-    let curve = key
-        .algorithm
-        .parameters
-        .as_ref()
-        .and_then(|parameters| parameters.as_oid().ok());
+    let curve = key.algorithm.parameters.as_ref().and_then(|parameters| parameters.as_oid().ok());
     match key.parsed() {
         Ok(PublicKey::RSA(rsa)) => format!("RSA {}", rsa.key_size()),
         Ok(PublicKey::EC(_)) => match curve {

@@ -34,12 +34,7 @@ enum Command {
 #[derive(Debug, clap::Args)]
 struct List {
     /// Folder in which the agent keeps its results.
-    #[arg(
-        long,
-        env = "ENFORCER_STATE_DIR",
-        default_value = "/run/enforcer",
-        value_name = "DIR"
-    )]
+    #[arg(long, env = "ENFORCER_STATE_DIR", default_value = "/run/enforcer", value_name = "DIR")]
     state_dir: PathBuf,
     /// Form of the output.
     #[arg(short, long, value_enum, default_value_t)]
@@ -92,9 +87,5 @@ fn list(args: &List) -> anyhow::Result<ExitCode> {
         }
     }
     let bad = report.entries.iter().any(|entry| entry.history.state.is_bad());
-    Ok(if bad {
-        ExitCode::from(EXIT_NO)
-    } else {
-        ExitCode::SUCCESS
-    })
+    Ok(if bad { ExitCode::from(EXIT_NO) } else { ExitCode::SUCCESS })
 }

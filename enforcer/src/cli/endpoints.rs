@@ -79,7 +79,11 @@ fn rows(node: &Node) -> anyhow::Result<Vec<Row>> {
             continue;
         }
         let address = IpAddr::from(address);
-        let state = node.state.endpoints.iter().find(|state| state.address == address && state.workload == endpoint.workload);
+        let state = node
+            .state
+            .endpoints
+            .iter()
+            .find(|state| state.address == address && state.workload == endpoint.workload);
         let counted = connections.get(&endpoint.workload).copied().unwrap_or_default();
         rows.push(Row {
             pod: node.pod(endpoint.workload),
@@ -89,7 +93,9 @@ fn rows(node: &Node) -> anyhow::Result<Vec<Row>> {
             ports: ports
                 .iter()
                 .filter(|(key, _)| of(&endpoint, key.workload, key.generation))
-                .map(|(key, port)| (key.port, Port { mode: port.mode.name(), treatment: treatment(port.flags) }))
+                .map(|(key, port)| {
+                    (key.port, Port { mode: port.mode.name(), treatment: treatment(port.flags) })
+                })
                 .collect(),
             decided_by: state.map(|state| state.decided_by.clone()).unwrap_or_default(),
             tls_connections: counted.tls,
@@ -117,11 +123,15 @@ fn treatment(flags: u8) -> Vec<&'static str> {
 /// Connections by workload. `would_reset` counts as plaintext that came through.
 fn connections(node: &Node) -> anyhow::Result<BTreeMap<u32, Connections>> {
     let mut by_workload: BTreeMap<u32, Connections> = BTreeMap::new();
-    for (key, total) in WorkloadCounters::new("WORKLOAD_COUNTERS", node.pinned.map("WORKLOAD_COUNTERS")?)?.totals()? {
+    for (key, total) in
+        WorkloadCounters::new("WORKLOAD_COUNTERS", node.pinned.map("WORKLOAD_COUNTERS")?)?.totals()?
+    {
         let entry = by_workload.entry(key.workload).or_default();
         match (key.verdict, key.reason) {
             (Verdict::ALLOW, Reason::TLS | Reason::MESH_TLS) => entry.tls += total.connections,
-            (Verdict::ALLOW, Reason::PLAINTEXT_PERMITTED) | (Verdict::WOULD_RESET, _) => entry.plaintext += total.connections,
+            (Verdict::ALLOW, Reason::PLAINTEXT_PERMITTED) | (Verdict::WOULD_RESET, _) => {
+                entry.plaintext += total.connections
+            }
             (Verdict::RESET | Verdict::DROP, _) => entry.refused += total.connections,
             _ => {}
         }
@@ -136,13 +146,22 @@ fn print(rows: &[Row]) -> anyhow::Result<()> {
         let ports: Vec<String> = row
             .ports
             .iter()
-            .map(|(port, entry)| if entry.treatment.is_empty() { format!("{port}={}", entry.mode) } else { format!("{port}={}", entry.treatment.join("+")) })
+            .map(|(port, entry)| {
+                if entry.treatment.is_empty() {
+                    format!("{port}={}", entry.mode)
+                } else {
+                    format!("{port}={}", entry.treatment.join("+"))
+                }
+            })
             .collect();
         lines.add_row([
             row.pod.clone(),
             row.address.to_string(),
             row.mode.to_owned(),
-            decided.map_or_else(|| "-".to_owned(), |decision| format!("{} ({})", decision.policy, decision.level)),
+            decided.map_or_else(
+                || "-".to_owned(),
+                |decision| format!("{} ({})", decision.policy, decision.level),
+            ),
             if ports.is_empty() { "-".to_owned() } else { ports.join(",") },
             row.tls_connections.to_string(),
             row.plaintext_connections.to_string(),

@@ -57,7 +57,9 @@ impl Node {
         let pinned = Pinned::open(&bpffs)?;
         let settings = SettingsMap::new(pinned.map("SETTINGS")?)?.get()?;
         let path = state::path(&args.state_dir, &bpffs);
-        let state = State::read(&path).with_context(|| format!("{} cannot be read: remove it, the agent writes it anew", path.display()))?;
+        let state = State::read(&path).with_context(|| {
+            format!("{} cannot be read: remove it, the agent writes it anew", path.display())
+        })?;
         Ok(Self { pinned, settings, state })
     }
 
@@ -73,7 +75,8 @@ impl Node {
         AgentStatus {
             running: matches!(holder, Some(LockError::Held { .. })),
             pid,
-            heartbeat_age_seconds: (self.settings.heartbeat_ns != 0).then(|| std::time::Duration::from_nanos(age).as_secs_f64()),
+            heartbeat_age_seconds: (self.settings.heartbeat_ns != 0)
+                .then(|| std::time::Duration::from_nanos(age).as_secs_f64()),
             started: self.state.started,
         }
     }
@@ -117,8 +120,13 @@ impl AgentStatus {
                 pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default(),
                 age.unwrap_or_else(|| "not yet".to_owned())
             ),
-            (false, _, Some(age)) => format!("NOT RUNNING, died; last sign of life {age}; what it enforced stays enforced, policy changes have no effect"),
-            (false, _, None) => "NOT RUNNING, stopped; what it enforced stays enforced, policy changes have no effect".to_owned(),
+            (false, _, Some(age)) => format!(
+                "NOT RUNNING, died; last sign of life {age}; what it enforced stays enforced, policy changes have no effect"
+            ),
+            (false, _, None) => {
+                "NOT RUNNING, stopped; what it enforced stays enforced, policy changes have no effect"
+                    .to_owned()
+            }
         }
     }
 }
@@ -130,7 +138,9 @@ mod tests {
     #[test]
     fn an_agent_is_well_only_with_the_pins_and_a_fresh_heartbeat() {
         let problem = |running, heartbeat_age_seconds| {
-            AgentStatus { running, pid: None, heartbeat_age_seconds, started: None }.problem().unwrap_or_default()
+            AgentStatus { running, pid: None, heartbeat_age_seconds, started: None }
+                .problem()
+                .unwrap_or_default()
         };
         assert_eq!(problem(true, Some(0.4)), "");
         assert_eq!(problem(true, None), "", "it has only just started");

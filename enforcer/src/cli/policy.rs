@@ -50,12 +50,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 #[derive(Debug, clap::Args)]
 struct Reading {
     /// Istio's root namespace (`meshConfig.rootNamespace`).
-    #[arg(
-        long,
-        env = "ENFORCER_ROOT_NAMESPACE",
-        default_value = "istio-system",
-        value_name = "NS"
-    )]
+    #[arg(long, env = "ENFORCER_ROOT_NAMESPACE", default_value = "istio-system", value_name = "NS")]
     root_namespace: String,
     /// Revision of the control plane: policies labelled `istio.io/rev` with another one are left out.
     #[arg(long, value_name = "REVISION")]
@@ -64,11 +59,7 @@ struct Reading {
 
 impl Reading {
     fn composer<'a>(&self, loaded: &'a Loaded) -> Composer<'a> {
-        Composer::new(
-            loaded.objects.policies.values(),
-            &self.root_namespace,
-            self.revision.as_deref(),
-        )
+        Composer::new(loaded.objects.policies.values(), &self.root_namespace, self.revision.as_deref())
     }
 }
 
@@ -77,11 +68,7 @@ fn load(paths: &[PathBuf]) -> Loaded {
     let paths: Vec<_> = paths
         .iter()
         .map(|path| {
-            let path = if path == Path::new("-") {
-                Path::new("/dev/stdin")
-            } else {
-                path
-            };
+            let path = if path == Path::new("-") { Path::new("/dev/stdin") } else { path };
             path.to_owned()
         })
         .collect();

@@ -147,18 +147,22 @@ fn map_size(text: &str) -> Result<(String, u32), String> {
 /// # Errors
 /// When the arguments make no sense, or the datapath cannot be opened.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let filter = EnvFilter::try_new(&args.log).with_context(|| format!("--log {:?} is no filter", args.log))?;
+    let filter =
+        EnvFilter::try_new(&args.log).with_context(|| format!("--log {:?} is no filter", args.log))?;
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match args.log_format {
         LogFormat::Human => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
         LogFormat::Json => lines.json().flatten_event(true).init(),
     }
     if !nix::unistd::geteuid().is_root() {
-        bail!("the agent loads BPF programs and needs root: run it with sudo, or in a container with the capabilities named in docs/operations.md");
+        bail!(
+            "the agent loads BPF programs and needs root: run it with sudo, or in a container with the capabilities named in docs/operations.md"
+        );
     }
     for path in &args.manifests {
-        std::fs::metadata(path)
-            .with_context(|| format!("--manifests {} cannot be read: give an existing file or folder", path.display()))?;
+        std::fs::metadata(path).with_context(|| {
+            format!("--manifests {} cannot be read: give an existing file or folder", path.display())
+        })?;
     }
     let config = config(args)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -170,7 +174,9 @@ fn config(args: Args) -> anyhow::Result<Config> {
     let undecided = Duration::try_from_secs_f64(args.undecided_timeout)
         .ok()
         .filter(|timeout| !timeout.is_zero())
-        .with_context(|| format!("--undecided-timeout {}: give a number of seconds above 0", args.undecided_timeout))?;
+        .with_context(|| {
+            format!("--undecided-timeout {}: give a number of seconds above 0", args.undecided_timeout)
+        })?;
     let unknown_pods = match args.unknown_pods {
         Unknown::Allow => UnknownPods::ALLOW,
         Unknown::Strict => UnknownPods::STRICT,

@@ -165,7 +165,11 @@ fn stale(held: &Held, writes: &[Write]) -> Vec<PortKey> {
         .ports
         .keys()
         .filter(|(workload, generation, _)| !used.contains(&(*workload, *generation)))
-        .map(|(workload, generation, port)| PortKey { workload: *workload, generation: *generation, port: *port })
+        .map(|(workload, generation, port)| PortKey {
+            workload: *workload,
+            generation: *generation,
+            port: *port,
+        })
         .collect()
 }
 

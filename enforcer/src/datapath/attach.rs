@@ -102,12 +102,7 @@ impl AttachError {
         if source.raw_os_error() == Some(libc::ENODEV) {
             return Self::Gone(interface.name.clone());
         }
-        Self::Io {
-            action,
-            interface: interface.name.clone(),
-            ifindex: interface.index,
-            source,
-        }
+        Self::Io { action, interface: interface.name.clone(), ifindex: interface.index, source }
     }
 }
 
@@ -184,11 +179,7 @@ impl Datapath {
     }
 
     pub(super) fn link_name(&self, ifindex: u32, kind: LinkKind) -> LinkName {
-        LinkName {
-            cookie: self.cookie,
-            ifindex,
-            kind,
-        }
+        LinkName { cookie: self.cookie, ifindex, kind }
     }
 }
 

@@ -48,11 +48,7 @@ impl BpffsError {
     fn new(action: &'static str, at: &Path, source: io::Error) -> Self {
         match source.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => Self::NotPermitted { at: at.to_owned() },
-            _ => Self::Io {
-                action,
-                at: at.to_owned(),
-                source,
-            },
+            _ => Self::Io { action, at: at.to_owned(), source },
         }
     }
 }
@@ -66,11 +62,7 @@ fn on_bpffs(path: &Path) -> bool {
 
 /// The folder to mount on when `dir` is not on a bpffs.
 fn mount_point(dir: &Path) -> PathBuf {
-    if dir.starts_with(STANDARD) {
-        STANDARD.into()
-    } else {
-        dir.to_owned()
-    }
+    if dir.starts_with(STANDARD) { STANDARD.into() } else { dir.to_owned() }
 }
 
 /// Makes the folder, with a bpffs under it. With `create` false only an existing bpffs is looked for.
@@ -96,17 +88,12 @@ const INITIAL_MOUNT_NAMESPACE: u64 = 0xEFFF_FFF8;
 
 /// The number of a process's mount namespace.
 fn mount_namespace(pid: &str) -> io::Result<u64> {
-    Ok(std::os::unix::fs::MetadataExt::ino(&fs::metadata(format!(
-        "/proc/{pid}/ns/mnt"
-    ))?))
+    Ok(std::os::unix::fs::MetadataExt::ino(&fs::metadata(format!("/proc/{pid}/ns/mnt"))?))
 }
 
 fn parent(pid: &str) -> Option<String> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("PPid:"))
-        .map(|pid| pid.trim().to_owned())
+    status.lines().find_map(|line| line.strip_prefix("PPid:")).map(|pid| pid.trim().to_owned())
 }
 
 /// The process in whose mount namespace a mount outlives us; `None` when our own is as good. That is process 1, or,
@@ -146,13 +133,7 @@ fn show(at: &Path, create: bool) -> Result<(), BpffsError> {
         open_tree(&there).map_err(|e| BpffsError::new("clone the bpffs at", &there, e))
     })
     .join()
-    .map_err(|_| {
-        BpffsError::new(
-            "mount a bpffs at",
-            at,
-            io::Error::other("the mounting thread died"),
-        )
-    })??;
+    .map_err(|_| BpffsError::new("mount a bpffs at", at, io::Error::other("the mounting thread died")))??;
     fs::create_dir_all(at).map_err(|e| BpffsError::new("create", at, e))?;
     move_mount(&clone, at).map_err(|e| BpffsError::new("show the bpffs at", at, e))
 }
@@ -205,11 +186,7 @@ fn move_mount(tree: &OwnedFd, path: &Path) -> io::Result<()> {
             EMPTY_PATH,
         )
     };
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -218,17 +195,8 @@ mod tests {
 
     #[test]
     fn the_mount_point_is_the_standard_one_where_that_holds_the_folder() {
-        assert_eq!(
-            mount_point(Path::new("/sys/fs/bpf/enforcer/a")),
-            Path::new("/sys/fs/bpf")
-        );
-        assert_eq!(
-            mount_point(Path::new("/run/enforcer/bpf")),
-            Path::new("/run/enforcer/bpf")
-        );
-        assert_eq!(
-            mount_point(Path::new("/sys/fs/bpfoo")),
-            Path::new("/sys/fs/bpfoo")
-        );
+        assert_eq!(mount_point(Path::new("/sys/fs/bpf/enforcer/a")), Path::new("/sys/fs/bpf"));
+        assert_eq!(mount_point(Path::new("/run/enforcer/bpf")), Path::new("/run/enforcer/bpf"));
+        assert_eq!(mount_point(Path::new("/sys/fs/bpfoo")), Path::new("/sys/fs/bpfoo"));
     }
 }

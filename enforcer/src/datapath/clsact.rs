@@ -49,10 +49,7 @@ fn filter_name(way: Way) -> String {
 }
 
 fn tcmsg(ifindex: u32, handle: u32, parent: u32, info: u32) -> Vec<u8> {
-    [0, ifindex, handle, parent, info]
-        .iter()
-        .flat_map(|word| word.to_ne_bytes())
-        .collect()
+    [0, ifindex, handle, parent, info].iter().flat_map(|word| word.to_ne_bytes()).collect()
 }
 
 /// Priority and protocol (all) of our filters.
@@ -66,11 +63,7 @@ pub(super) fn attach(datapath: &Datapath, interface: &Interface) -> Result<Attac
     let failed = |e| AttachError::io("attach filters to", interface, e);
     let mut netlink = Netlink::route().map_err(failed)?;
     let made = ensure_qdisc(&mut netlink, interface)?;
-    let mark = |made| {
-        datapath
-            .pins
-            .link(datapath.link_name(interface.index, LinkKind::Clsact { made }))
-    };
+    let mark = |made| datapath.pins.link(datapath.link_name(interface.index, LinkKind::Clsact { made }));
     if made {
         // A mark of an earlier interface with this index says nothing about this one.
         remove_dir(&mark(false)).map_err(failed)?;
@@ -81,27 +74,19 @@ pub(super) fn attach(datapath: &Datapath, interface: &Interface) -> Result<Attac
     let mut replaced = true;
     for way in Way::BOTH {
         replaced &= own_filter(&mut netlink, interface.index, way).map_err(failed)?;
-        let program = datapath
-            .program(way)
-            .map_err(failed)?
-            .as_raw_fd()
-            .cast_unsigned()
-            .to_ne_bytes();
+        let program = datapath.program(way).map_err(failed)?.as_raw_fd().cast_unsigned().to_ne_bytes();
         let mut name = filter_name(way).into_bytes();
         name.push(0);
-        let message = Message::new(
-            RTM_NEWTFILTER,
-            &tcmsg(interface.index, HANDLE, parent(way), info()),
-        )
-        .with(TCA_KIND, b"bpf\0")
-        .with_nested(
-            TCA_OPTIONS,
-            &[
-                (TCA_BPF_FD, &program),
-                (TCA_BPF_NAME, &name),
-                (TCA_BPF_FLAGS, &TCA_BPF_FLAG_ACT_DIRECT.to_ne_bytes()),
-            ],
-        );
+        let message = Message::new(RTM_NEWTFILTER, &tcmsg(interface.index, HANDLE, parent(way), info()))
+            .with(TCA_KIND, b"bpf\0")
+            .with_nested(
+                TCA_OPTIONS,
+                &[
+                    (TCA_BPF_FD, &program),
+                    (TCA_BPF_NAME, &name),
+                    (TCA_BPF_FLAGS, &TCA_BPF_FLAG_ACT_DIRECT.to_ne_bytes()),
+                ],
+            );
         // Without EXCL a filter with this priority and handle is replaced, atomically.
         netlink.change(&message, NLM_F_CREATE).map_err(failed)?;
     }
@@ -116,11 +101,8 @@ pub(super) fn attach(datapath: &Datapath, interface: &Interface) -> Result<Attac
 
 /// True when the qdisc was made now.
 fn ensure_qdisc(netlink: &mut Netlink, interface: &Interface) -> Result<bool, AttachError> {
-    let message = Message::new(
-        RTM_NEWQDISC,
-        &tcmsg(interface.index, CLSACT_HANDLE, TC_H_CLSACT, 0),
-    )
-    .with(TCA_KIND, b"clsact\0");
+    let message = Message::new(RTM_NEWQDISC, &tcmsg(interface.index, CLSACT_HANDLE, TC_H_CLSACT, 0))
+        .with(TCA_KIND, b"clsact\0");
     match netlink.change(&message, NLM_F_CREATE | NLM_F_EXCL) {
         Ok(()) => Ok(true),
         // An ingress qdisc sits in the same place and gives the same error.
@@ -139,9 +121,7 @@ fn ensure_qdisc(netlink: &mut Netlink, interface: &Interface) -> Result<bool, At
 /// The kind of the qdisc in clsact's place.
 fn qdisc(netlink: &mut Netlink, ifindex: u32) -> io::Result<Option<String>> {
     let all = netlink.dump(&Message::new(RTM_GETQDISC, &tcmsg(ifindex, 0, 0, 0)))?;
-    let ours = all
-        .iter()
-        .find(|q| q.u32_at(4) == Some(ifindex) && q.u32_at(12) == Some(TC_H_CLSACT));
+    let ours = all.iter().find(|q| q.u32_at(4) == Some(ifindex) && q.u32_at(12) == Some(TC_H_CLSACT));
     Ok(ours.and_then(|q| q.attributes(TCMSG).text(TCA_KIND)))
 }
 

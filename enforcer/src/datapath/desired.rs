@@ -111,7 +111,8 @@ pub struct Desired {
 
 /// Computes the desired state.
 pub fn desired(objects: &Objects, facts: &Facts, options: &Options, ids: &mut WorkloadIds) -> Desired {
-    let composer = Composer::new(objects.policies.values(), &options.root_namespace, options.revision.as_deref());
+    let composer =
+        Composer::new(objects.policies.values(), &options.root_namespace, options.revision.as_deref());
     let mut wanted = Desired { exempt: exempt(facts), ..Desired::default() };
     for pod in objects.pods.values() {
         if pod.finished {
@@ -140,7 +141,12 @@ pub fn desired(objects: &Objects, facts: &Facts, options: &Options, ids: &mut Wo
 }
 
 /// Two pods may claim one address while the old one is going: the younger one has it, by its start.
-fn insert(endpoints: &mut BTreeMap<Address, EndpointPlan>, objects: &Objects, address: Address, plan: EndpointPlan) {
+fn insert(
+    endpoints: &mut BTreeMap<Address, EndpointPlan>,
+    objects: &Objects,
+    address: Address,
+    plan: EndpointPlan,
+) {
     let created = |name: &ObjectName| objects.pods.get(name).and_then(|pod| pod.created);
     match endpoints.get(&address) {
         Some(held) if created(&held.pod) > created(&plan.pod) => {}
@@ -150,7 +156,13 @@ fn insert(endpoints: &mut BTreeMap<Address, EndpointPlan>, objects: &Objects, ad
     }
 }
 
-fn plan(pod: &Pod, meshed: bool, composer: &Composer<'_>, facts: &Facts, ids: &mut WorkloadIds) -> EndpointPlan {
+fn plan(
+    pod: &Pod,
+    meshed: bool,
+    composer: &Composer<'_>,
+    facts: &Facts,
+    ids: &mut WorkloadIds,
+) -> EndpointPlan {
     let workload = ids.id(&pod.name);
     let base = EndpointPlan {
         pod: pod.name.clone(),
@@ -167,10 +179,14 @@ fn plan(pod: &Pod, meshed: bool, composer: &Composer<'_>, facts: &Facts, ids: &m
     }
     let effective = composer.effective(&pod.name.namespace, &pod.labels);
     let exempt = membership::exempt_ports(pod);
-    let mut ports: BTreeMap<u16, PortMode> =
-        effective.ports.iter().map(|(port, mode)| (*port, PortMode { mode: *mode, flags: 0, reserved: 0 })).collect();
+    let mut ports: BTreeMap<u16, PortMode> = effective
+        .ports
+        .iter()
+        .map(|(port, mode)| (*port, PortMode { mode: *mode, flags: 0, reserved: 0 }))
+        .collect();
     let mut mark = |port: u16, flag: u8| {
-        ports.entry(port).or_insert(PortMode { mode: effective.default, flags: 0, reserved: 0 }).flags |= flag;
+        ports.entry(port).or_insert(PortMode { mode: effective.default, flags: 0, reserved: 0 }).flags |=
+            flag;
     };
     for port in &exempt.ports {
         mark(*port, port_flags::EXEMPT);

@@ -73,10 +73,7 @@ pub fn detach(bpffs: &Path, force: bool) -> Result<Removed, DetachError> {
         Err(LockError::Held { .. }) if force => None,
         Err(e) => return Err(DetachError::Running(e)),
     };
-    remove_all(&Pins::new(bpffs)).map_err(|source| DetachError::Io {
-        dir: bpffs.to_owned(),
-        source,
-    })
+    remove_all(&Pins::new(bpffs)).map_err(|source| DetachError::Io { dir: bpffs.to_owned(), source })
 }
 
 /// The same, for the agent that holds the lock itself.
@@ -90,9 +87,7 @@ pub fn remove_all(pins: &Pins) -> io::Result<Removed> {
         match name.kind {
             LinkKind::Tcx(way) => {
                 tcx::remove(&pins.link(name))?;
-                removed
-                    .links
-                    .push(format!("{} on interface {}", way.program(), name.ifindex));
+                removed.links.push(format!("{} on interface {}", way.program(), name.ifindex));
             }
             LinkKind::Clsact { .. } if name.cookie != cookie => removed.left.push(format!(
                 "filters on interface {} of another network namespace: run detach in that one",
@@ -116,9 +111,7 @@ pub fn remove_all(pins: &Pins) -> io::Result<Removed> {
             Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {}
             Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => {
                 for name in pin::names(&dir)? {
-                    removed
-                        .left
-                        .push(format!("{}: not ours", dir.join(name).display()));
+                    removed.left.push(format!("{}: not ours", dir.join(name).display()));
                 }
             }
             Err(e) => return Err(e),

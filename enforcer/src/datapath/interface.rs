@@ -74,9 +74,7 @@ impl Selector {
         let chosen = if self.globs.is_empty() {
             matches!(interface.kind.as_str(), "veth" | "netkit") && interface.peer_netns_id.is_some()
         } else {
-            self.globs
-                .iter()
-                .any(|glob| matches(glob.as_bytes(), interface.name.as_bytes()))
+            self.globs.iter().any(|glob| matches(glob.as_bytes(), interface.name.as_bytes()))
         };
         match (chosen, interface.kind.as_str()) {
             (false, _) => Choice::Leave,
@@ -111,10 +109,7 @@ impl Interface {
             name: attributes.text(IFLA_IFNAME)?,
             kind,
             peer_index: attributes.u32(IFLA_LINK).filter(|index| *index != 0),
-            peer_netns_id: attributes
-                .u32(IFLA_LINK_NETNSID)
-                .map(u32::cast_signed)
-                .filter(|id| *id >= 0),
+            peer_netns_id: attributes.u32(IFLA_LINK_NETNSID).map(u32::cast_signed).filter(|id| *id >= 0),
         })
     }
 
@@ -172,13 +167,7 @@ impl LinkWatch {
         // SAFETY: the `Netlink` inside keeps one descriptor, its own, for as long as it lives.
         let events = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?;
         let queries = Netlink::route()?;
-        let mut watch = Self {
-            events,
-            queries,
-            selector,
-            known: BTreeMap::new(),
-            pending: VecDeque::new(),
-        };
+        let mut watch = Self { events, queries, selector, known: BTreeMap::new(), pending: VecDeque::new() };
         watch.resync()?;
         Ok(watch)
     }
@@ -211,17 +200,8 @@ impl LinkWatch {
     /// When netlink fails.
     pub fn resync(&mut self) -> io::Result<()> {
         let found = self.queries.dump(&Message::new(RTM_GETLINK, &[0; IFINFO]))?;
-        let found: BTreeMap<_, _> = found
-            .iter()
-            .filter_map(Interface::read)
-            .map(|i| (i.index, i))
-            .collect();
-        let gone: Vec<_> = self
-            .known
-            .keys()
-            .copied()
-            .filter(|index| !found.contains_key(index))
-            .collect();
+        let found: BTreeMap<_, _> = found.iter().filter_map(Interface::read).map(|i| (i.index, i)).collect();
+        let gone: Vec<_> = self.known.keys().copied().filter(|index| !found.contains_key(index)).collect();
         for index in gone {
             self.remove(index);
         }
@@ -280,9 +260,7 @@ impl LinkWatch {
 
     fn update(&mut self, interface: Interface) {
         let before = self.known.insert(interface.index, interface.clone());
-        let was = before
-            .as_ref()
-            .map_or(Choice::Leave, |old| self.selector.choose(old));
+        let was = before.as_ref().map_or(Choice::Leave, |old| self.selector.choose(old));
         // A peer in another namespace than before is another pod.
         let moved = before.is_some_and(|old| {
             (old.peer_netns_id, old.peer_index) != (interface.peer_netns_id, interface.peer_index)
@@ -316,11 +294,7 @@ mod tests {
             ("*a*b", "xaxbc", false),
             ("eth0", "eth0", true),
         ] {
-            assert_eq!(
-                matches(glob.as_bytes(), name.as_bytes()),
-                expected,
-                "{glob} {name}"
-            );
+            assert_eq!(matches(glob.as_bytes(), name.as_bytes()), expected, "{glob} {name}");
         }
     }
 
@@ -333,26 +307,14 @@ mod tests {
             peer_index: Some(3),
             peer_netns_id: None,
         };
-        let away = Interface {
-            peer_netns_id: Some(0),
-            ..veth.clone()
-        };
-        let netkit = Interface {
-            kind: "netkit".into(),
-            ..away.clone()
-        };
+        let away = Interface { peer_netns_id: Some(0), ..veth.clone() };
+        let netkit = Interface { kind: "netkit".into(), ..away.clone() };
         let any = Selector::default();
         assert_eq!(any.choose(&veth), Choice::Leave);
         assert_eq!(any.choose(&away), Choice::Take);
         assert_eq!(any.choose(&netkit), Choice::Unsupported);
         let named = Selector::new(vec!["v?".into(), "v".into()]);
         assert_eq!(named.choose(&veth), Choice::Take);
-        assert_eq!(
-            named.choose(&Interface {
-                name: "w".into(),
-                ..away
-            }),
-            Choice::Leave
-        );
+        assert_eq!(named.choose(&Interface { name: "w".into(), ..away }), Choice::Leave);
     }
 }

@@ -151,8 +151,7 @@ impl Datapath {
         ensure_bpffs(&options.bpffs, true)?;
         let lock = AgentLock::take(&options.bpffs)?;
         let pins = Pins::new(&options.bpffs);
-        pins.create()
-            .map_err(|e| pin_error("create folders in", pins.dir(), e))?;
+        pins.create().map_err(|e| pin_error("create folders in", pins.dir(), e))?;
         let cookie = sys::netns_cookie()
             .map_err(|e| pin_error("identify the network namespace for", pins.dir(), e))?;
 
@@ -164,14 +163,9 @@ impl Datapath {
         for (name, map) in object.maps.iter().filter(|(name, map)| is_pinned(name, map)) {
             let path = pins.maps().join(name);
             let wanted = options.sizes.get(name).copied();
-            if let Some(entries) = verify(
-                &path,
-                pins.dir(),
-                map,
-                wanted,
-                options.strict_sizes,
-                &mut warnings,
-            )? {
+            if let Some(entries) =
+                verify(&path, pins.dir(), map, wanted, options.strict_sizes, &mut warnings)?
+            {
                 loader.map_max_entries(name, entries);
             } else if let Some(entries) = wanted {
                 loader.map_max_entries(name, entries);
@@ -188,14 +182,7 @@ impl Datapath {
                 .ok_or(OpenError::NoProgram(name))?;
             program.load().map_err(|e| refused(name, &e))?;
         }
-        let datapath = Self {
-            pins,
-            hook: options.hook,
-            cookie,
-            ebpf,
-            warnings,
-            _lock: lock,
-        };
+        let datapath = Self { pins, hook: options.hook, cookie, ebpf, warnings, _lock: lock };
         datapath.pin_programs()?;
         Ok(datapath)
     }
@@ -317,11 +304,7 @@ impl Pinned {
 }
 
 fn pin_error(action: &'static str, path: &Path, source: io::Error) -> OpenError {
-    OpenError::Pin {
-        action,
-        path: path.to_owned(),
-        source,
-    }
+    OpenError::Pin { action, path: path.to_owned(), source }
 }
 
 /// The end of the verifier's log says what is wrong; the beginning is thousands of lines.
@@ -329,10 +312,7 @@ fn refused(name: &str, error: &ProgramError) -> OpenError {
     let text = error.to_string();
     let lines: Vec<_> = text.lines().collect();
     let message = lines[lines.len().saturating_sub(20)..].join("\n");
-    OpenError::Program {
-        name: name.into(),
-        message,
-    }
+    OpenError::Program { name: name.into(), message }
 }
 
 /// Maps of globals and debug lines belong to one load.
@@ -355,13 +335,8 @@ fn verify(
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(pin_error("open", path, e)),
     };
-    let map_error = |source| OpenError::Map {
-        path: path.to_owned(),
-        source,
-    };
-    let info = MapData::from_fd(fd)
-        .and_then(|data| data.info())
-        .map_err(map_error)?;
+    let map_error = |source| OpenError::Map { path: path.to_owned(), source };
+    let info = MapData::from_fd(fd).and_then(|data| data.info()).map_err(map_error)?;
     let found_type = info.map_type().map_err(map_error)? as u32;
     let mismatch = |property, found, wanted| OpenError::Mismatch {
         path: path.to_owned(),

@@ -45,29 +45,21 @@ impl AgentLock {
     /// # Errors
     /// When another process holds it, or the folder cannot be opened.
     pub fn take(dir: &Path) -> Result<Self, LockError> {
-        let failed = |source| LockError::Io {
-            dir: dir.to_owned(),
-            source,
-        };
+        let failed = |source| LockError::Io { dir: dir.to_owned(), source };
         loop {
             let file = File::open(dir).map_err(failed)?;
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(file) => {
                     // A detach may have removed the folder between opening and locking it.
-                    let (held, there) = (
-                        file.metadata().map_err(failed)?,
-                        fs::metadata(dir).map_err(failed)?,
-                    );
+                    let (held, there) =
+                        (file.metadata().map_err(failed)?, fs::metadata(dir).map_err(failed)?);
                     if held.ino() == there.ino() && held.dev() == there.dev() {
                         return Ok(Self { _file: file });
                     }
                 }
                 Err((file, Errno::EWOULDBLOCK)) => {
                     let pid = holder(&file.metadata().map_err(failed)?);
-                    return Err(LockError::Held {
-                        dir: dir.to_owned(),
-                        pid,
-                    });
+                    return Err(LockError::Held { dir: dir.to_owned(), pid });
                 }
                 Err((_, errno)) => return Err(failed(errno.into())),
             }
@@ -84,11 +76,7 @@ fn holder(file: &fs::Metadata) -> Option<u32> {
         let fields: Vec<_> = line.split_ascii_whitespace().collect();
         let at = fields.iter().position(|field| *field == wanted)?;
         // Zero and below: the process is in another pid namespace.
-        fields
-            .get(at.checked_sub(1)?)?
-            .parse()
-            .ok()
-            .filter(|pid| *pid > 0)
+        fields.get(at.checked_sub(1)?)?.parse().ok().filter(|pid| *pid > 0)
     })
 }
 

@@ -7,8 +7,8 @@ use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, Pe
 use bytemuck::{CheckedBitPattern, NoUninit};
 use enforcer_common::Address;
 use enforcer_common::map::{
-    Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow, FlowKey, HalfOpen, Outbound, PortKey, PortMode,
-    WorkloadCounterKey,
+    Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow, FlowKey, HalfOpen, Outbound, PortKey,
+    PortMode, WorkloadCounterKey,
 };
 use enforcer_common::settings::Settings;
 use thiserror::Error;
@@ -25,7 +25,9 @@ pub enum MapsError {
         source: MapError,
     },
     /// An entry holds bytes that are no value of its type.
-    #[error("map {map} holds an entry that is not valid: something other than this version wrote it; run enforcer detach and start again")]
+    #[error(
+        "map {map} holds an entry that is not valid: something other than this version wrote it; run enforcer detach and start again"
+    )]
     Invalid {
         /// Name of the map.
         map: &'static str,
@@ -287,7 +289,9 @@ impl SettingsMap {
     /// # Errors
     /// When the kernel refuses.
     pub fn set(&mut self, settings: &Settings) -> Result<(), MapsError> {
-        self.0.set(0, encode::<_, { size_of::<Settings>() }>(settings), 0).map_err(|source| MapsError::Kernel { map: "SETTINGS", source })
+        self.0
+            .set(0, encode::<_, { size_of::<Settings>() }>(settings), 0)
+            .map_err(|source| MapsError::Kernel { map: "SETTINGS", source })
     }
 }
 

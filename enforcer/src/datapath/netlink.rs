@@ -34,10 +34,7 @@ pub(super) struct Message {
 impl Message {
     /// A message of this type that starts with a fixed structure's bytes.
     pub(super) fn new(kind: u16, fixed: &[u8]) -> Self {
-        Self {
-            kind,
-            payload: fixed.to_vec(),
-        }
+        Self { kind, payload: fixed.to_vec() }
     }
 
     /// Appends an attribute.
@@ -94,9 +91,7 @@ impl<'a> Attributes<'a> {
 
     /// The value of the first attribute of this type.
     pub(super) fn get(&self, attribute: u16) -> Option<&'a [u8]> {
-        self.clone()
-            .find(|(kind, _)| *kind == attribute)
-            .map(|(_, value)| value)
+        self.clone().find(|(kind, _)| *kind == attribute).map(|(_, value)| value)
     }
 
     /// The same as a number in host byte order.
@@ -137,13 +132,7 @@ fn messages(mut datagram: &[u8]) -> Vec<(u16, Message)> {
         };
         let kind = u16::from_ne_bytes([kind[0], kind[1]]);
         let flags = u16::from_ne_bytes([flags[0], flags[1]]);
-        all.push((
-            flags,
-            Message {
-                kind,
-                payload: payload.to_vec(),
-            },
-        ));
+        all.push((flags, Message { kind, payload: payload.to_vec() }));
         datagram = datagram.get(len.next_multiple_of(4)..).unwrap_or_default();
     }
     all
@@ -181,11 +170,8 @@ impl Netlink {
 
     /// Opens a non-blocking socket that receives the multicast groups of the bit mask.
     pub(super) fn subscribe(groups: u32) -> io::Result<Self> {
-        let socket = Self::open(
-            SockProtocol::NetlinkRoute,
-            groups,
-            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-        )?;
+        let socket =
+            Self::open(SockProtocol::NetlinkRoute, groups, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
         // A burst of new pods must not overrun the queue at once; an overrun is healed by a dump, but costs time.
         let wanted = 4 << 20;
         if setsockopt(&socket.fd, sockopt::RcvBufForce, &wanted).is_err() {
@@ -216,11 +202,7 @@ impl Netlink {
 
     /// The next datagram's messages; `ENOBUFS` when the kernel had to throw some away.
     pub(super) fn receive(&self) -> io::Result<Vec<Message>> {
-        Ok(self
-            .receive_flagged()?
-            .into_iter()
-            .map(|(_, message)| message)
-            .collect())
+        Ok(self.receive_flagged()?.into_iter().map(|(_, message)| message).collect())
     }
 
     fn receive_flagged(&self) -> io::Result<Vec<(u16, Message)>> {
@@ -287,10 +269,7 @@ fn acknowledged(reply: &Message) -> io::Result<()> {
     match reply.u32_at(0).map(u32::cast_signed) {
         Some(0) => Ok(()),
         Some(negative) => Err(io::Error::from_raw_os_error(-negative)),
-        None => Err(io::Error::new(
-            io::ErrorKind::UnexpectedEof,
-            "a netlink answer was cut short",
-        )),
+        None => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "a netlink answer was cut short")),
     }
 }
 
@@ -324,14 +303,7 @@ mod tests {
 
     #[test]
     fn the_loopback_interface_is_in_the_dump() {
-        let links = Netlink::route()
-            .expect("a socket")
-            .dump(&Message::new(18, &[0; 16]))
-            .expect("a dump");
-        assert!(
-            links
-                .iter()
-                .any(|link| link.attributes(16).text(3).as_deref() == Some("lo"))
-        );
+        let links = Netlink::route().expect("a socket").dump(&Message::new(18, &[0; 16])).expect("a dump");
+        assert!(links.iter().any(|link| link.attributes(16).text(3).as_deref() == Some("lo")));
     }
 }

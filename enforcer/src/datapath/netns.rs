@@ -110,31 +110,14 @@ impl Namespaces {
     /// When it is not visible, or the kernel refuses.
     pub fn inspect(&self, interface: &Interface) -> Result<PodNamespace, NetnsError> {
         let name = || interface.name.clone();
-        let nsid = interface
-            .peer_netns_id
-            .ok_or_else(|| NetnsError::NoPeer(name()))?;
-        let file = self.0.get(&nsid).ok_or_else(|| NetnsError::NotVisible {
-            interface: name(),
-            nsid,
-        })?;
+        let nsid = interface.peer_netns_id.ok_or_else(|| NetnsError::NoPeer(name()))?;
+        let file = self.0.get(&nsid).ok_or_else(|| NetnsError::NotVisible { interface: name(), nsid })?;
         let inside = within(file, || Ok((addresses()?, sockdiag::sockets()?)));
-        let (all, sockets) = inside.map_err(|source| NetnsError::Io {
-            interface: name(),
-            source,
-        })?;
-        let (addresses, others): (Vec<_>, Vec<_>) = all
-            .into_iter()
-            .partition(|address| Some(address.ifindex) == interface.peer_index);
-        let other_addresses = others
-            .into_iter()
-            .filter(|other| !other.address.is_loopback())
-            .collect();
-        Ok(PodNamespace {
-            nsid,
-            addresses,
-            other_addresses,
-            sockets,
-        })
+        let (all, sockets) = inside.map_err(|source| NetnsError::Io { interface: name(), source })?;
+        let (addresses, others): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|address| Some(address.ifindex) == interface.peer_index);
+        let other_addresses = others.into_iter().filter(|other| !other.address.is_loopback()).collect();
+        Ok(PodNamespace { nsid, addresses, other_addresses, sockets })
     }
 }
 
@@ -144,10 +127,7 @@ impl Namespaces {
 /// See [`Namespaces::inspect`].
 pub fn inspect(interface: &Interface) -> Result<PodNamespace, NetnsError> {
     Namespaces::scan()
-        .map_err(|source| NetnsError::Io {
-            interface: interface.name.clone(),
-            source,
-        })?
+        .map_err(|source| NetnsError::Io { interface: interface.name.clone(), source })?
         .inspect(interface)
 }
 
@@ -158,29 +138,19 @@ fn within<T: Send>(namespace: &File, work: impl FnOnce() -> io::Result<T> + Send
             setns(namespace, CloneFlags::CLONE_NEWNET)?;
             work()
         });
-        thread
-            .join()
-            .unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace died")))
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace died")))
     })
 }
 
 /// Where namespaces can be opened: named ones first, which also stand without a process.
 fn candidates() -> Vec<PathBuf> {
-    let entries = |dir: &str| {
-        fs::read_dir(dir)
-            .into_iter()
-            .flatten()
-            .filter_map(Result::ok)
-            .map(|entry| entry.path())
-    };
+    let entries =
+        |dir: &str| fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok).map(|entry| entry.path());
     let is_process = |path: &PathBuf| {
-        path.file_name()
-            .is_some_and(|name| name.as_encoded_bytes().iter().all(u8::is_ascii_digit))
+        path.file_name().is_some_and(|name| name.as_encoded_bytes().iter().all(u8::is_ascii_digit))
     };
     let mut seen = std::collections::BTreeSet::new();
-    let processes = entries("/proc")
-        .filter(is_process)
-        .map(|path| path.join("ns/net"));
+    let processes = entries("/proc").filter(is_process).map(|path| path.join("ns/net"));
     entries("/run/netns")
         .chain(entries("/var/run/netns"))
         .chain(processes)
@@ -195,21 +165,13 @@ fn nsid(netlink: &mut Netlink, namespace: &File) -> io::Result<Option<i32>> {
     let reply = match netlink.ask(&Message::new(RTM_GETNSID, &[0; 4]).with(NETNSA_FD, &fd)) {
         Ok(reply) => reply,
         Err(e)
-            if matches!(
-                e.raw_os_error(),
-                Some(libc::EINVAL | libc::ENOENT | libc::EPERM | libc::EBADF)
-            ) =>
+            if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENOENT | libc::EPERM | libc::EBADF)) =>
         {
             return Ok(None);
         }
         Err(e) => return Err(e),
     };
-    Ok(reply
-        .attributes(4)
-        .get(NETNSA_NSID)
-        .and_then(read_u32)
-        .map(u32::cast_signed)
-        .filter(|id| *id >= 0))
+    Ok(reply.attributes(4).get(NETNSA_NSID).and_then(read_u32).map(u32::cast_signed).filter(|id| *id >= 0))
 }
 
 /// All addresses of the calling thread's network namespace; in the agent's own, the node's addresses.
@@ -224,17 +186,11 @@ pub fn addresses() -> io::Result<Vec<InterfaceAddress>> {
 fn read_address(message: &Message) -> Option<InterfaceAddress> {
     let attributes = message.attributes(IFADDR);
     // On point-to-point links IFA_ADDRESS is the other end's; IFA_LOCAL is absent in IPv6.
-    let bytes = attributes
-        .get(IFA_LOCAL)
-        .or_else(|| attributes.get(IFA_ADDRESS))?;
+    let bytes = attributes.get(IFA_LOCAL).or_else(|| attributes.get(IFA_ADDRESS))?;
     let address = match i32::from(*message.payload.first()?) {
         libc::AF_INET => Ipv4Addr::from(*bytes.first_chunk::<4>()?).into(),
         libc::AF_INET6 => Ipv6Addr::from(*bytes.first_chunk::<16>()?).into(),
         _ => return None,
     };
-    Some(InterfaceAddress {
-        address,
-        prefix: *message.payload.get(1)?,
-        ifindex: message.u32_at(4)?,
-    })
+    Some(InterfaceAddress { address, prefix: *message.payload.get(1)?, ifindex: message.u32_at(4)? })
 }

@@ -64,11 +64,7 @@ impl LinkName {
             "clsact-made" => LinkKind::Clsact { made: true },
             _ => return None,
         };
-        Some(Self {
-            cookie,
-            ifindex,
-            kind,
-        })
+        Some(Self { cookie, ifindex, kind })
     }
 
     fn file_name(self) -> String {
@@ -139,10 +135,7 @@ impl Pins {
     /// # Errors
     /// When the folder cannot be read.
     pub fn list_links(&self) -> io::Result<Vec<LinkName>> {
-        Ok(names(&self.links())?
-            .iter()
-            .filter_map(|name| LinkName::parse(name))
-            .collect())
+        Ok(names(&self.links())?.iter().filter_map(|name| LinkName::parse(name)).collect())
     }
 
     /// Version folders of other layouts than this binary's.
@@ -160,11 +153,7 @@ impl Pins {
     /// When the folder cannot be read.
     pub fn versions(&self) -> io::Result<Vec<PathBuf>> {
         let is_version = |name: &String| name.strip_prefix('v').is_some_and(|n| n.parse::<u32>().is_ok());
-        Ok(names(&self.dir)?
-            .into_iter()
-            .filter(is_version)
-            .map(|name| self.dir.join(name))
-            .collect())
+        Ok(names(&self.dir)?.into_iter().filter(is_version).map(|name| self.dir.join(name)).collect())
     }
 }
 
@@ -204,11 +193,7 @@ mod tests {
             LinkKind::Clsact { made: false },
             LinkKind::Clsact { made: true },
         ] {
-            let name = LinkName {
-                cookie: 0xabc,
-                ifindex: 17,
-                kind,
-            };
+            let name = LinkName { cookie: 0xabc, ifindex: 17, kind };
             assert_eq!(LinkName::parse(&name.file_name()), Some(name));
             assert!(!name.file_name().contains('.'), "bpffs refuses dots");
         }

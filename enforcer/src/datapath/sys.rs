@@ -168,21 +168,14 @@ fn address<T: ?Sized>(pointer: *const T) -> u64 {
 /// Pins an object. `EEXIST` when the path is taken.
 pub(super) fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = c_path(path)?;
-    let mut attr = ObjectAttr {
-        pathname: address(path.as_ptr()),
-        fd: raw(fd),
-        ..ObjectAttr::default()
-    };
+    let mut attr = ObjectAttr { pathname: address(path.as_ptr()), fd: raw(fd), ..ObjectAttr::default() };
     bpf(BPF_OBJ_PIN, &mut attr).map(drop)
 }
 
 /// Opens a pinned object.
 pub(super) fn open(path: &Path) -> io::Result<OwnedFd> {
     let path = c_path(path)?;
-    let mut attr = ObjectAttr {
-        pathname: address(path.as_ptr()),
-        ..ObjectAttr::default()
-    };
+    let mut attr = ObjectAttr { pathname: address(path.as_ptr()), ..ObjectAttr::default() };
     bpf(BPF_OBJ_GET, &mut attr).map(own)
 }
 
@@ -190,20 +183,10 @@ pub(super) fn open(path: &Path) -> io::Result<OwnedFd> {
 pub(super) fn program_name(id: u32) -> String {
     let read = || -> io::Result<String> {
         // `start_id` is the first field; `next_id` and `open_flags` are zero.
-        let program = own(bpf(
-            BPF_PROG_GET_FD_BY_ID,
-            &mut InfoAttr {
-                fd: id,
-                ..InfoAttr::default()
-            },
-        )?);
+        let program = own(bpf(BPF_PROG_GET_FD_BY_ID, &mut InfoAttr { fd: id, ..InfoAttr::default() })?);
         let mut info = ProgramInfo::default();
         let len = u32::try_from(size_of::<ProgramInfo>()).map_err(io::Error::other)?;
-        let mut attr = InfoAttr {
-            fd: raw(program.as_fd()),
-            len,
-            info: address(&raw mut info),
-        };
+        let mut attr = InfoAttr { fd: raw(program.as_fd()), len, info: address(&raw mut info) };
         bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
         let end = info.name.iter().position(|b| *b == 0).unwrap_or(info.name.len());
         Ok(String::from_utf8_lossy(info.name.get(..end).unwrap_or_default()).into_owned())
@@ -215,27 +198,10 @@ pub(super) fn program_name(id: u32) -> String {
 pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     let mut info = RawLinkInfo::default();
     let len = u32::try_from(size_of::<RawLinkInfo>()).map_err(io::Error::other)?;
-    let mut attr = InfoAttr {
-        fd: raw(link),
-        len,
-        info: address(&raw mut info),
-    };
+    let mut attr = InfoAttr { fd: raw(link), len, info: address(&raw mut info) };
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
-    let RawLinkInfo {
-        kind,
-        id,
-        program,
-        ifindex,
-        attach_type,
-        ..
-    } = info;
-    Ok(LinkInfo {
-        kind,
-        id,
-        program,
-        ifindex,
-        hook: attach_type,
-    })
+    let RawLinkInfo { kind, id, program, ifindex, attach_type, .. } = info;
+    Ok(LinkInfo { kind, id, program, ifindex, hook: attach_type })
 }
 
 /// Puts a program on a hook of an interface of the calling thread's network namespace, before all others.
@@ -254,20 +220,13 @@ pub(super) fn tcx_attach_first(program: BorrowedFd<'_>, ifindex: u32, hook: TcxH
 
 /// Replaces the program behind a link, atomically. `ENOLINK`: the interface is gone.
 pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
-    let mut attr = LinkUpdateAttr {
-        link: raw(link),
-        program: raw(program),
-        ..LinkUpdateAttr::default()
-    };
+    let mut attr = LinkUpdateAttr { link: raw(link), program: raw(program), ..LinkUpdateAttr::default() };
     bpf(BPF_LINK_UPDATE, &mut attr).map(drop)
 }
 
 /// Takes the program off the hook at once; the end of the last descriptor or pin would do so a little later.
 pub(super) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
-    let mut attr = LinkUpdateAttr {
-        link: raw(link),
-        ..LinkUpdateAttr::default()
-    };
+    let mut attr = LinkUpdateAttr { link: raw(link), ..LinkUpdateAttr::default() };
     bpf(BPF_LINK_DETACH, &mut attr).map(drop)
 }
 
@@ -289,27 +248,15 @@ pub(super) fn tcx_query(ifindex: u32, hook: TcxHook) -> io::Result<Vec<Hooked>> 
         Err(e) if e.raw_os_error() == Some(libc::ENOENT) => return Ok(Vec::new()),
         Err(e) => return Err(e),
     }
-    let count = usize::try_from(attr.count)
-        .map_err(io::Error::other)?
-        .min(MPROG_MAX);
-    Ok(programs
-        .iter()
-        .zip(&links)
-        .take(count)
-        .map(|(&program, &link)| Hooked { program, link })
-        .collect())
+    let count = usize::try_from(attr.count).map_err(io::Error::other)?.min(MPROG_MAX);
+    Ok(programs.iter().zip(&links).take(count).map(|(&program, &link)| Hooked { program, link }).collect())
 }
 
 /// The cookie of the calling thread's network namespace: never used twice while the kernel runs. Kernels before
 /// 5.14 have none; the inode number of the namespace stands in for it there.
 pub(super) fn netns_cookie() -> io::Result<u64> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
-    let socket = socket(
-        AddressFamily::Inet,
-        SockType::Datagram,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )?;
+    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     let mut cookie = 0_u64;
     let mut len = libc::socklen_t::try_from(size_of::<u64>()).map_err(io::Error::other)?;
     // SAFETY: `cookie` and `len` are live and of the sizes that are told.
@@ -326,9 +273,9 @@ pub(super) fn netns_cookie() -> io::Result<u64> {
         return Ok(cookie);
     }
     match io::Error::last_os_error() {
-        e if e.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(std::os::unix::fs::MetadataExt::ino(
-            &std::fs::metadata("/proc/thread-self/ns/net")?,
-        )),
+        e if e.raw_os_error() == Some(libc::ENOPROTOOPT) => {
+            Ok(std::os::unix::fs::MetadataExt::ino(&std::fs::metadata("/proc/thread-self/ns/net")?))
+        }
         e => Err(e),
     }
 }

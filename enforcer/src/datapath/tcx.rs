@@ -36,9 +36,8 @@ pub(super) fn attach(datapath: &Datapath, interface: &Interface) -> Result<Attac
         replaced &= existing;
         let on_hook = sys::tcx_query(interface.index, hook(way))
             .map_err(|e| AttachError::io("query the hook of", interface, e))?;
-        let id = sys::link_info(link.as_fd())
-            .map_err(|e| AttachError::io("read the link of", interface, e))?
-            .id;
+        let id =
+            sys::link_info(link.as_fd()).map_err(|e| AttachError::io("read the link of", interface, e))?.id;
         neighbours.extend(around(&on_hook, id, way));
     }
     for neighbour in &neighbours {
@@ -49,22 +48,14 @@ pub(super) fn attach(datapath: &Datapath, interface: &Interface) -> Result<Attac
             ));
         }
     }
-    Ok(Attachment {
-        interface: interface.clone(),
-        hook: Hook::Tcx,
-        replaced,
-        neighbours,
-        warnings,
-    })
+    Ok(Attachment { interface: interface.clone(), hook: Hook::Tcx, replaced, neighbours, warnings })
 }
 
 /// Replaces the program of the pinned link; `None` when there is no pin, or the link behind it is not on this
 /// interface any more (interface gone, index used again, moved to another namespace). Such a pin is removed.
 fn reopen(datapath: &Datapath, interface: &Interface, way: Way) -> Result<Option<OwnedFd>, AttachError> {
     let failed = |e| AttachError::io("replace the program on", interface, e);
-    let path = datapath
-        .pins
-        .link(datapath.link_name(interface.index, LinkKind::Tcx(way)));
+    let path = datapath.pins.link(datapath.link_name(interface.index, LinkKind::Tcx(way)));
     let link = match sys::open(&path) {
         Ok(link) => link,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -94,9 +85,7 @@ fn create(datapath: &Datapath, interface: &Interface, way: Way) -> Result<OwnedF
     let failed = |e| AttachError::io("attach to", interface, e);
     let program = datapath.program(way).map_err(failed)?;
     let link = sys::tcx_attach_first(program, interface.index, hook(way)).map_err(failed)?;
-    let path = datapath
-        .pins
-        .link(datapath.link_name(interface.index, LinkKind::Tcx(way)));
+    let path = datapath.pins.link(datapath.link_name(interface.index, LinkKind::Tcx(way)));
     sys::pin(link.as_fd(), &path).map_err(|e| AttachError::io("pin the link of", interface, e))?;
     Ok(link)
 }

@@ -78,16 +78,8 @@ impl Effective {
     /// The decision behind the mode of one port, or behind the default; `None` when no policy set it.
     #[must_use]
     pub fn decision(&self, port: Option<u16>) -> Option<&Decision> {
-        let entry = port.and_then(|port| {
-            self.decided_by
-                .iter()
-                .find(|decision| decision.port == Some(port))
-        });
-        entry.or_else(|| {
-            self.decided_by
-                .iter()
-                .rfind(|decision| decision.level != Level::Port)
-        })
+        let entry = port.and_then(|port| self.decided_by.iter().find(|decision| decision.port == Some(port)));
+        entry.or_else(|| self.decided_by.iter().rfind(|decision| decision.level != Level::Port))
     }
 }
 
@@ -167,11 +159,7 @@ impl<'a> Composer<'a> {
             scope.wide.sort_by(|a, b| precedence(a, b));
             scope.workload.sort_by(|a, b| precedence(a, b));
         }
-        Self {
-            root: root_namespace.to_owned(),
-            scopes,
-            other_revision,
-        }
+        Self { root: root_namespace.to_owned(), scopes, other_revision }
     }
 
     /// The root namespace that the composition uses.
@@ -189,17 +177,13 @@ impl<'a> Composer<'a> {
     /// Policies without selector of one namespace, in order of precedence: only the first counts.
     #[must_use]
     pub fn wide(&self, namespace: &str) -> &[&'a PeerAuthentication] {
-        self.scopes
-            .get(namespace)
-            .map_or(&[], |scope| scope.wide.as_slice())
+        self.scopes.get(namespace).map_or(&[], |scope| scope.wide.as_slice())
     }
 
     /// Policies with a selector of one namespace, in order of precedence.
     #[must_use]
     pub fn selecting(&self, namespace: &str) -> &[&'a PeerAuthentication] {
-        self.scopes
-            .get(namespace)
-            .map_or(&[], |scope| scope.workload.as_slice())
+        self.scopes.get(namespace).map_or(&[], |scope| scope.workload.as_slice())
     }
 
     /// The winner of each scope for a pod. Matching comes before age.
@@ -208,21 +192,10 @@ impl<'a> Composer<'a> {
         let mesh = self.wide(&self.root).first().copied();
         if namespace == self.root {
             // Pods in the root namespace are governed by the mesh policy alone.
-            return Winners {
-                mesh,
-                namespace: None,
-                workload: None,
-            };
+            return Winners { mesh, namespace: None, workload: None };
         }
-        let workload = self
-            .selecting(namespace)
-            .iter()
-            .find(|policy| selects(&policy.selector, labels));
-        Winners {
-            mesh,
-            namespace: self.wide(namespace).first().copied(),
-            workload: workload.copied(),
-        }
+        let workload = self.selecting(namespace).iter().find(|policy| selects(&policy.selector, labels));
+        Winners { mesh, namespace: self.wide(namespace).first().copied(), workload: workload.copied() }
     }
 
     /// The effective modes of a pod.
@@ -239,12 +212,7 @@ impl<'a> Composer<'a> {
         for (level, winner) in scopes {
             if let Some((policy, mode)) = winner.and_then(|policy| Some((policy, policy.mode?))) {
                 default = mode;
-                decided_by.push(Decision {
-                    level,
-                    policy: policy.name.clone(),
-                    mode,
-                    port: None,
-                });
+                decided_by.push(Decision { level, policy: policy.name.clone(), mode, port: None });
             }
         }
         let mut ports = BTreeMap::new();
@@ -263,11 +231,7 @@ impl<'a> Composer<'a> {
                 });
             }
         }
-        Effective {
-            default,
-            ports,
-            decided_by,
-        }
+        Effective { default, ports, decided_by }
     }
 }
 

@@ -72,13 +72,7 @@ pub fn diff(old: Side, new: Side) -> (Vec<Change>, usize) {
         let ports: BTreeSet<u16> = declared.filter(|port| !exempt.contains(port)).collect();
         let before = old.composer.effective(&name.namespace, &before.labels);
         let after = new.composer.effective(&name.namespace, &after.labels);
-        compare(
-            &Subject::Pod((*name).clone()),
-            &before,
-            &after,
-            ports,
-            &mut changes,
-        );
+        compare(&Subject::Pod((*name).clone()), &before, &after, ports, &mut changes);
     }
     if !pods.is_empty() {
         return (changes, pods.len());
@@ -106,9 +100,7 @@ fn imagined(sides: &[Side]) -> BTreeSet<Subject> {
         labels: labels.clone(),
     };
     let root = |policy: &PeerAuthentication| {
-        sides
-            .iter()
-            .any(|side| side.composer.root_namespace() == policy.name.namespace)
+        sides.iter().any(|side| side.composer.root_namespace() == policy.name.namespace)
     };
     let mut subjects = BTreeSet::from([Subject::Elsewhere]);
     for policy in policies() {
@@ -142,11 +134,7 @@ fn compare(
         changes.push(Change {
             subject: subject.clone(),
             port,
-            except: if port.is_none() {
-                except.clone()
-            } else {
-                Vec::new()
-            },
+            except: if port.is_none() { except.clone() } else { Vec::new() },
             old: before,
             new: after,
             old_policy: policy(old),

@@ -167,10 +167,8 @@ pub fn explain(objects: &Objects, composer: &Composer, namespace: &str, labels: 
     rule(composer.wide(root), Level::Mesh, winners.mesh);
     if namespace != root {
         rule(composer.wide(namespace), Level::Namespace, winners.namespace);
-        let (mut first, rest): (Vec<_>, Vec<_>) = composer
-            .selecting(namespace)
-            .iter()
-            .partition(|policy| selects(&policy.selector, labels));
+        let (mut first, rest): (Vec<_>, Vec<_>) =
+            composer.selecting(namespace).iter().partition(|policy| selects(&policy.selector, labels));
         first.extend(rest);
         rule(&first, Level::Workload, winners.workload);
     }
@@ -189,21 +187,11 @@ pub fn explain(objects: &Objects, composer: &Composer, namespace: &str, labels: 
         .filter(|policy| !near(policy) && !policy.selector.is_empty() && selects(&policy.selector, labels))
         .map(|policy| policy.name.clone())
         .collect();
-    Explanation {
-        effective,
-        rulings,
-        elsewhere,
-    }
+    Explanation { effective, rulings, elsewhere }
 }
 
 fn ruling(policy: &PeerAuthentication, level: Option<Level>, outcome: Outcome) -> Ruling {
-    Ruling {
-        policy: policy.name.clone(),
-        level,
-        mode: policy.mode,
-        ports: policy.ports.clone(),
-        outcome,
-    }
+    Ruling { policy: policy.name.clone(), level, mode: policy.mode, ports: policy.ports.clone(), outcome }
 }
 
 fn outcome(
@@ -217,10 +205,9 @@ fn outcome(
         return Outcome::NoMatch(mismatches);
     }
     match (winner, policy.mode) {
-        (Some(winner), _) if winner.name != policy.name => Outcome::Shadowed {
-            by: winner.name.clone(),
-            why: Seniority::of(winner, policy),
-        },
+        (Some(winner), _) if winner.name != policy.name => {
+            Outcome::Shadowed { by: winner.name.clone(), why: Seniority::of(winner, policy) }
+        }
         (_, None) => Outcome::Inherits,
         (_, Some(mode)) => match decider.filter(|name| **name != policy.name) {
             Some(by) => Outcome::Overridden(mode, by.clone()),

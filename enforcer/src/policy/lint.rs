@@ -17,17 +17,8 @@ mod ports;
 /// need pods, Services or webhooks speak up only when such objects are given.
 #[must_use]
 pub fn lint(objects: &Objects, composer: &Composer, empty_selectors: &BTreeSet<String>) -> Vec<Problem> {
-    let namespaces: BTreeSet<&str> = objects
-        .policies
-        .keys()
-        .map(|name| name.namespace.as_str())
-        .collect();
-    let mut linter = Linter {
-        objects,
-        composer,
-        empty_selectors,
-        found: Vec::new(),
-    };
+    let namespaces: BTreeSet<&str> = objects.policies.keys().map(|name| name.namespace.as_str()).collect();
+    let mut linter = Linter { objects, composer, empty_selectors, found: Vec::new() };
     for namespace in namespaces {
         linter.wide(namespace);
         if namespace == composer.root_namespace() {
@@ -60,16 +51,12 @@ fn object(policy: &PeerAuthentication) -> String {
 
 impl<'a> Linter<'a> {
     fn warn(&mut self, policy: &PeerAuthentication, field: &str, rule: &'static str, message: String) {
-        self.found
-            .push(Problem::new(&policy.origin, object(policy), field, rule, message));
+        self.found.push(Problem::new(&policy.origin, object(policy), field, rule, message));
     }
 
     /// The pods of a namespace that serve.
     fn pods(&self, namespace: &'a str) -> impl Iterator<Item = &'a Pod> + use<'a> {
-        self.objects
-            .pods
-            .values()
-            .filter(move |pod| pod.name.namespace == namespace && !pod.finished)
+        self.objects.pods.values().filter(move |pod| pod.name.namespace == namespace && !pod.finished)
     }
 
     fn wide(&mut self, namespace: &'a str) {
@@ -114,26 +101,17 @@ impl<'a> Linter<'a> {
     fn workload(&mut self, namespace: &'a str) {
         let policies = self.composer.selecting(namespace);
         for (index, policy) in policies.iter().enumerate() {
-            let matched: Vec<_> = self
-                .pods(namespace)
-                .filter(|pod| selects(&policy.selector, &pod.labels))
-                .collect();
+            let matched: Vec<_> =
+                self.pods(namespace).filter(|pod| selects(&policy.selector, &pod.labels)).collect();
             if matched.is_empty() && !self.objects.pods.is_empty() {
                 let hint = self.nearest(policy, namespace);
                 let message = format!(
                     "matches no pod of namespace {namespace}{hint}; correct the labels or remove the policy"
                 );
-                self.warn(
-                    policy,
-                    "spec.selector.matchLabels",
-                    "selector-matches-nothing",
-                    message,
-                );
+                self.warn(policy, "spec.selector.matchLabels", "selector-matches-nothing", message);
             }
-            let always = policies
-                .iter()
-                .take(index)
-                .find(|earlier| selects(&earlier.selector, &policy.selector));
+            let always =
+                policies.iter().take(index).find(|earlier| selects(&earlier.selector, &policy.selector));
             if let Some(winner) = always {
                 let why = Seniority::of(winner, policy);
                 let message = format!(
@@ -160,17 +138,11 @@ impl<'a> Linter<'a> {
         };
         let why = Seniority::of(winner, policy);
         let (rule, extent) = if governed == 0 {
-            (
-                "shadowed",
-                format!("has no effect on any of the {lost} pods that it matches"),
-            )
+            ("shadowed", format!("has no effect on any of the {lost} pods that it matches"))
         } else {
             (
                 "shadowed-partly",
-                format!(
-                    "has no effect on {lost} of the {} pods that it matches",
-                    lost + governed
-                ),
+                format!("has no effect on {lost} of the {} pods that it matches", lost + governed),
             )
         };
         let message = format!(
@@ -198,10 +170,9 @@ impl<'a> Linter<'a> {
             !pod.finished && pod.name.namespace != namespace && selects(&policy.selector, &pod.labels)
         });
         match elsewhere {
-            Some(pod) => format!(
-                " (pod {} matches, but a selector reaches its own namespace only)",
-                pod.name
-            ),
+            Some(pod) => {
+                format!(" (pod {} matches, but a selector reaches its own namespace only)", pod.name)
+            }
             None => String::new(),
         }
     }

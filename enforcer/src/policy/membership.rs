@@ -64,11 +64,17 @@ pub fn membership(pod: &Pod, namespace: Option<&Namespace>) -> Membership {
     if own == Some("true") || is(labels, ENFORCE_LABEL, "true") {
         return Membership::Enforced { via: Via::Label };
     }
-    let mesh = [("istio-injection", Some("enabled")), ("istio.io/rev", None), ("istio.io/dataplane-mode", Some("ambient"))]
-        .into_iter()
-        .find(|(key, value)| labels.get(*key).is_some_and(|found| value.is_none_or(|value| found == value)));
+    let mesh = [
+        ("istio-injection", Some("enabled")),
+        ("istio.io/rev", None),
+        ("istio.io/dataplane-mode", Some("ambient")),
+    ]
+    .into_iter()
+    .find(|(key, value)| labels.get(*key).is_some_and(|found| value.is_none_or(|value| found == value)));
     match mesh {
-        Some((key, _)) => Membership::Unprotected { namespace: format!("{key}={}", labels.get(key).map_or("", String::as_str)) },
+        Some((key, _)) => Membership::Unprotected {
+            namespace: format!("{key}={}", labels.get(key).map_or("", String::as_str)),
+        },
         None => Membership::NotMeshed,
     }
 }
@@ -76,7 +82,8 @@ pub fn membership(pod: &Pod, namespace: Option<&Namespace>) -> Membership {
 /// A sidecar was injected.
 #[must_use]
 pub fn has_sidecar(pod: &Pod) -> bool {
-    is(&pod.labels, "security.istio.io/tlsMode", "istio") || pod.annotations.contains_key("sidecar.istio.io/status")
+    is(&pod.labels, "security.istio.io/tlsMode", "istio")
+        || pod.annotations.contains_key("sidecar.istio.io/status")
 }
 
 fn is(map: &Map, key: &str, value: &str) -> bool {

@@ -73,11 +73,7 @@ pub fn validate(document: &Value, origin: &Origin) -> Validated {
     let policy = reader.document(document);
     let keep = !reader.undecodable
         && (reader.errors.is_empty() || policy.as_ref().is_some_and(|policy| policy.created.is_some()));
-    Validated {
-        policy: policy.filter(|_| keep),
-        errors: reader.errors,
-        warnings: reader.warnings,
-    }
+    Validated { policy: policy.filter(|_| keep), errors: reader.errors, warnings: reader.warnings }
 }
 
 /// What a JSON value is, in words.
@@ -95,8 +91,7 @@ pub fn type_name(value: &Value) -> &'static str {
 
 impl Reader<'_> {
     fn refuse(&mut self, field: impl Into<String>, rule: &'static str, message: impl Into<String>) {
-        self.errors
-            .push(Problem::new(self.origin, &self.object, field, rule, message));
+        self.errors.push(Problem::new(self.origin, &self.object, field, rule, message));
     }
 
     /// Refuses what cannot be decoded at all.
@@ -107,11 +102,7 @@ impl Reader<'_> {
 
     fn unknown(&mut self, fields: &Json<String, Value>, path: &str, known: &[&str], consequence: &str) {
         for key in fields.keys().filter(|key| !known.contains(&key.as_str())) {
-            let field = if path.is_empty() {
-                key.clone()
-            } else {
-                format!("{path}.{key}")
-            };
+            let field = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
             let message = format!(
                 "unknown field: a lenient client drops it silently{consequence}; known here: {}; correct the spelling or remove it",
                 known.join(", ")
@@ -130,19 +121,11 @@ impl Reader<'_> {
         match parent.get(key)? {
             Value::Object(fields) => Some(fields),
             Value::Null => {
-                self.refuse(
-                    path,
-                    "null",
-                    "null is not allowed: remove the field, or give it a value",
-                );
+                self.refuse(path, "null", "null is not allowed: remove the field, or give it a value");
                 None
             }
             other => {
-                self.undecodable(
-                    path,
-                    "type",
-                    format!("must be a mapping, not {}", type_name(other)),
-                );
+                self.undecodable(path, "type", format!("must be a mapping, not {}", type_name(other)));
                 None
             }
         }
@@ -158,16 +141,8 @@ impl Reader<'_> {
             Some(Value::Object(metadata)) => metadata,
             _ => &empty,
         };
-        let text = |key| {
-            metadata
-                .get(key)
-                .and_then(Value::as_str)
-                .filter(|text| !text.is_empty())
-        };
-        let name = ObjectName::new(
-            text("namespace").unwrap_or("default"),
-            text("name").unwrap_or_default(),
-        );
+        let text = |key| metadata.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
+        let name = ObjectName::new(text("namespace").unwrap_or("default"), text("name").unwrap_or_default());
         self.object = format!("PeerAuthentication {name}");
         for key in ["name", "namespace"] {
             match metadata.get(key) {
@@ -189,10 +164,7 @@ impl Reader<'_> {
         self.name(&name);
         let labels = self.strings(metadata, "labels");
         let annotations = self.strings(metadata, "annotations");
-        for key in REFUSED_ANNOTATIONS
-            .iter()
-            .filter(|key| annotations.contains_key(**key))
-        {
+        for key in REFUSED_ANNOTATIONS.iter().filter(|key| annotations.contains_key(**key)) {
             self.refuse(
                 format!("metadata.annotations.{key}"),
                 "annotation",
@@ -222,15 +194,7 @@ impl Reader<'_> {
             // Istio ignores them on a policy that got in nevertheless.
             ports.clear();
         }
-        Some(PeerAuthentication {
-            name,
-            created,
-            labels,
-            selector,
-            mode,
-            ports,
-            origin: self.origin.clone(),
-        })
+        Some(PeerAuthentication { name, created, labels, selector, mode, ports, origin: self.origin.clone() })
     }
 
     fn api_version(&mut self, top: &Json<String, Value>) {
@@ -267,20 +231,14 @@ impl Reader<'_> {
             self.undecodable(
                 "metadata.name",
                 "name",
-                format!(
-                    "`{}` is no object name: use lower case letters, digits, `-` and `.`",
-                    name.name
-                ),
+                format!("`{}` is no object name: use lower case letters, digits, `-` and `.`", name.name),
             );
         }
         if !dns(&name.namespace, 63, false) {
             self.undecodable(
                 "metadata.namespace",
                 "name",
-                format!(
-                    "`{}` is no namespace name: use lower case letters, digits and `-`",
-                    name.namespace
-                ),
+                format!("`{}` is no namespace name: use lower case letters, digits and `-`", name.namespace),
             );
         }
     }
@@ -298,19 +256,14 @@ impl Reader<'_> {
                         self.undecodable(
                             format!("{path}.{key}"),
                             "type",
-                            format!(
-                                "must be a string, not {}: put the value in quotes",
-                                type_name(value)
-                            ),
+                            format!("must be a string, not {}: put the value in quotes", type_name(value)),
                         );
                     }
                 }
             }
-            Some(other) => self.undecodable(
-                path,
-                "type",
-                format!("must be a mapping, not {}", type_name(other)),
-            ),
+            Some(other) => {
+                self.undecodable(path, "type", format!("must be a mapping, not {}", type_name(other)))
+            }
         }
         strings
     }
@@ -368,19 +321,12 @@ impl Reader<'_> {
                 self.undecodable(
                     field,
                     "type",
-                    format!(
-                        "must be a string, not {}: put the value in quotes",
-                        type_name(value)
-                    ),
+                    format!("must be a string, not {}: put the value in quotes", type_name(value)),
                 );
                 continue;
             };
             if key.is_empty() {
-                self.refuse(
-                    &field,
-                    "selector-key-empty",
-                    "a label key cannot be empty: name the label",
-                );
+                self.refuse(&field, "selector-key-empty", "a label key cannot be empty: name the label");
             }
             if key.contains('*') || value.contains('*') {
                 self.refuse(
@@ -399,11 +345,7 @@ impl Reader<'_> {
             labels.insert(key.clone(), value.clone());
         }
         if labels.len() > 4096 {
-            self.refuse(
-                path,
-                "selector-size",
-                "a selector has at most 4096 labels: remove some",
-            );
+            self.refuse(path, "selector-size", "a selector has at most 4096 labels: remove some");
         }
         labels
     }
@@ -462,11 +404,7 @@ impl Reader<'_> {
             return ports;
         };
         if entries.is_empty() {
-            self.refuse(
-                path,
-                "ports-empty",
-                "an empty mapping is refused: add a port, or remove the field",
-            );
+            self.refuse(path, "ports-empty", "an empty mapping is refused: add a port, or remove the field");
         }
         for (key, value) in entries {
             let field = format!("{path}.{key}");
@@ -482,21 +420,14 @@ impl Reader<'_> {
             let mode = match value {
                 Value::Object(fields) => self.mode(fields, &field),
                 Value::Null => {
-                    self.refuse(
-                        &field,
-                        "null",
-                        "null is not allowed: write a mode, such as {mode: STRICT}",
-                    );
+                    self.refuse(&field, "null", "null is not allowed: write a mode, such as {mode: STRICT}");
                     None
                 }
                 other => {
                     self.undecodable(
                         &field,
                         "type",
-                        format!(
-                            "must be a mapping such as {{mode: STRICT}}, not {}",
-                            type_name(other)
-                        ),
+                        format!("must be a mapping such as {{mode: STRICT}}, not {}", type_name(other)),
                     );
                     None
                 }

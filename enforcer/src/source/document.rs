@@ -67,9 +67,7 @@ impl Object {
             Self::Service(object, _) => drop(objects.services.insert(object.name.clone(), object)),
             Self::ConfigMap(object, _) => drop(objects.config_maps.insert(object.name.clone(), object)),
             Self::Clients(name, clients, _) => {
-                objects
-                    .api_server_clients
-                    .retain(|client| client.description != name);
+                objects.api_server_clients.retain(|client| client.description != name);
                 objects.api_server_clients.extend(clients);
             }
         }
@@ -91,51 +89,30 @@ pub fn read(document: &Value, origin: &Origin, content: &mut FileContent) {
                 type_name(document)
             )
         };
-        content
-            .problems
-            .push(Problem::new(origin, "", "kind", "kind", message));
+        content.problems.push(Problem::new(origin, "", "kind", "kind", message));
         return;
     }
     if kind == "PeerAuthentication" {
         let validated = validate(document, origin);
         if !validated.errors.is_empty() {
-            let namespace = document["metadata"]["namespace"]
-                .as_str()
-                .filter(|text| !text.is_empty());
-            content.refused.push(format!(
-                "PeerAuthentication {}/{name}",
-                namespace.unwrap_or("default")
-            ));
+            let namespace = document["metadata"]["namespace"].as_str().filter(|text| !text.is_empty());
+            content.refused.push(format!("PeerAuthentication {}/{name}", namespace.unwrap_or("default")));
         }
         content.problems.extend(validated.errors);
         content.warnings.extend(validated.warnings);
-        content
-            .objects
-            .extend(validated.policy.map(|policy| Object::Policy(Box::new(policy))));
+        content.objects.extend(validated.policy.map(|policy| Object::Policy(Box::new(policy))));
         return;
     }
-    let squeezed: String = kind
-        .chars()
-        .filter(char::is_ascii_alphabetic)
-        .collect::<String>()
-        .to_ascii_lowercase();
+    let squeezed: String =
+        kind.chars().filter(char::is_ascii_alphabetic).collect::<String>().to_ascii_lowercase();
     if distance(&squeezed, "peerauthentication") <= 3 {
         let message = format!(
             "`{kind}` is not a kind of Istio: write PeerAuthentication, else the document has no effect"
         );
-        content.problems.push(Problem::new(
-            origin,
-            format!("{kind} {name}"),
-            "kind",
-            "kind",
-            message,
-        ));
+        content.problems.push(Problem::new(origin, format!("{kind} {name}"), "kind", "kind", message));
         return;
     }
-    let fields = Fields {
-        value: document,
-        path: String::new(),
-    };
+    let fields = Fields { value: document, path: String::new() };
     let object = match (group, kind) {
         ("", "Namespace") => namespace(&fields, origin).map(Some),
         ("", "Pod") => pod(&fields, origin).map(Some),
@@ -151,7 +128,13 @@ pub fn read(document: &Value, origin: &Origin, content: &mut FileContent) {
                 let message = format!(
                     "`{kind}` of `{version}` is not a kind that enforcer reads, and the document is passed over: correct it, or take it out"
                 );
-                content.warnings.push(Problem::new(origin, format!("{kind} {name}"), "kind", "kind-unknown", message));
+                content.warnings.push(Problem::new(
+                    origin,
+                    format!("{kind} {name}"),
+                    "kind",
+                    "kind-unknown",
+                    message,
+                ));
             }
             Ok(None)
         }
@@ -161,15 +144,10 @@ pub fn read(document: &Value, origin: &Origin, content: &mut FileContent) {
         Err(Wrong { field, message }) => {
             let namespaced = !matches!(kind, "Namespace") && group.is_empty();
             let namespace = document["metadata"]["namespace"].as_str().unwrap_or("default");
-            let object = if namespaced {
-                format!("{kind} {namespace}/{name}")
-            } else {
-                format!("{kind} {name}")
-            };
+            let object =
+                if namespaced { format!("{kind} {namespace}/{name}") } else { format!("{kind} {name}") };
             content.refused.push(object.clone());
-            content
-                .problems
-                .push(Problem::new(origin, object, field, "type", message));
+            content.problems.push(Problem::new(origin, object, field, "type", message));
         }
     }
 }
@@ -222,20 +200,10 @@ impl<'a> Fields<'a> {
     }
 
     fn get(&self, key: &str) -> Reading<Fields<'a>> {
-        let path = if self.path.is_empty() {
-            key.to_owned()
-        } else {
-            format!("{}.{key}", self.path)
-        };
+        let path = if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) };
         match self.value {
-            Value::Object(fields) => Ok(Fields {
-                value: fields.get(key).unwrap_or(&Value::Null),
-                path,
-            }),
-            Value::Null => Ok(Fields {
-                value: &Value::Null,
-                path,
-            }),
+            Value::Object(fields) => Ok(Fields { value: fields.get(key).unwrap_or(&Value::Null), path }),
+            Value::Null => Ok(Fields { value: &Value::Null, path }),
             _ => self.wrong("a mapping"),
         }
     }
@@ -276,10 +244,7 @@ impl<'a> Fields<'a> {
             Value::Array(items) => Ok(items
                 .iter()
                 .enumerate()
-                .map(|(index, value)| Fields {
-                    value,
-                    path: format!("{}[{index}]", field.path),
-                })
+                .map(|(index, value)| Fields { value, path: format!("{}[{index}]", field.path) })
                 .collect()),
             _ => field.wrong("a list"),
         }
@@ -305,42 +270,26 @@ impl<'a> Fields<'a> {
                 message: "the object has no name: add one".to_owned(),
             });
         };
-        Ok(ObjectName::new(
-            metadata.text("namespace")?.unwrap_or("default"),
-            name,
-        ))
+        Ok(ObjectName::new(metadata.text("namespace")?.unwrap_or("default"), name))
     }
 }
 
 fn namespace(fields: &Fields, origin: &Origin) -> Reading<Object> {
     let labels = fields.get("metadata")?.strings("labels")?;
-    Ok(Object::Namespace(
-        Namespace {
-            name: fields.name()?.name,
-            labels,
-        },
-        origin.clone(),
-    ))
+    Ok(Object::Namespace(Namespace { name: fields.name()?.name, labels }, origin.clone()))
 }
 
 fn config_map(fields: &Fields, origin: &Origin) -> Reading<Object> {
-    Ok(Object::ConfigMap(
-        ConfigMap {
-            name: fields.name()?,
-            data: fields.strings("data")?,
-        },
-        origin.clone(),
-    ))
+    Ok(Object::ConfigMap(ConfigMap { name: fields.name()?, data: fields.strings("data")? }, origin.clone()))
 }
 
 /// A port given as a number or as the name of a port.
 fn target(field: &Fields) -> Reading<Option<TargetPort>> {
     match field.value {
         Value::Null => Ok(None),
-        Value::String(text) => Ok(Some(
-            text.parse()
-                .map_or_else(|_| TargetPort::Name(text.clone()), TargetPort::Number),
-        )),
+        Value::String(text) => {
+            Ok(Some(text.parse().map_or_else(|_| TargetPort::Name(text.clone()), TargetPort::Number)))
+        }
         Value::Number(number) => match number.as_u64().and_then(|port| u16::try_from(port).ok()) {
             // A targetPort of 0 is the same as none.
             Some(0) => Ok(None),
@@ -357,18 +306,10 @@ fn service(fields: &Fields, origin: &Origin) -> Reading<Object> {
     for entry in spec.list("ports")? {
         let Some(port) = entry.port("port")? else { continue };
         let target = target(&entry.get("targetPort")?)?.unwrap_or(TargetPort::Number(port));
-        ports.push(ServicePort {
-            name: entry.text("name")?.map(str::to_owned),
-            port,
-            target,
-        });
+        ports.push(ServicePort { name: entry.text("name")?.map(str::to_owned), port, target });
     }
     Ok(Object::Service(
-        Service {
-            name: fields.name()?,
-            selector: spec.strings("selector")?,
-            ports,
-        },
+        Service { name: fields.name()?, selector: spec.strings("selector")?, ports },
         origin.clone(),
     ))
 }
@@ -389,21 +330,13 @@ fn clients(fields: &Fields, kind: &str, origin: &Origin) -> Reading<Object> {
         };
         let service_name = ObjectName::new(service.text("namespace")?.unwrap_or("default"), name);
         let port = service.port("port")?.unwrap_or(443);
-        clients.push(ApiServerClient {
-            description: description.clone(),
-            service: service_name,
-            port,
-        });
+        clients.push(ApiServerClient { description: description.clone(), service: service_name, port });
     }
     Ok(Object::Clients(description, clients, origin.clone()))
 }
 
 fn pod(fields: &Fields, origin: &Origin) -> Reading<Object> {
-    let (metadata, spec, status) = (
-        fields.get("metadata")?,
-        fields.get("spec")?,
-        fields.get("status")?,
-    );
+    let (metadata, spec, status) = (fields.get("metadata")?, fields.get("spec")?, fields.get("status")?);
     let mut containers = spec.list("containers")?;
     for container in spec.list("initContainers")? {
         // An init container that restarts always is a sidecar: it serves as long as the pod lives.
@@ -421,11 +354,8 @@ fn pod(fields: &Fields, origin: &Origin) -> Reading<Object> {
     probes.sort_unstable();
     probes.dedup();
     let mut addresses = Vec::new();
-    let mut listed = status
-        .list("podIPs")?
-        .iter()
-        .map(|entry| entry.text("ip"))
-        .collect::<Reading<Vec<_>>>()?;
+    let mut listed =
+        status.list("podIPs")?.iter().map(|entry| entry.text("ip")).collect::<Reading<Vec<_>>>()?;
     listed.push(status.text("podIP")?);
     for text in listed.into_iter().flatten() {
         let Ok(address) = text.parse() else {
@@ -474,11 +404,7 @@ fn container_ports(container: &Fields) -> Reading<Vec<ContainerPort>> {
             continue;
         };
         let tcp = entry.text("protocol")?.is_none_or(|protocol| protocol == "TCP");
-        ports.push(ContainerPort {
-            name: entry.text("name")?.map(str::to_owned),
-            port,
-            tcp,
-        });
+        ports.push(ContainerPort { name: entry.text("name")?.map(str::to_owned), port, tcp });
     }
     Ok(ports)
 }
@@ -493,10 +419,8 @@ fn probe_ports(container: &Fields, own: &[ContainerPort], found: &mut Vec<u16>) 
         lifecycle.get("preStop")?,
     ];
     // Names refer to the ports of the probe's own container.
-    let by_name: BTreeMap<_, _> = own
-        .iter()
-        .filter_map(|port| Some((port.name.as_deref()?, port.port)))
-        .collect();
+    let by_name: BTreeMap<_, _> =
+        own.iter().filter_map(|port| Some((port.name.as_deref()?, port.port))).collect();
     for handler in handlers {
         for action in ["httpGet", "tcpSocket", "grpc"] {
             match target(&handler.get(action)?.get("port")?)? {

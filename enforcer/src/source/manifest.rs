@@ -66,16 +66,9 @@ pub struct Loaded {
 }
 
 fn whole_file(path: &Path, rule: &'static str, message: impl Into<String>) -> FileContent {
-    let origin = Origin {
-        file: Some(path.to_owned()),
-        document: 0,
-    };
+    let origin = Origin { file: Some(path.to_owned()), document: 0 };
     let problem = Problem::new(&origin, "", "", rule, message);
-    FileContent {
-        problems: vec![problem],
-        unreadable: true,
-        ..FileContent::default()
-    }
+    FileContent { problems: vec![problem], unreadable: true, ..FileContent::default() }
 }
 
 /// The manifest files that a path stands for: itself, or the folder's own `*.yaml`, `*.yml` and `*.json`, sorted.
@@ -89,9 +82,8 @@ pub fn files(path: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(path)? {
         let file = entry?.path();
-        let manifest = file
-            .extension()
-            .is_some_and(|ending| ending == "yaml" || ending == "yml" || ending == "json");
+        let manifest =
+            file.extension().is_some_and(|ending| ending == "yaml" || ending == "yml" || ending == "json");
         // A dangling link counts as a file: reading it reports it.
         if manifest && !file.is_dir() {
             files.push(file);
@@ -132,16 +124,16 @@ pub fn parse_file(path: &Path, text: &str) -> FileContent {
     let documents = match parse_documents(text) {
         Ok(documents) => documents,
         Err(message) => {
-            return whole_file(
-                path,
-                "syntax",
-                format!("is not valid YAML or JSON: {message}; correct it"),
-            );
+            return whole_file(path, "syntax", format!("is not valid YAML or JSON: {message}; correct it"));
         }
     };
     if documents.iter().all(Value::is_null) {
         // An editor or a full disk empties files; who wants the objects gone removes the file.
-        return whole_file(path, "empty", "holds no document: write one, or remove the file to take its objects back");
+        return whole_file(
+            path,
+            "empty",
+            "holds no document: write one, or remove the file to take its objects back",
+        );
     }
     let mut content = FileContent::default();
     let mut number = 0;
@@ -157,10 +149,7 @@ pub fn parse_file(path: &Path, text: &str) -> FileContent {
                 let item_kind = kind.strip_suffix("List").filter(|kind| !kind.is_empty());
                 let version = document.get("apiVersion").cloned();
                 for (index, item) in items.iter().enumerate() {
-                    let origin = Origin {
-                        file: Some(path.to_owned()),
-                        document: number + index,
-                    };
+                    let origin = Origin { file: Some(path.to_owned()), document: number + index };
                     let mut item = item.clone();
                     if let (Some(kind), Value::Object(fields)) = (item_kind, &mut item) {
                         fields.entry("kind").or_insert_with(|| kind.into());
@@ -172,14 +161,7 @@ pub fn parse_file(path: &Path, text: &str) -> FileContent {
                 }
                 number += items.len().saturating_sub(1);
             }
-            _ => read(
-                document,
-                &Origin {
-                    file: Some(path.to_owned()),
-                    document: number,
-                },
-                &mut content,
-            ),
+            _ => read(document, &Origin { file: Some(path.to_owned()), document: number }, &mut content),
         }
     }
     content
@@ -219,13 +201,9 @@ pub fn merge<'a>(contents: impl IntoIterator<Item = &'a FileContent>) -> Loaded 
             let key = object.key();
             if let Some(first) = seen.insert(key.clone(), object.origin()) {
                 let file = first.file.as_deref().unwrap_or(Path::new("")).display();
-                let message = format!(
-                    "replaces the one in {file}, document {}: keep one of the two",
-                    first.document
-                );
-                loaded
-                    .warnings
-                    .push(Problem::new(object.origin(), key, "", "duplicate", message));
+                let message =
+                    format!("replaces the one in {file}, document {}: keep one of the two", first.document);
+                loaded.warnings.push(Problem::new(object.origin(), key, "", "duplicate", message));
             }
             object.insert(&mut loaded.objects);
         }
@@ -241,11 +219,7 @@ pub fn load_paths(paths: &[PathBuf]) -> Loaded {
     for path in paths {
         match files(path) {
             Ok(files) => {
-                for file in files
-                    .into_iter()
-                    .filter(|file| !tried.contains(file))
-                    .collect::<Vec<_>>()
-                {
+                for file in files.into_iter().filter(|file| !tried.contains(file)).collect::<Vec<_>>() {
                     contents.push(load_file(&file));
                     tried.push(file);
                 }

@@ -152,7 +152,8 @@ impl Watch {
         for path in &self.paths {
             // A file is watched through its folder: editors and ConfigMaps replace it by a new one.
             let folder = if path.is_dir() { Some(path.as_path()) } else { path.parent() };
-            let folder = folder.map(|folder| if folder.as_os_str().is_empty() { Path::new(".") } else { folder });
+            let folder =
+                folder.map(|folder| if folder.as_os_str().is_empty() { Path::new(".") } else { folder });
             if let Some(folder) = folder
                 && let Ok(meta) = std::fs::metadata(folder)
             {

@@ -48,11 +48,7 @@ impl Mesh {
         let key = KeyPair::generate().expect("a key");
         let intermediate_pem = intermediate.signed_by(&key, &root).expect("signed").pem();
         std::fs::write(dir.path().join("root.pem"), root_pem).expect("written");
-        let mesh = Self {
-            dir,
-            intermediate: Issuer::new(intermediate, key),
-            intermediate_pem,
-        };
+        let mesh = Self { dir, intermediate: Issuer::new(intermediate, key), intermediate_pem };
         mesh.issue("client", |params| {
             params.subject_alt_names = vec![uri("spiffe://cluster.local/ns/shop/sa/client")];
         });
@@ -66,11 +62,7 @@ impl Mesh {
 
     /// Issues `NAME.pem` (with the intermediate) and `NAME.key`, an ECDSA certificate of the web server unless changed.
     pub(crate) fn issue(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) {
-        self.issue_for(
-            name,
-            &KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("a key"),
-            change,
-        );
+        self.issue_for(name, &KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("a key"), change);
     }
 
     /// The same with a key that the openssl command makes, such as `ED25519` or `RSA`.
@@ -88,14 +80,9 @@ impl Mesh {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = vec![uri(ID)];
-        params.key_usages = vec![
-            KeyUsagePurpose::DigitalSignature,
-            KeyUsagePurpose::KeyEncipherment,
-        ];
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         (params.not_before, params.not_after) = (date_time_ymd(2021, 1, 1), date_time_ymd(2119, 1, 1));
         change(&mut params);
         let leaf = params.signed_by(key, &self.intermediate).expect("signed");
@@ -120,17 +107,10 @@ impl Mesh {
             forbidden: &forbidden,
             mesh_client: Some(&mesh_client),
         };
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("a runtime");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let started = Instant::now();
         let probe = runtime.block_on(probe(request, settings));
-        Checked {
-            state: judge(&probe.findings),
-            probe,
-            took: started.elapsed(),
-        }
+        Checked { state: judge(&probe.findings), probe, took: started.elapsed() }
     }
 }
 
@@ -157,9 +137,7 @@ impl Checked {
     /// What one client got.
     pub(crate) fn outcome(&self, client: Client) -> &Outcome {
         let found = self.probe.clients.iter().find(|result| result.client == client);
-        &found
-            .unwrap_or_else(|| panic!("no result for {client}: {:#?}", self.probe))
-            .outcome
+        &found.unwrap_or_else(|| panic!("no result for {client}: {:#?}", self.probe)).outcome
     }
 
     /// Fails unless exactly these of the clients were accepted.
@@ -167,13 +145,7 @@ impl Checked {
     pub(crate) fn accepted(&self, clients: &[Client]) -> &Self {
         for result in &self.probe.clients {
             let accepted = matches!(result.outcome, Outcome::Accepted(_));
-            assert_eq!(
-                accepted,
-                clients.contains(&result.client),
-                "{}: {:#?}",
-                result.client,
-                self.probe
-            );
+            assert_eq!(accepted, clients.contains(&result.client), "{}: {:#?}", result.client, self.probe);
         }
         self
     }
@@ -226,11 +198,7 @@ pub(crate) fn start(program: &str, address: SocketAddr, dir: &Path, arguments: &
         let ended = server.child.try_wait().expect("a process");
         let text = || std::fs::read_to_string(&log).unwrap_or_default();
         assert!(ended.is_none(), "{program} ended at once: {}", text());
-        assert!(
-            started.elapsed() < Duration::from_secs(20),
-            "{program} does not listen: {}",
-            text()
-        );
+        assert!(started.elapsed() < Duration::from_secs(20), "{program} does not listen: {}", text());
         std::thread::sleep(Duration::from_millis(20));
     }
     server
@@ -254,12 +222,7 @@ pub(crate) fn nginx(mesh: &Mesh, verify: &str, protocols: &str, name: &str) -> S
     let file = mesh.path(&format!("nginx-{port}.conf"));
     std::fs::write(&file, text).expect("written");
     let file = file.to_str().expect("UTF-8");
-    start(
-        "/usr/sbin/nginx",
-        address,
-        mesh.dir.path(),
-        &["-c", file, "-e", "stderr"],
-    )
+    start("/usr/sbin/nginx", address, mesh.dir.path(), &["-c", file, "-e", "stderr"])
 }
 
 /// `openssl s_server` with the certificate of this name and further arguments.

@@ -28,10 +28,7 @@ impl Drop for Lab {
 /// Runs a command line and gives its output; it must succeed.
 fn run(script: &str) -> (bool, String) {
     let output = Command::new("sh").args(["-c", script]).output().expect("sh runs");
-    (
-        output.status.success(),
-        String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned(),
-    )
+    (output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
 }
 
 /// Runs a command line in the test's namespace and gives its output.

@@ -25,13 +25,7 @@ pub(super) fn download(package: &str, version: &str, directory: &Path) -> Result
     let mut problem = None;
     for suite in SUITES {
         for source in &sources {
-            match (Archive {
-                source,
-                suite,
-                directory,
-            })
-            .download(package, version)
-            {
+            match (Archive { source, suite, directory }).download(package, version) {
                 Ok(file) => return Ok(file),
                 Err(error) => problem = problem.or(Some(error)),
             }
@@ -61,11 +55,7 @@ impl Archive<'_> {
         let table = output(self.apt("apt-cache").args(["madison", package]))?;
         let full = pick(&table, version)
             .with_context(|| format!("{package} {version} is not in the suite {}", self.suite))?;
-        output(
-            self.apt("apt-get")
-                .args(["-qq", "download"])
-                .arg(format!("{package}={full}")),
-        )?;
+        output(self.apt("apt-get").args(["-qq", "download"]).arg(format!("{package}={full}")))?;
         fs::read_dir(self.directory)
             .and_then(Iterator::collect::<std::io::Result<Vec<_>>>)
             .with_context(|| format!("cannot read {}", self.directory.display()))?
@@ -77,27 +67,18 @@ impl Archive<'_> {
 
     fn stanza(&self) -> String {
         let Source { uri, signed_by } = self.source;
-        let key = signed_by
-            .as_ref()
-            .map(|key| format!("Signed-By: {key}\n"))
-            .unwrap_or_default();
-        format!(
-            "Types: deb\nURIs: {uri}\nSuites: {}\nComponents: main\n{key}",
-            self.suite
-        )
+        let key = signed_by.as_ref().map(|key| format!("Signed-By: {key}\n")).unwrap_or_default();
+        format!("Types: deb\nURIs: {uri}\nSuites: {}\nComponents: main\n{key}", self.suite)
     }
 
     /// An apt program that sees this archive alone.
     fn apt(&self, program: &str) -> Command {
         let mut apt = command(program);
         apt.current_dir(self.directory);
-        for (option, path) in [
-            ("Dir::State", "state"),
-            ("Dir::Cache", "cache"),
-            ("Dir::Etc::sourceparts", "sources"),
-        ] {
-            apt.arg("-o")
-                .arg(format!("{option}={}", self.directory.join(path).display()));
+        for (option, path) in
+            [("Dir::State", "state"), ("Dir::Cache", "cache"), ("Dir::Etc::sourceparts", "sources")]
+        {
+            apt.arg("-o").arg(format!("{option}={}", self.directory.join(path).display()));
         }
         for option in [
             "Dir::Etc::sourcelist=/dev/null",
@@ -120,14 +101,9 @@ impl Archive<'_> {
 
 /// The Debian version of the upstream version `version` in the table that `apt-cache madison` prints.
 fn pick<'a>(table: &'a str, version: &str) -> Option<&'a str> {
-    table
-        .lines()
-        .filter_map(|line| line.split('|').nth(1))
-        .map(str::trim)
-        .find(|full| {
-            full.strip_prefix(version)
-                .is_some_and(|rest| rest.starts_with(['+', '-', '~']) || rest.is_empty())
-        })
+    table.lines().filter_map(|line| line.split('|').nth(1)).map(str::trim).find(|full| {
+        full.strip_prefix(version).is_some_and(|rest| rest.starts_with(['+', '-', '~']) || rest.is_empty())
+    })
 }
 
 #[cfg(test)]

@@ -33,8 +33,6 @@ pub(super) fn ensure() -> Result<()> {
 /// Asks rustup for a component; true when it says that it is there.
 pub(super) fn add(component: &str) -> bool {
     let mut rustup = command("rustup");
-    rustup
-        .args(["component", "add", component])
-        .env("RUSTUP_MAX_RETRIES", "1");
+    rustup.args(["component", "add", component]).env("RUSTUP_MAX_RETRIES", "1");
     succeeds_within(&mut rustup, RUSTUP_LIMIT)
 }

@@ -16,23 +16,12 @@ pub(super) fn ensure() -> Result<()> {
             report("bpf-linker", format_args!("found {version}"));
             return Ok(());
         }
-        Some(version) => report(
-            "bpf-linker",
-            format_args!("found {version}, but {VERSION} is needed; installing it"),
-        ),
-        None => report(
-            "bpf-linker",
-            format_args!("missing; installing {VERSION} (about two minutes)"),
-        ),
+        Some(version) => {
+            report("bpf-linker", format_args!("found {version}, but {VERSION} is needed; installing it"))
+        }
+        None => report("bpf-linker", format_args!("missing; installing {VERSION} (about two minutes)")),
     }
-    run(&mut cargo([
-        "install",
-        "bpf-linker",
-        "--version",
-        VERSION,
-        "--locked",
-        "--force",
-    ]))?;
+    run(&mut cargo(["install", "bpf-linker", "--version", VERSION, "--locked", "--force"]))?;
     match installed() {
         Some(version) if version == VERSION => Ok(()),
         Some(version) => {

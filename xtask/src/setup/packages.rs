@@ -24,10 +24,7 @@ const TOOLS: [(&str, &str); 11] = [
 pub(super) fn ensure() -> Result<()> {
     let missing = missing();
     if missing.is_empty() {
-        report(
-            "tools",
-            format_args!("found {}", TOOLS.map(|(program, _)| program).join(", ")),
-        );
+        report("tools", format_args!("found {}", TOOLS.map(|(program, _)| program).join(", ")));
         return Ok(());
     }
     let list = missing.join(" ");
@@ -46,21 +43,15 @@ pub(super) fn ensure() -> Result<()> {
         .envs([("DEBIAN_FRONTEND", "noninteractive"), ("RUNLEVEL", "1")]))?;
     let missing = self::missing();
     if !missing.is_empty() {
-        bail!(
-            "the packages were installed but their programs are not to be found: {}",
-            missing.join(" ")
-        );
+        bail!("the packages were installed but their programs are not to be found: {}", missing.join(" "));
     }
     Ok(())
 }
 
 /// The packages of the tools that are not there.
 fn missing() -> Vec<&'static str> {
-    let mut packages: Vec<_> = TOOLS
-        .iter()
-        .filter(|(program, _)| find(program).is_none())
-        .map(|(_, package)| *package)
-        .collect();
+    let mut packages: Vec<_> =
+        TOOLS.iter().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect();
     packages.dedup();
     packages
 }

@@ -29,10 +29,7 @@ pub(super) fn ensure() -> Result<()> {
         report("rust-src", "installed by rustup");
         return Ok(());
     }
-    report(
-        "rust-src",
-        format_args!("rustup cannot; fetching Debian's package of {version} (45 MB)"),
-    );
+    report("rust-src", format_args!("rustup cannot; fetching Debian's package of {version} (45 MB)"));
     fetch(&version, &cached).with_context(|| {
         format!("rust-src is missing, and neither rustup nor apt could get it: add the component rust-src to the toolchain {version} by hand")
     })?;
@@ -43,9 +40,7 @@ pub(super) fn ensure() -> Result<()> {
 
 /// The lock file is what cargo looks for; `core` is what it compiles.
 fn is_complete(library: &Path) -> bool {
-    ["Cargo.lock", "core/src/lib.rs"]
-        .iter()
-        .all(|file| library.join(file).is_file())
+    ["Cargo.lock", "core/src/lib.rs"].iter().all(|file| library.join(file).is_file())
 }
 
 /// The compiler's upstream version, such as `1.95.0`.
@@ -71,14 +66,7 @@ fn fetch(version: &str, cached: &Path) -> Result<()> {
         .spawn()
         .context("cannot run dpkg-deb")?;
     let archive = unpack.stdout.take().context("dpkg-deb has no output")?;
-    output(
-        command("tar")
-            .arg("-x")
-            .arg("-C")
-            .arg(&work)
-            .arg(format!("./{inner}"))
-            .stdin(archive),
-    )?;
+    output(command("tar").arg("-x").arg("-C").arg(&work).arg(format!("./{inner}")).stdin(archive))?;
     if !unpack.wait().context("cannot wait for dpkg-deb")?.success() {
         bail!("dpkg-deb cannot read {}", package.display());
     }

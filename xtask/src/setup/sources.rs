@@ -50,27 +50,19 @@ fn one_line_entry(line: &str) -> Option<Source> {
     let mut signed_by = None;
     if let Some(inner) = rest.strip_prefix('[') {
         let (options, after) = inner.split_once(']')?;
-        signed_by = options
-            .split_whitespace()
-            .find_map(|option| option.strip_prefix("signed-by="))
-            .map(Into::into);
+        signed_by =
+            options.split_whitespace().find_map(|option| option.strip_prefix("signed-by=")).map(Into::into);
         rest = after;
     }
     let mut words = rest.split_whitespace();
     let uri = words.next()?.to_owned();
-    words
-        .skip(1)
-        .any(|component| component == "main")
-        .then_some(Source { uri, signed_by })
+    words.skip(1).any(|component| component == "main").then_some(Source { uri, signed_by })
 }
 
 /// Stanzas of `Field: value`, continued on indented lines.
 fn deb822(text: &str) -> Vec<Source> {
     let lines: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
-    lines
-        .split(|line| line.trim().is_empty())
-        .flat_map(stanza)
-        .collect()
+    lines.split(|line| line.trim().is_empty()).flat_map(stanza).collect()
 }
 
 fn stanza(lines: &[&str]) -> Vec<Source> {
@@ -82,10 +74,7 @@ fn stanza(lines: &[&str]) -> Vec<Source> {
     let signed_by = field(lines, "Signed-By");
     words("URIs")
         .split_whitespace()
-        .map(|uri| Source {
-            uri: uri.to_owned(),
-            signed_by: signed_by.clone(),
-        })
+        .map(|uri| Source { uri: uri.to_owned(), signed_by: signed_by.clone() })
         .collect()
 }
 
@@ -96,10 +85,7 @@ fn field(lines: &[&str], name: &str) -> Option<String> {
         found.eq_ignore_ascii_case(name).then_some((at, value.trim()))
     })?;
     let mut value = first.to_owned();
-    for line in lines[at + 1..]
-        .iter()
-        .take_while(|line| line.starts_with([' ', '\t']))
-    {
+    for line in lines[at + 1..].iter().take_while(|line| line.starts_with([' ', '\t'])) {
         value.push('\n');
         value.push_str(line);
     }

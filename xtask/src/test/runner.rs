@@ -31,10 +31,7 @@ pub(super) fn run_tests(targets: &[&str], some_expected: bool) -> Result<Tally> 
     if !status.success() && tally.failed == 0 {
         // It did not compile, or a test binary died.
         if tally.passed == 0 {
-            bail!(
-                "`cargo test {}` failed before it ran a test ({status})",
-                targets.join(" ")
-            );
+            bail!("`cargo test {}` failed before it ran a test ({status})", targets.join(" "));
         }
         eprintln!("error: a test program ended without a result ({status})");
         tally.failed += 1;

@@ -18,15 +18,9 @@ impl Tally {
     pub(super) fn parse(line: &str) -> Option<Self> {
         let (_, counts) = line.trim().strip_prefix("test result: ")?.split_once(". ")?;
         let count = |word: &str| {
-            counts
-                .split(';')
-                .find_map(|part| part.trim().strip_suffix(word)?.trim_end().parse::<u64>().ok())
+            counts.split(';').find_map(|part| part.trim().strip_suffix(word)?.trim_end().parse::<u64>().ok())
         };
-        Some(Self {
-            passed: count("passed")?,
-            failed: count("failed")?,
-            ignored: count("ignored")?,
-        })
+        Some(Self { passed: count("passed")?, failed: count("failed")?, ignored: count("ignored")? })
     }
 }
 
@@ -50,11 +44,7 @@ pub(super) enum Outcome {
 impl Outcome {
     /// Of a step that ended by itself: an ignored test is one that nobody sees fail, so it counts as failed.
     pub(super) fn of(tally: Tally) -> Self {
-        if tally.failed + tally.ignored > 0 {
-            Self::Failed(tally)
-        } else {
-            Self::Passed(tally)
-        }
+        if tally.failed + tally.ignored > 0 { Self::Failed(tally) } else { Self::Passed(tally) }
     }
 
     /// Passed and failed for the closing line; a failed step without failed tests counts as one.
@@ -76,11 +66,7 @@ pub(super) struct Record {
 
 impl Record {
     pub(super) fn not_run(step: &'static str) -> Self {
-        Self {
-            step,
-            outcome: Outcome::NotRun,
-            took: Duration::ZERO,
-        }
+        Self { step, outcome: Outcome::NotRun, took: Duration::ZERO }
     }
 }
 
@@ -105,11 +91,7 @@ pub(super) fn render(records: &[Record]) -> (String, u64) {
 }
 
 fn tests(tally: Tally) -> String {
-    let Tally {
-        passed,
-        failed,
-        ignored,
-    } = tally;
+    let Tally { passed, failed, ignored } = tally;
     match (passed + failed + ignored, ignored) {
         (0, _) => String::new(),
         (_, 0) => format!("{passed} passed, {failed} failed "),
@@ -122,11 +104,7 @@ mod tests {
     use super::*;
 
     fn tally(passed: u64, failed: u64, ignored: u64) -> Tally {
-        Tally {
-            passed,
-            failed,
-            ignored,
-        }
+        Tally { passed, failed, ignored }
     }
 
     #[test]
@@ -147,26 +125,16 @@ mod tests {
 
     #[test]
     fn the_closing_line_is_the_only_one_and_counts_steps_that_failed_without_tests() {
-        let record = |step, outcome| Record {
-            step,
-            outcome,
-            took: Duration::from_millis(1500),
-        };
+        let record = |step, outcome| Record { step, outcome, took: Duration::from_millis(1500) };
         let (text, failed) = render(&[
             record("format", Outcome::Failed(Tally::default())),
             record("unit tests", Outcome::Passed(tally(7, 0, 0))),
             Record::not_run("end-to-end tests"),
         ]);
         assert_eq!(failed, 2);
-        let closing: Vec<_> = text
-            .lines()
-            .filter(|line| *line == "7 passed, 2 failed")
-            .collect();
+        let closing: Vec<_> = text.lines().filter(|line| *line == "7 passed, 2 failed").collect();
         assert_eq!(closing.len(), 1, "{text}");
         assert_eq!(text.lines().last(), Some("7 passed, 2 failed"));
-        assert!(
-            text.contains("unit tests            ok          1.5 s  7 passed, 0 failed\n"),
-            "{text}"
-        );
+        assert!(text.contains("unit tests            ok          1.5 s  7 passed, 0 failed\n"), "{text}");
     }
 }

@@ -72,7 +72,10 @@ impl Conversation {
     /// SYN, SYN-ACK, ACK: none of them is ever held or counted.
     pub(super) fn handshake(&self) {
         assert_eq!(self.to_pod(SYN, self.client_isn, 0, &[]), Decision::PASS);
-        assert_eq!(self.from_pod(SYN | ACK, self.pod_isn, self.client_isn.wrapping_add(1), &[]), Decision::PASS);
+        assert_eq!(
+            self.from_pod(SYN | ACK, self.pod_isn, self.client_isn.wrapping_add(1), &[]),
+            Decision::PASS
+        );
         assert_eq!(self.client(0, &[]), Decision::PASS);
     }
 

@@ -97,7 +97,10 @@ fn data_of_a_syn_is_trimmed() {
     for mode in [Mode::STRICT, Mode::PERMISSIVE] {
         let talk = Conversation::new(mode);
         let decision = talk.to_pod(SYN, CLIENT_ISN, 0, REQUEST);
-        assert_eq!((decision.act, decision.verdict, decision.reason), (Act::TrimSyn, Verdict::WAIT, Reason::SYN_DATA_TRIMMED));
+        assert_eq!(
+            (decision.act, decision.verdict, decision.reason),
+            (Act::TrimSyn, Verdict::WAIT, Reason::SYN_DATA_TRIMMED)
+        );
         assert!(!decision.report);
         talk.from_pod(SYN | ACK, POD_ISN, CLIENT_ISN + 1, &[]);
         passes(talk.client(0, &[]));
@@ -121,7 +124,11 @@ fn fake_syn_and_rst_change_nothing() {
                 for payload in [&[][..], HELLO, REQUEST] {
                     let decision = talk.to_pod(flags, seq, ack, payload);
                     let trimmed = flags & (SYN | RST | ACK) == SYN && !payload.is_empty();
-                    assert_eq!(decision.act, if trimmed { Act::TrimSyn } else { Act::Pass }, "flags {flags:#x}");
+                    assert_eq!(
+                        decision.act,
+                        if trimmed { Act::TrimSyn } else { Act::Pass },
+                        "flags {flags:#x}"
+                    );
                 }
             }
             if flags & RST != 0 {
@@ -155,7 +162,8 @@ fn the_tuple_can_be_opened_again() {
     let mut talk = Conversation::tls(Mode::STRICT);
     let old = talk.flow();
     talk.client_fin(11);
-    (talk.client_isn, talk.pod_isn, talk.received, talk.answered) = (CLIENT_ISN + 70_000, POD_ISN + 90_000, 0, 0);
+    (talk.client_isn, talk.pod_isn, talk.received, talk.answered) =
+        (CLIENT_ISN + 70_000, POD_ISN + 90_000, 0, 0);
     passes(talk.to_pod(SYN, talk.client_isn, 0, &[]));
     assert_eq!(talk.flow().flags, old.flags, "a SYN alone says nothing");
     passes(talk.from_pod(SYN | ACK, talk.pod_isn, talk.client_isn + 1, &[]));
@@ -230,7 +238,10 @@ fn a_full_table_lets_no_data_through() {
     let mut talk = full(Mode::STRICT);
     talk.handshake();
     let decision = talk.client(0, HELLO);
-    assert_eq!((decision.act, decision.verdict, decision.reason), (Act::Drop, Verdict::DROP, Reason::UNDECIDED));
+    assert_eq!(
+        (decision.act, decision.verdict, decision.reason),
+        (Act::Drop, Verdict::DROP, Reason::UNDECIDED)
+    );
     // The half-open entry is still there for the next try.
     talk.model.capacity = 1;
     allowed(talk.client(0, HELLO), Reason::TLS);

@@ -17,7 +17,11 @@ fn tls_passes_in_one_piece_and_byte_by_byte() {
         for piece in HELLO.chunks(size) {
             let decision = talk.client(offset, piece);
             let end = offset + i32::try_from(piece.len()).expect("a few bytes");
-            if offset < 6 && end >= 6 { allowed(decision, Reason::TLS) } else { passes(decision) }
+            if offset < 6 && end >= 6 {
+                allowed(decision, Reason::TLS)
+            } else {
+                passes(decision)
+            }
             offset = end;
             passes(talk.pod_acks(offset.cast_unsigned()));
         }
@@ -25,7 +29,10 @@ fn tls_passes_in_one_piece_and_byte_by_byte() {
             passes(talk.pod(offset, &[*byte]));
         }
         let flow = talk.flow();
-        assert_eq!((flow.state, flow.flags), (FlowState::TLS, flow_flags::PREFIX_ACKED | flow_flags::SETTLED));
+        assert_eq!(
+            (flow.state, flow.flags),
+            (FlowState::TLS, flow_flags::PREFIX_ACKED | flow_flags::SETTLED)
+        );
         assert_eq!((flow.bytes_to_pod, flow.bytes_from_pod), (11, 9));
     }
 }
@@ -53,8 +60,17 @@ fn plaintext_is_reset_at_its_first_wrong_byte() {
 fn a_refused_connection_stays_refused() {
     let talk = Conversation::open(Mode::STRICT);
     reset(talk.client(0, REQUEST), Reason::PLAINTEXT);
-    for decision in [talk.client(0, REQUEST), talk.client(18, HELLO), talk.client(0, HELLO), talk.pod(0, SERVER_HELLO), talk.client(18, &[])] {
-        assert_eq!((decision.act, decision.verdict, decision.reason), (Act::Reset, Verdict::RESET, Reason::PLAINTEXT));
+    for decision in [
+        talk.client(0, REQUEST),
+        talk.client(18, HELLO),
+        talk.client(0, HELLO),
+        talk.pod(0, SERVER_HELLO),
+        talk.client(18, &[]),
+    ] {
+        assert_eq!(
+            (decision.act, decision.verdict, decision.reason),
+            (Act::Reset, Verdict::RESET, Reason::PLAINTEXT)
+        );
         assert!(!decision.report);
     }
     assert_eq!(talk.flow().bytes_to_pod, 0);
@@ -82,7 +98,10 @@ fn resets_carry_the_numbers_that_each_end_expects() {
     talk.received = 11;
     let decision = talk.pod(0, b"HTTP/1.1 200 OK");
     reset(decision, Reason::SERVER_NOT_TLS);
-    assert_eq!((decision.client_seq, decision.pod_seq, decision.pod_ack), (POD_ISN + 1, CLIENT_ISN + 12, POD_ISN + 1));
+    assert_eq!(
+        (decision.client_seq, decision.pod_seq, decision.pod_ack),
+        (POD_ISN + 1, CLIENT_ISN + 12, POD_ISN + 1)
+    );
 }
 
 #[test]
@@ -206,7 +225,8 @@ fn keepalive_garbage_survives() {
 fn numbers_wrap_within_the_judged_bytes() {
     for back in 0..12_u32 {
         for (stream, verdict) in [(HELLO, Verdict::ALLOW), (REQUEST, Verdict::RESET)] {
-            let mut talk = Conversation::numbered(Mode::STRICT, 0_u32.wrapping_sub(back), 0_u32.wrapping_sub(back / 2));
+            let mut talk =
+                Conversation::numbered(Mode::STRICT, 0_u32.wrapping_sub(back), 0_u32.wrapping_sub(back / 2));
             talk.handshake();
             for (offset, byte) in (0..).zip(stream) {
                 let decision = talk.client(offset, &[*byte]);
@@ -330,17 +350,21 @@ fn the_server_speaks_first() {
 #[test]
 fn the_answer_must_be_tls_too() {
     let alert: &[u8] = &[0x15, 3, 1, 0, 2, 2, 40];
-    for (answer, fits) in [(SERVER_HELLO, true), (alert, true), (&b"HTTP/"[..], false), (&[0x17, 3, 3, 0, 9], false)] {
+    for (answer, fits) in
+        [(SERVER_HELLO, true), (alert, true), (&b"HTTP/"[..], false), (&[0x17, 3, 3, 0, 9], false)]
+    {
         for size in 1..=5 {
             let mut talk = Conversation::open(Mode::STRICT);
             allowed(talk.client(0, HELLO), Reason::TLS);
             talk.received = 11;
-            let decisions: std::vec::Vec<_> =
-                answer.chunks(size).scan(0, |offset, piece| {
+            let decisions: std::vec::Vec<_> = answer
+                .chunks(size)
+                .scan(0, |offset, piece| {
                     let decision = talk.pod(*offset, piece);
                     *offset += i32::try_from(piece.len()).expect("a few bytes");
                     Some(decision)
-                }).collect();
+                })
+                .collect();
             if fits {
                 decisions.into_iter().for_each(passes);
                 assert_eq!(talk.flow().state, FlowState::TLS);

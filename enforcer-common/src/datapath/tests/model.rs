@@ -70,7 +70,14 @@ impl Model {
     /// One meshed pod whose every port has this mode.
     pub(crate) fn new(mode: Mode) -> Self {
         Self {
-            endpoint: Endpoint { workload: 7, generation: 1, mode, flags: flags(mode), ifindex: 0, netns_id: 0 },
+            endpoint: Endpoint {
+                workload: 7,
+                generation: 1,
+                mode,
+                flags: flags(mode),
+                ifindex: 0,
+                netns_id: 0,
+            },
             settings: Settings::DEFAULT,
             now_ns: Cell::new(1_000_000_000),
             own_probe: false,
@@ -91,7 +98,8 @@ impl Model {
         self.endpoint.flags = kept | flags(mode);
         self.endpoint.generation = self.endpoint.generation.wrapping_add(1);
         let old = core::mem::take(&mut self.ports);
-        self.ports = old.into_iter().map(|((_, port), value)| ((self.endpoint.generation, port), value)).collect();
+        self.ports =
+            old.into_iter().map(|((_, port), value)| ((self.endpoint.generation, port), value)).collect();
     }
 
     /// Gives a port an entry of its own.
@@ -99,7 +107,8 @@ impl Model {
         self.endpoint.generation = self.endpoint.generation.wrapping_add(1);
         self.endpoint.flags |= endpoint_flags::HAS_PORTS;
         let old = core::mem::take(&mut self.ports);
-        self.ports = old.into_iter().map(|((_, port), value)| ((self.endpoint.generation, port), value)).collect();
+        self.ports =
+            old.into_iter().map(|((_, port), value)| ((self.endpoint.generation, port), value)).collect();
         self.ports.insert((self.endpoint.generation, port), PortMode { mode, flags, reserved: 0 });
     }
 
@@ -213,7 +222,9 @@ impl Env for Model {
         };
         let payload = self.payload.borrow();
         let mut bytes = [0; 8];
-        for (to, from) in bytes.iter_mut().zip(payload.iter().skip(part.index as usize).take(part.count as usize)) {
+        for (to, from) in
+            bytes.iter_mut().zip(payload.iter().skip(part.index as usize).take(part.count as usize))
+        {
             *to = *from;
         }
         Window::new(part.offset, part.count, bytes)

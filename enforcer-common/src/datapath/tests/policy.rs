@@ -75,7 +75,10 @@ fn the_action_drop_answers_nobody() {
     let mut talk = Conversation::open(Mode::STRICT);
     talk.model.settings.action = Action::DROP;
     let decision = talk.client(0, REQUEST);
-    assert_eq!((decision.act, decision.verdict, decision.reason), (Act::Drop, Verdict::DROP, Reason::PLAINTEXT));
+    assert_eq!(
+        (decision.act, decision.verdict, decision.reason),
+        (Act::Drop, Verdict::DROP, Reason::PLAINTEXT)
+    );
     assert_eq!(talk.client(0, REQUEST).act, Act::Drop);
     assert_eq!(talk.flow().bytes_to_pod, 0);
 }
@@ -176,7 +179,10 @@ fn a_blocked_port_refuses_new_flows_only() {
     talk.model.set_port(8080, Mode::STRICT, port_flags::BLOCKED);
     talk.model.settings.enforcement = Enforcement::AUDIT;
     let decision = talk.client(0, HELLO);
-    assert_eq!((decision.verdict, decision.reason, decision.report), (Verdict::WOULD_RESET, Reason::CERTIFICATE, true));
+    assert_eq!(
+        (decision.verdict, decision.reason, decision.report),
+        (Verdict::WOULD_RESET, Reason::CERTIFICATE, true)
+    );
     talk.received = 11;
     for decision in [talk.pod(0, SERVER_HELLO), talk.client(11, REQUEST)] {
         assert_eq!((decision.act, decision.reason, decision.report), (Act::Pass, Reason::CERTIFICATE, false));
@@ -231,10 +237,16 @@ fn what_cannot_be_read_is_held_to_the_strictest_mode() {
     for reason in [Reason::FRAGMENT, Reason::MALFORMED] {
         let mut model = Model::new(Mode::STRICT);
         let decision = unreadable(&model, &model.endpoint, &client, reason);
-        assert_eq!((decision.act, decision.verdict, decision.reason, decision.report), (Act::Drop, Verdict::DROP, reason, true));
+        assert_eq!(
+            (decision.act, decision.verdict, decision.reason, decision.report),
+            (Act::Drop, Verdict::DROP, reason, true)
+        );
         model.settings.enforcement = Enforcement::AUDIT;
         let decision = unreadable(&model, &model.endpoint, &client, reason);
-        assert_eq!((decision.act, decision.verdict, decision.reason), (Act::Pass, Verdict::WOULD_RESET, reason));
+        assert_eq!(
+            (decision.act, decision.verdict, decision.reason),
+            (Act::Pass, Verdict::WOULD_RESET, reason)
+        );
         model.settings.enforcement = Enforcement::ENFORCE;
         model.exempt.insert(client, ExemptKind::NODE);
         assert_eq!(unreadable(&model, &model.endpoint, &client, reason).act, Act::Drop);

@@ -33,15 +33,9 @@ fn broken_bundles_are_refused_whole() {
     assert_eq!(load("no pem at all").err(), Some(BundleError::Empty));
     let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
     let error = load(&format!("{good}{broken}")).expect_err("broken");
-    assert!(
-        matches!(error, BundleError::BadCertificate { number: 2, .. }),
-        "{error}"
-    );
+    assert!(matches!(error, BundleError::BadCertificate { number: 2, .. }), "{error}");
     let cut = &good[..good.len() / 2];
-    assert!(matches!(
-        load(cut),
-        Err(BundleError::BadCertificate { number: 1, .. } | BundleError::Empty)
-    ));
+    assert!(matches!(load(cut), Err(BundleError::BadCertificate { number: 1, .. } | BundleError::Empty)));
     let large = "x".repeat(MAX_BYTES + 1);
     assert_eq!(load(&large).err(), Some(BundleError::TooLarge(MAX_BYTES + 1)));
     assert!(matches!(
@@ -55,11 +49,7 @@ fn an_expired_root_vouches_for_nothing() {
     let bundle = load(&root("r")).expect("good");
     let at = |text: &str| bundle.anchors_at(text.parse().expect("an instant")).len();
     assert_eq!(
-        (
-            at("2019-12-31T23:59:59Z"),
-            at("2025-01-01T00:00:00Z"),
-            at("2030-01-01T00:00:01Z")
-        ),
+        (at("2019-12-31T23:59:59Z"), at("2025-01-01T00:00:00Z"), at("2030-01-01T00:00:01Z")),
         (0, 1, 0)
     );
 }
@@ -73,10 +63,7 @@ fn a_broken_bundle_leaves_the_last_good_one_in_use() {
     assert!(!current.update(load("broken")));
     assert_eq!(current.problem(), Some(&BundleError::Empty));
     let fingerprint = |current: &CurrentBundle| current.good().map(|bundle| bundle.fingerprint().to_owned());
-    assert_eq!(
-        fingerprint(&current),
-        Some(load(&old).expect("good").fingerprint().to_owned())
-    );
+    assert_eq!(fingerprint(&current), Some(load(&old).expect("good").fingerprint().to_owned()));
     assert!(current.update(load(&format!("{old}{new}"))));
     assert_eq!(current.problem(), None);
 }

@@ -14,10 +14,7 @@ pub(super) const REQUEST: &[u8] = b"OPTIONS / HTTP/1.1\r\nHost: certificate-chec
 pub(super) const ANSWER_BYTES: usize = 4096;
 
 /// The sentences of nginx's error pages for 496 and 495.
-const SENTENCES: [&[u8]; 2] = [
-    b"No required SSL certificate was sent",
-    b"The SSL certificate error",
-];
+const SENTENCES: [&[u8]; 2] = [b"No required SSL certificate was sent", b"The SSL certificate error"];
 
 /// Whether this answer, or the beginning of one, refuses the client for its certificate.
 pub(super) fn certificate_refusal(answer: &[u8]) -> Option<Refused> {
@@ -29,14 +26,9 @@ pub(super) fn certificate_refusal(answer: &[u8]) -> Option<Refused> {
     if !digits.iter().all(|digit| digit.is_ascii_digit()) {
         return None;
     }
-    let status = digits
-        .iter()
-        .fold(0, |status, digit| status * 10 + u16::from(**digit - b'0'));
-    let says_so = || {
-        SENTENCES
-            .iter()
-            .any(|sentence| answer.windows(sentence.len()).any(|window| window == *sentence))
-    };
+    let status = digits.iter().fold(0, |status, digit| status * 10 + u16::from(**digit - b'0'));
+    let says_so =
+        || SENTENCES.iter().any(|sentence| answer.windows(sentence.len()).any(|window| window == *sentence));
     match status {
         495 | 496 => Some(Refused::Http { status }),
         400 if says_so() => Some(Refused::Http { status }),
@@ -56,17 +48,11 @@ mod tests {
         let missing = page("400", "No required SSL certificate was sent");
         let bad = page("400", "The SSL certificate error");
         for answer in [&missing, &bad] {
-            assert_eq!(
-                certificate_refusal(answer.as_bytes()),
-                Some(Refused::Http { status: 400 })
-            );
+            assert_eq!(certificate_refusal(answer.as_bytes()), Some(Refused::Http { status: 400 }));
         }
         for (status, number) in [("495", 495), ("496", 496)] {
             let answer = page(status, "whatever");
-            assert_eq!(
-                certificate_refusal(answer.as_bytes()),
-                Some(Refused::Http { status: number })
-            );
+            assert_eq!(certificate_refusal(answer.as_bytes()), Some(Refused::Http { status: number }));
         }
         for other in [
             page("400", "Bad Request"),

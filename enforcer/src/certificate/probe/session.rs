@@ -93,11 +93,7 @@ impl fmt::Display for Failure {
             Ended::NotTls(detail) | Ended::Protocol(detail) => f.write_str(detail),
             Ended::Data | Ended::Ticket => write!(f, "the server sent data before the handshake was done"),
             Ended::Silent if self.received == 0 => write!(f, "no answer to the TLS hello in time"),
-            Ended::Silent => write!(
-                f,
-                "the handshake did not end in time ({} bytes came)",
-                self.received
-            ),
+            Ended::Silent => write!(f, "the handshake did not end in time ({} bytes came)", self.received),
         }
     }
 }
@@ -124,11 +120,7 @@ impl Session {
         let recorder = Arc::new(Recorder::new(hello.certificate.clone()));
         let tls = client(hello, &recorder, address).map_err(|error| error.to_string())?;
         let connecting = async {
-            let socket = if address.is_ipv4() {
-                TcpSocket::new_v4()?
-            } else {
-                TcpSocket::new_v6()?
-            };
+            let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
             if let Some(mark) = mark {
                 nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::Mark, &mark)?;
             }
@@ -141,14 +133,7 @@ impl Session {
             Ok(Err(error)) => return Err(format!("cannot connect to {address}: {error}")),
             Err(_) => return Err(format!("cannot connect to {address}: no answer in time")),
         };
-        Ok(Self {
-            stream,
-            tls,
-            recorder,
-            received: 0,
-            first: [0; 2],
-            failure: None,
-        })
+        Ok(Self { stream, tls, recorder, received: 0, first: [0; 2], failure: None })
     }
 
     /// Drives the handshake until our side of it is sent.
@@ -165,10 +150,7 @@ impl Session {
                 Err(ended) => break ended,
             }
         };
-        let failure = Failure {
-            ended,
-            received: self.received,
-        };
+        let failure = Failure { ended, received: self.received };
         self.failure = Some(failure.clone());
         Err(failure)
     }
@@ -199,11 +181,7 @@ impl Session {
 
     /// Asks by HTTP whether the client is refused for its certificate; also hears an alert that comes only now.
     pub(super) async fn http_refusal(&mut self, deadline: Instant) -> Option<Refused> {
-        if self
-            .tls
-            .alpn_protocol()
-            .is_some_and(|protocol| protocol != b"http/1.1")
-        {
+        if self.tls.alpn_protocol().is_some_and(|protocol| protocol != b"http/1.1") {
             return None;
         }
         io::Write::write_all(&mut self.tls.writer(), http::REQUEST).ok()?;
@@ -235,12 +213,8 @@ impl Session {
                 rustls::ProtocolVersion::TLSv1_3 => "TLS 1.3".to_owned(),
                 other => format!("{other:?}"),
             }),
-            cipher_suite: tls
-                .negotiated_cipher_suite()
-                .map(|suite| format!("{:?}", suite.suite())),
-            group: tls
-                .negotiated_key_exchange_group()
-                .map(|group| format!("{:?}", group.name())),
+            cipher_suite: tls.negotiated_cipher_suite().map(|suite| format!("{:?}", suite.suite())),
+            group: tls.negotiated_key_exchange_group().map(|group| format!("{:?}", group.name())),
             alpn: tls
                 .alpn_protocol()
                 .map(|protocol| String::from_utf8_lossy(protocol).escape_debug().to_string()),
@@ -272,10 +246,7 @@ impl Session {
         let mut rest = &buffer[..read];
         let mut plaintext = 0;
         while !rest.is_empty() {
-            let taken = self
-                .tls
-                .read_tls(&mut rest)
-                .map_err(|error| Ended::Protocol(error.to_string()))?;
+            let taken = self.tls.read_tls(&mut rest).map_err(|error| Ended::Protocol(error.to_string()))?;
             match self.tls.process_new_packets() {
                 Ok(state) => {
                     plaintext = state.plaintext_bytes_to_read();
@@ -285,9 +256,7 @@ impl Session {
                 }
                 Err(error) => {
                     // Our own alert, so that the server's log says why; the outcome stands whether it arrives or not.
-                    let _ = self
-                        .flush(Instant::now() + std::time::Duration::from_millis(100))
-                        .await;
+                    let _ = self.flush(Instant::now() + std::time::Duration::from_millis(100)).await;
                     return Err(ended_by_tls(&error));
                 }
             }
@@ -313,9 +282,7 @@ impl Session {
             )));
         }
         if self.received > MAX_BYTES {
-            return Err(Ended::Protocol(format!(
-                "the server sent more than {MAX_BYTES} bytes"
-            )));
+            return Err(Ended::Protocol(format!("the server sent more than {MAX_BYTES} bytes")));
         }
         Ok(())
     }
@@ -323,9 +290,7 @@ impl Session {
     async fn flush(&mut self, deadline: Instant) -> Result<(), Ended> {
         while self.tls.wants_write() {
             let mut out = Vec::new();
-            self.tls
-                .write_tls(&mut out)
-                .map_err(|error| Ended::Protocol(error.to_string()))?;
+            self.tls.write_tls(&mut out).map_err(|error| Ended::Protocol(error.to_string()))?;
             match timeout_at(deadline, self.stream.write_all(&out)).await {
                 Err(_) => return Err(Ended::Silent),
                 // The server may have sent its alert before it closed: that says more than a broken pipe.
@@ -432,18 +397,11 @@ struct Recorder {
 impl Recorder {
     fn new(certificate: Option<Arc<CertifiedKey>>) -> Self {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        Self {
-            provider,
-            certificate,
-            observed: Mutex::default(),
-        }
+        Self { provider, certificate, observed: Mutex::default() }
     }
 
     fn observed(&self) -> Observed {
-        self.observed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.observed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn note(&self, note: impl FnOnce(&mut Observed)) {
@@ -472,12 +430,7 @@ impl ServerCertVerifier for Recorder {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(
-            message,
-            cert,
-            dss,
-            &self.provider.signature_verification_algorithms,
-        )
+        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(
@@ -486,18 +439,11 @@ impl ServerCertVerifier for Recorder {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(
-            message,
-            cert,
-            dss,
-            &self.provider.signature_verification_algorithms,
-        )
+        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 

@@ -3,12 +3,7 @@ use super::*;
 const SECOND: Duration = Duration::from_secs(1);
 
 fn settings() -> ScheduleSettings {
-    ScheduleSettings {
-        interval: 600 * SECOND,
-        retry: 5 * SECOND,
-        concurrency: 2,
-        spacing: SECOND / 10,
-    }
+    ScheduleSettings { interval: 600 * SECOND, retry: 5 * SECOND, concurrency: 2, spacing: SECOND / 10 }
 }
 
 fn at(seconds: u64) -> Duration {
@@ -21,11 +16,7 @@ fn a_new_server_is_due_at_once_and_then_once_per_interval() {
     assert_eq!(schedule.next(at(0)), Next::Idle);
     schedule.request("a", at(1));
     assert_eq!(schedule.next(at(1)), Next::Start("a"));
-    assert_eq!(
-        schedule.next(at(1)),
-        Next::Idle,
-        "a running check is not started twice"
-    );
+    assert_eq!(schedule.next(at(1)), Next::Idle, "a running check is not started twice");
     schedule.finished(&"a", at(2), true, None, 0);
     assert_eq!(schedule.next(at(2)), Next::Wait(at(602)));
     assert_eq!(schedule.next(at(602)), Next::Start("a"));
@@ -38,11 +29,7 @@ fn jitter_shortens_by_at_most_a_tenth() {
         schedule.request("a", at(0));
         schedule.next(at(0));
         schedule.finished(&"a", at(0), true, None, chance);
-        assert_eq!(
-            schedule.next(at(0)),
-            Next::Wait(Duration::from_secs_f64(due)),
-            "{chance}"
-        );
+        assert_eq!(schedule.next(at(0)), Next::Wait(Duration::from_secs_f64(due)), "{chance}");
     }
 }
 
@@ -61,11 +48,7 @@ fn failures_are_repeated_soon_and_then_ever_later() {
     schedule.finished(&"a", now, true, None, 0);
     schedule.next(now + at(600));
     schedule.finished(&"a", now + at(600), false, None, 0);
-    assert_eq!(
-        schedule.next(now + at(600)),
-        Next::Wait(now + at(605)),
-        "a good check forgets the failures"
-    );
+    assert_eq!(schedule.next(now + at(600)), Next::Wait(now + at(605)), "a good check forgets the failures");
 }
 
 #[test]
@@ -107,10 +90,7 @@ fn a_change_during_a_check_repeats_it() {
 
 #[test]
 fn a_removed_server_frees_its_place_when_its_check_ends() {
-    let mut schedule = Schedule::new(ScheduleSettings {
-        concurrency: 1,
-        ..settings()
-    });
+    let mut schedule = Schedule::new(ScheduleSettings { concurrency: 1, ..settings() });
     schedule.request("a", at(0));
     schedule.request("b", at(0));
     assert_eq!(schedule.next(at(0)), Next::Start("a"));

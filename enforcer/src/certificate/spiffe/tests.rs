@@ -9,10 +9,7 @@ fn expected() -> Expected {
 #[test]
 fn five_segments_and_nothing_else() {
     let id: SpiffeId = "spiffe://td/ns/n/sa/s".parse().expect("well formed");
-    assert_eq!(
-        (id.trust_domain(), id.namespace(), id.service_account()),
-        ("td", "n", "s")
-    );
+    assert_eq!((id.trust_domain(), id.namespace(), id.service_account()), ("td", "n", "s"));
     for wrong in [
         "",
         "spiffe://",

@@ -2,10 +2,7 @@ use super::*;
 use crate::certificate::finding::{Accepted, Refused};
 
 fn accepted(client: Client) -> Finding {
-    Finding::ForbiddenAccepted {
-        client,
-        why: Accepted::NotAsked,
-    }
+    Finding::ForbiddenAccepted { client, why: Accepted::NotAsked }
 }
 
 /// One finding for every state but `verified`.
@@ -14,19 +11,10 @@ fn finding_for(state: State) -> Option<Finding> {
     let at = Timestamp::UNIX_EPOCH;
     Some(match state {
         State::Verified => return None,
-        State::Expiring => Finding::Expiring {
-            certificate: text(),
-            not_after: at,
-        },
-        State::Expired => Finding::Expired {
-            certificate: text(),
-            not_after: at,
-        },
+        State::Expiring => Finding::Expiring { certificate: text(), not_after: at },
+        State::Expired => Finding::Expired { certificate: text(), not_after: at },
         State::Untrusted => Finding::Untrusted { detail: text() },
-        State::WrongIdentity => Finding::WrongIdentity {
-            expected: text(),
-            presented: Vec::new(),
-        },
+        State::WrongIdentity => Finding::WrongIdentity { expected: text(), presented: Vec::new() },
         State::NoClientAuth => accepted(Client::NoCertificate),
         State::AcceptsForeign => accepted(Client::ForeignCa),
         State::NotTls => Finding::NotTls { detail: text() },
@@ -38,16 +26,10 @@ fn finding_for(state: State) -> Option<Finding> {
 #[test]
 fn every_set_of_findings_has_the_weightiest_state() {
     for set in 0_u32..1 << PRECEDENCE.len() {
-        let chosen = (0..PRECEDENCE.len())
-            .filter(|bit| set & (1 << bit) != 0)
-            .map(|bit| PRECEDENCE[bit]);
+        let chosen = (0..PRECEDENCE.len()).filter(|bit| set & (1 << bit) != 0).map(|bit| PRECEDENCE[bit]);
         let chosen: Vec<State> = chosen.collect();
         // The order of the findings must not matter.
-        let findings: Vec<Finding> = chosen
-            .iter()
-            .rev()
-            .filter_map(|state| finding_for(*state))
-            .collect();
+        let findings: Vec<Finding> = chosen.iter().rev().filter_map(|state| finding_for(*state)).collect();
         let weightiest = chosen.first().copied().unwrap_or(State::Verified);
         assert_eq!(judge(&findings), weightiest, "{chosen:?}");
     }
@@ -64,25 +46,15 @@ fn every_state_has_its_place_and_its_word() {
 #[test]
 fn every_forbidden_client_counts() {
     for client in Client::FORBIDDEN {
-        let state = if client.is_anonymous() {
-            State::NoClientAuth
-        } else {
-            State::AcceptsForeign
-        };
+        let state = if client.is_anonymous() { State::NoClientAuth } else { State::AcceptsForeign };
         assert_eq!(judge(&[accepted(client)]), state);
     }
-    assert_eq!(
-        judge(&[Finding::MeshClientRefused { how: Refused::Closed }]),
-        State::Untrusted
-    );
+    assert_eq!(judge(&[Finding::MeshClientRefused { how: Refused::Closed }]), State::Untrusted);
     assert_eq!(judge(&[Finding::Revoked]), State::Untrusted);
 }
 
-const BLOCK: Consequences = Consequences {
-    on_failure: OnFailure::Block,
-    unchecked: UncheckedPorts::Allow,
-    failures_to_block: 2,
-};
+const BLOCK: Consequences =
+    Consequences { on_failure: OnFailure::Block, unchecked: UncheckedPorts::Allow, failures_to_block: 2 };
 
 fn after(consequences: Consequences, states: &[State]) -> History {
     let mut history = History::new(consequences);
@@ -103,11 +75,7 @@ fn report_never_blocks() {
 fn only_proven_failures_block_and_only_when_they_come_again() {
     for state in State::ALL {
         assert!(!after(BLOCK, &[state]).blocked, "{state} once");
-        assert_eq!(
-            after(BLOCK, &[state, state]).blocked,
-            state.is_bad(),
-            "{state} twice"
-        );
+        assert_eq!(after(BLOCK, &[state, state]).blocked, state.is_bad(), "{state} twice");
     }
     let kinds = [State::NoClientAuth, State::Untrusted];
     assert!(after(BLOCK, &kinds).blocked, "two kinds are two failures");
@@ -135,30 +103,17 @@ fn one_lost_packet_changes_nothing() {
     assert_eq!((history.state, history.blocked), (State::Verified, false));
     let history = after(BLOCK, &[State::Verified, State::Unreachable, State::Unreachable]);
     assert_eq!((history.state, history.blocked), (State::Unreachable, false));
-    assert_eq!(
-        after(BLOCK, &[State::Unreachable]).state,
-        State::Unreachable,
-        "nothing better is known"
-    );
+    assert_eq!(after(BLOCK, &[State::Unreachable]).state, State::Unreachable, "nothing better is known");
 }
 
 #[test]
 fn unchecked_ports_open_with_their_first_good_check() {
-    let closed = Consequences {
-        unchecked: UncheckedPorts::Block,
-        ..BLOCK
-    };
+    let closed = Consequences { unchecked: UncheckedPorts::Block, ..BLOCK };
     assert!(after(closed, &[]).blocked);
     assert!(after(closed, &[State::Unreachable]).blocked);
     assert!(!after(closed, &[State::Verified]).blocked);
     assert!(!after(closed, &[State::Verified, State::Unreachable]).blocked);
-    assert!(
-        after(closed, &[State::NoClientAuth]).blocked,
-        "a bad first check opens nothing"
-    );
-    let report = Consequences {
-        on_failure: OnFailure::Report,
-        ..closed
-    };
+    assert!(after(closed, &[State::NoClientAuth]).blocked, "a bad first check opens nothing");
+    let report = Consequences { on_failure: OnFailure::Report, ..closed };
     assert!(!after(report, &[]).blocked, "reporting closes nothing");
 }

@@ -28,31 +28,21 @@ fn authority(name: &str, years: (i32, i32)) -> CertificateParams {
 
 impl Mesh {
     fn new(root_years: (i32, i32), intermediate_years: (i32, i32)) -> Self {
-        let (root, intermediate) = (
-            authority("root", root_years),
-            authority("sub", intermediate_years),
-        );
+        let (root, intermediate) = (authority("root", root_years), authority("sub", intermediate_years));
         let key = KeyPair::generate().expect("a key");
         let root_pem = root.self_signed(&key).expect("a root").pem();
         let root = Issuer::new(root, key);
         let key = KeyPair::generate().expect("a key");
         let intermediate_der = intermediate.signed_by(&key, &root).expect("signed").der().clone();
-        Self {
-            root,
-            root_pem,
-            intermediate: Issuer::new(intermediate, key),
-            intermediate_der,
-        }
+        Self { root, root_pem, intermediate: Issuer::new(intermediate, key), intermediate_der }
     }
 
     fn chain(&self, change: impl FnOnce(&mut CertificateParams)) -> Vec<CertificateDer<'static>> {
         let mut params = CertificateParams::default();
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.subject_alt_names = vec![uri(ID)];
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.serial_number = Some(SerialNumber::from(42_u64));
         (params.not_before, params.not_after) = (date_time_ymd(2026, 1, 1), date_time_ymd(2026, 12, 31));
         change(&mut params);
@@ -74,15 +64,7 @@ fn check(chain: &[CertificateDer<'_>], bundle: &TrustBundle, now: &str) -> Vec<F
     let expected = Expected::exactly(ID.parse::<SpiffeId>().expect("an identity"));
     let now = now.parse().expect("an instant");
     let expiry = ExpiryWarning::default();
-    findings(
-        chain,
-        Rules {
-            bundle: Some(bundle),
-            expected: Some(&expected),
-            expiry,
-            now,
-        },
-    )
+    findings(chain, Rules { bundle: Some(bundle), expected: Some(&expected), expiry, now })
 }
 
 const NOW: &str = "2026-06-01T00:00:00Z";
@@ -108,15 +90,9 @@ fn a_missing_intermediate_is_untrusted() {
     let mesh = mesh();
     let found = check(&mesh.chain(|_| {})[..1], &mesh.bundle(), NOW);
     assert!(matches!(&found[..], [Finding::Untrusted { .. }]), "{found:?}");
-    assert!(matches!(
-        &check(&[], &mesh.bundle(), NOW)[..],
-        [Finding::Untrusted { .. }]
-    ));
+    assert!(matches!(&check(&[], &mesh.bundle(), NOW)[..], [Finding::Untrusted { .. }]));
     let junk = CertificateDer::from(vec![1, 2, 3]);
-    assert!(matches!(
-        &check(&[junk], &mesh.bundle(), NOW)[..],
-        [Finding::Untrusted { .. }]
-    ));
+    assert!(matches!(&check(&[junk], &mesh.bundle(), NOW)[..], [Finding::Untrusted { .. }]));
 }
 
 #[test]
@@ -124,18 +100,9 @@ fn dates_alone_are_no_lack_of_trust() {
     let mesh = mesh();
     let chain = mesh.chain(|_| {});
     let at = |now| check(&chain, &mesh.bundle(), now);
-    assert!(matches!(
-        &at("2025-12-31T23:59:59Z")[..],
-        [Finding::NotValidYet { .. }]
-    ));
-    assert!(matches!(
-        &at("2026-12-25T00:00:00Z")[..],
-        [Finding::Expiring { .. }]
-    ));
-    assert!(matches!(
-        &at("2027-02-01T00:00:00Z")[..],
-        [Finding::Expired { .. }]
-    ));
+    assert!(matches!(&at("2025-12-31T23:59:59Z")[..], [Finding::NotValidYet { .. }]));
+    assert!(matches!(&at("2026-12-25T00:00:00Z")[..], [Finding::Expiring { .. }]));
+    assert!(matches!(&at("2027-02-01T00:00:00Z")[..], [Finding::Expired { .. }]));
 }
 
 #[test]
@@ -169,15 +136,9 @@ fn the_identity_is_exactly_one_uri() {
         vec![SanType::DnsName("web.shop.svc".try_into().expect("ASCII"))],
     ] {
         let found = wrong(names.clone());
-        assert!(
-            matches!(&found[..], [Finding::WrongIdentity { .. }]),
-            "{names:?}: {found:?}"
-        );
+        assert!(matches!(&found[..], [Finding::WrongIdentity { .. }]), "{names:?}: {found:?}");
     }
-    let with_dns = vec![
-        SanType::DnsName("istiod.istio-system.svc".try_into().expect("ASCII")),
-        uri(ID),
-    ];
+    let with_dns = vec![SanType::DnsName("istiod.istio-system.svc".try_into().expect("ASCII")), uri(ID)];
     assert_eq!(wrong(with_dns), [], "DNS names beside the identity are fine");
 }
 
@@ -187,10 +148,7 @@ fn a_client_certificate_is_no_server_certificate() {
     let usage = vec![ExtendedKeyUsagePurpose::ClientAuth];
     let chain = mesh.chain(|params| params.extended_key_usages = usage);
     let found = check(&chain, &mesh.bundle(), NOW);
-    assert!(
-        matches!(&found[..], [Finding::Untrusted { detail }] if detail.contains("server")),
-        "{found:?}"
-    );
+    assert!(matches!(&found[..], [Finding::Untrusted { detail }] if detail.contains("server")), "{found:?}");
 }
 
 #[test]
@@ -226,17 +184,9 @@ fn a_revoked_certificate_is_found() {
             revoked_certs: vec![revoked],
             key_identifier_method: KeyIdMethod::Sha256,
         };
-        params
-            .signed_by(&mesh.intermediate)
-            .expect("signed")
-            .pem()
-            .expect("PEM")
+        params.signed_by(&mesh.intermediate).expect("signed").pem().expect("PEM")
     };
-    let with = |serial| {
-        mesh.bundle()
-            .with_revocation_lists(list(serial).as_bytes())
-            .expect("a list")
-    };
+    let with = |serial| mesh.bundle().with_revocation_lists(list(serial).as_bytes()).expect("a list");
     let chain = mesh.chain(|_| {});
     assert_eq!(check(&chain, &with(42), NOW), [Finding::Revoked]);
     assert_eq!(check(&chain, &with(43), NOW), []);
@@ -253,8 +203,5 @@ fn without_a_bundle_the_rest_is_still_checked() {
         expiry: ExpiryWarning::default(),
         now: "2027-02-01T00:00:00Z".parse().expect("an instant"),
     };
-    assert!(matches!(
-        &findings(&chain, rules)[..],
-        [Finding::NoTrustBundle, Finding::Expired { .. }]
-    ));
+    assert!(matches!(&findings(&chain, rules)[..], [Finding::NoTrustBundle, Finding::Expired { .. }]));
 }

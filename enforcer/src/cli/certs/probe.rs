@@ -97,11 +97,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
 /// An argument or file is wrong.
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let server = address(&args.server)?;
-    let bundle = args
-        .trust_bundle
-        .as_deref()
-        .map(TrustBundle::from_file)
-        .transpose()?;
+    let bundle = args.trust_bundle.as_deref().map(TrustBundle::from_file).transpose()?;
     let bundle = match (bundle, &args.crl) {
         (Some(bundle), Some(path)) => {
             let lists = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -117,10 +113,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let server_name = server_name.context("--sni is no DNS name")?;
     let trust_domain = args.expect.as_ref().map(|id| id.trust_domain().to_owned());
     let forbidden = ForbiddenClients::generate(trust_domain.as_deref(), Timestamp::now())?;
-    let expected = args.expect.map(|id| Expected {
-        id,
-        aliases: args.trust_domain_alias,
-    });
+    let expected = args.expect.map(|id| Expected { id, aliases: args.trust_domain_alias });
     let settings = Settings {
         timeout: args.timeout,
         alert_wait: args.alert_wait,
@@ -136,15 +129,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         mesh_client: mesh_client.as_ref(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let result = runtime
-        .context("cannot start")?
-        .block_on(probe(request, &settings));
+    let result = runtime.context("cannot start")?.block_on(probe(request, &settings));
 
     // By hand the bundle may be left out; then the rest of the answer stands on its own.
-    let asked_for = result
-        .findings
-        .iter()
-        .filter(|finding| **finding != Finding::NoTrustBundle);
+    let asked_for = result.findings.iter().filter(|finding| **finding != Finding::NoTrustBundle);
     let state = judge(&asked_for.cloned().collect::<Vec<_>>());
     let answer = Answer {
         server,
@@ -158,11 +146,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         OutputFormat::Json => print_json(&answer)?,
         OutputFormat::Table => print(&answer),
     }
-    Ok(if answer.mutual_tls {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::from(EXIT_NO)
-    })
+    Ok(if answer.mutual_tls { ExitCode::SUCCESS } else { ExitCode::from(EXIT_NO) })
 }
 
 fn print(answer: &Answer<'_>) {
@@ -173,17 +157,8 @@ fn print(answer: &Answer<'_>) {
     if answer.mutual_tls && !answer.identity_checked {
         println!("{:<31}identity not checked: give --expect", "note:");
     }
-    let verdict = if answer.mutual_tls {
-        "mutual TLS is proven"
-    } else {
-        "mutual TLS is not proven"
-    };
-    println!(
-        "{:<31}{} ({verdict}); {}",
-        "state:",
-        answer.state,
-        answer.state.remedy()
-    );
+    let verdict = if answer.mutual_tls { "mutual TLS is proven" } else { "mutual TLS is not proven" };
+    println!("{:<31}{} ({verdict}); {}", "state:", answer.state, answer.state.remedy());
 }
 
 fn address(text: &str) -> anyhow::Result<SocketAddr> {
@@ -191,8 +166,5 @@ fn address(text: &str) -> anyhow::Result<SocketAddr> {
     if let Ok(address) = text.parse() {
         return Ok(address);
     }
-    text.to_socket_addrs()
-        .with_context(hint)?
-        .next()
-        .with_context(hint)
+    text.to_socket_addrs().with_context(hint)?.next().with_context(hint)
 }

@@ -20,11 +20,7 @@ pub(super) fn relative(instant: Timestamp, now: Timestamp) -> String {
         172_800..63_072_000 => (magnitude / 86_400, "d"),
         _ => (magnitude / 31_536_000, "years"),
     };
-    if seconds > 0 {
-        format!("in {number} {unit}")
-    } else {
-        format!("{number} {unit} ago")
-    }
+    if seconds > 0 { format!("in {number} {unit}") } else { format!("{number} {unit} ago") }
 }
 
 /// `ends in 11 h`, `ended 3 d ago`, `begins in 2 h`.
@@ -50,17 +46,12 @@ pub(super) fn row(entry: &Entry, now: Timestamp) -> [String; 11] {
         entry.address.to_string(),
         entry.port.to_string(),
         state,
-        entry
-            .history
-            .since
-            .map_or_else(|| "-".to_owned(), |since| relative(since, now)),
+        entry.history.since.map_or_else(|| "-".to_owned(), |since| relative(since, now)),
         of_leaf(&|leaf| dash(leaf.uris.join(" "))),
         of_leaf(&|leaf| dash(leaf.issuer.clone())),
         of_leaf(&|leaf| validity(leaf, now)),
         of_leaf(&|leaf| leaf.key.clone()),
-        server
-            .and_then(|server| server.version.clone())
-            .unwrap_or_else(|| "-".to_owned()),
+        server.and_then(|server| server.version.clone()).unwrap_or_else(|| "-".to_owned()),
         dash(findings.map(ToString::to_string).collect::<Vec<_>>().join("; ")),
     ]
 }
@@ -100,10 +91,7 @@ fn certificate_lines(
     } else {
         line("intermediate", &dash(certificate.subject.clone()));
     }
-    line(
-        "validity",
-        &format!("{} ({})", validity(certificate, now), certificate.not_after),
-    );
+    line("validity", &format!("{} ({})", validity(certificate, now), certificate.not_after));
     line("key", &certificate.key);
 }
 
@@ -113,14 +101,7 @@ fn handshake_lines(line: &mut dyn FnMut(&str, &str), server: &Server) {
     line("cipher suite", &known(&server.cipher_suite));
     line("key exchange", &known(&server.group));
     line("ALPN", &known(&server.alpn));
-    line(
-        "mesh ALPN",
-        if server.mesh_hello {
-            "accepted"
-        } else {
-            "refused; checked without it"
-        },
-    );
+    line("mesh ALPN", if server.mesh_hello { "accepted" } else { "refused; checked without it" });
     let asks = match &server.asks_for {
         None => "no".to_owned(),
         Some(names) if names.is_empty() => "yes".to_owned(),

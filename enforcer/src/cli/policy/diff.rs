@@ -104,14 +104,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let new = side(&args.new, &args.manifests)?;
     let (before, after) = (args.reading.composer(&old), args.reading.composer(&new));
     let (changes, compared) = diff(
-        Side {
-            objects: &old.objects,
-            composer: &before,
-        },
-        Side {
-            objects: &new.objects,
-            composer: &after,
-        },
+        Side { objects: &old.objects, composer: &before },
+        Side { objects: &new.objects, composer: &after },
     );
     let with_pods = !old.objects.pods.is_empty() || !new.objects.pods.is_empty();
     match args.output {
@@ -122,11 +116,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         OutputFormat::Table => print(&changes, with_pods, compared)?,
     }
     let no = args.exit_code && !changes.is_empty();
-    Ok(if no {
-        ExitCode::from(EXIT_NO)
-    } else {
-        ExitCode::SUCCESS
-    })
+    Ok(if no { ExitCode::from(EXIT_NO) } else { ExitCode::SUCCESS })
 }
 
 fn print(changes: &[Change], with_pods: bool, compared: usize) -> io::Result<()> {
@@ -138,26 +128,17 @@ fn print(changes: &[Change], with_pods: bool, compared: usize) -> io::Result<()>
                 format!("any in {namespace} that no selector matches")
             }
             Subject::Any { namespace, labels } => {
-                let labels: Vec<_> = labels
-                    .iter()
-                    .map(|(key, value)| format!("{key}={value}"))
-                    .collect();
+                let labels: Vec<_> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
                 format!("any in {namespace} with {}", labels.join(","))
             }
             Subject::Elsewhere => "any in other namespaces".to_owned(),
         };
         let others = || {
             let except: Vec<_> = change.except.iter().map(ToString::to_string).collect();
-            if except.is_empty() {
-                "others".to_owned()
-            } else {
-                format!("all but {}", except.join(","))
-            }
+            if except.is_empty() { "others".to_owned() } else { format!("all but {}", except.join(",")) }
         };
-        let named = |name: &Option<ObjectName>| {
-            name.as_ref()
-                .map_or_else(|| "none".to_owned(), ToString::to_string)
-        };
+        let named =
+            |name: &Option<ObjectName>| name.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string);
         rows.add_row([
             subject,
             change.port.map_or_else(others, |port| port.to_string()),

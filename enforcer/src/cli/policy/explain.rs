@@ -58,9 +58,7 @@ fn labels(text: &str) -> Result<Map, String> {
         .filter(|pair| !pair.is_empty())
         .map(|pair| match pair.split_once('=') {
             Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-            _ => Err(format!(
-                "`{pair}` is no label: write key=value pairs with commas between them"
-            )),
+            _ => Err(format!("`{pair}` is no label: write key=value pairs with commas between them")),
         })
         .collect()
 }
@@ -95,10 +93,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         (None, None) => bail!("say which pod: --pod NS/NAME, or --namespace NS and --labels KEY=VALUE"),
     };
     if loaded.files.is_empty() && !loaded.incomplete {
-        writeln!(
-            io::stderr(),
-            "warning: the folders given hold no *.yaml, *.yml or *.json"
-        )?;
+        writeln!(io::stderr(), "warning: the folders given hold no *.yaml, *.yml or *.json")?;
     }
     for problem in &loaded.problems {
         if matters(problem, namespace, args) {
@@ -110,9 +105,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if let Some(port) = args.port {
         let effective = &mut explanation.effective;
         effective.ports.retain(|other, _| *other == port);
-        effective
-            .decided_by
-            .retain(|decision| decision.port.is_none_or(|other| other == port));
+        effective.decided_by.retain(|decision| decision.port.is_none_or(|other| other == port));
     }
     match args.output {
         OutputFormat::Json => print_json(&report(pod, &explanation.effective))?,
@@ -150,11 +143,8 @@ fn find<'a>(loaded: &'a Loaded, name: &ObjectName) -> anyhow::Result<&'a Pod> {
         .keys()
         .map(|other| {
             let starts = other.namespace == name.namespace && other.name.starts_with(&name.name);
-            let far = if other.name == name.name || starts {
-                0
-            } else {
-                distance(&wanted, &other.to_string())
-            };
+            let far =
+                if other.name == name.name || starts { 0 } else { distance(&wanted, &other.to_string()) };
             (far, other)
         })
         .filter(|(far, _)| *far <= 3.max(wanted.len() / 4))
@@ -167,10 +157,7 @@ fn find<'a>(loaded: &'a Loaded, name: &ObjectName) -> anyhow::Result<&'a Pod> {
             pods.len()
         );
     }
-    bail!(
-        "no pod {name} in the manifests; did you mean {}?",
-        close.join(" or ")
-    )
+    bail!("no pod {name} in the manifests; did you mean {}?", close.join(" or "))
 }
 
 /// Whether a refused document could have changed the answer.
@@ -191,11 +178,7 @@ fn report(pod: Option<&Pod>, effective: &Effective) -> Report {
     Report {
         pod: pod.map(|pod| pod.name.to_string()),
         default: effective.default.name(),
-        ports: effective
-            .ports
-            .iter()
-            .map(|(port, mode)| (*port, mode.name()))
-            .collect(),
+        ports: effective.ports.iter().map(|(port, mode)| (*port, mode.name())).collect(),
         decided_by: effective
             .decided_by
             .iter()
@@ -221,70 +204,34 @@ fn reason(effective: &Effective, port: Option<u16>) -> String {
 
 fn print(subject: &str, labels: &Map, explanation: &Explanation, port: Option<u16>) -> io::Result<()> {
     let effective = &explanation.effective;
-    let pairs: Vec<_> = labels
-        .iter()
-        .map(|(key, value)| format!("{key}={value}"))
-        .collect();
-    let pairs = if pairs.is_empty() {
-        "no labels".to_owned()
-    } else {
-        pairs.join(",")
-    };
+    let pairs: Vec<_> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let pairs = if pairs.is_empty() { "no labels".to_owned() } else { pairs.join(",") };
     writeln!(io::stdout(), "{subject} ({pairs})\n")?;
     let mut rows = table(["PORT", "MODE", "DECIDED BY"]);
     if let Some(port) = port {
-        rows.add_row([
-            port.to_string(),
-            effective.mode(port).to_string(),
-            reason(effective, Some(port)),
-        ]);
+        rows.add_row([port.to_string(), effective.mode(port).to_string(), reason(effective, Some(port))]);
     } else {
         for (port, mode) in &effective.ports {
             rows.add_row([port.to_string(), mode.to_string(), reason(effective, Some(*port))]);
         }
-        let others = if effective.ports.is_empty() {
-            "all"
-        } else {
-            "others"
-        };
-        rows.add_row([
-            others.to_owned(),
-            effective.default.to_string(),
-            reason(effective, None),
-        ]);
+        let others = if effective.ports.is_empty() { "all" } else { "others" };
+        rows.add_row([others.to_owned(), effective.default.to_string(), reason(effective, None)]);
     }
     print_table(&rows)?;
     if explanation.rulings.is_empty() {
-        return writeln!(
-            io::stdout(),
-            "\nNo policy in the pod's namespace or the root namespace."
-        );
+        return writeln!(io::stdout(), "\nNo policy in the pod's namespace or the root namespace.");
     }
     writeln!(io::stdout())?;
     let mut rows = table(["POLICY", "LEVEL", "SAYS", "RESULT"]);
     for ruling in &explanation.rulings {
         let level = ruling.level.map_or("-", Level::name);
-        rows.add_row([
-            ruling.policy.to_string(),
-            level.to_owned(),
-            says(ruling),
-            ruling.outcome.to_string(),
-        ]);
+        rows.add_row([ruling.policy.to_string(), level.to_owned(), says(ruling), ruling.outcome.to_string()]);
     }
     print_table(&rows)?;
     if !explanation.elsewhere.is_empty() {
-        let shown: Vec<_> = explanation
-            .elsewhere
-            .iter()
-            .take(5)
-            .map(ToString::to_string)
-            .collect();
+        let shown: Vec<_> = explanation.elsewhere.iter().take(5).map(ToString::to_string).collect();
         let more = explanation.elsewhere.len() - shown.len();
-        let more = if more > 0 {
-            format!(" and {more} more")
-        } else {
-            String::new()
-        };
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         let names = shown.join(", ");
         writeln!(
             io::stdout(),
@@ -297,19 +244,10 @@ fn print(subject: &str, labels: &Map, explanation: &Explanation, port: Option<u1
 /// What a policy says, in short: the mode, then the ports.
 fn says(ruling: &Ruling) -> String {
     let word = |mode: Option<_>| {
-        mode.map_or_else(
-            || "unset".to_owned(),
-            |mode: enforcer_common::Mode| mode.to_string(),
-        )
+        mode.map_or_else(|| "unset".to_owned(), |mode: enforcer_common::Mode| mode.to_string())
     };
     let mut words = vec![word(ruling.mode)];
-    words.extend(
-        ruling
-            .ports
-            .iter()
-            .take(4)
-            .map(|(port, mode)| format!("{port}: {}", word(*mode))),
-    );
+    words.extend(ruling.ports.iter().take(4).map(|(port, mode)| format!("{port}: {}", word(*mode))));
     if ruling.ports.len() > 4 {
         words.push(format!("{} more ports", ruling.ports.len() - 4));
     }
@@ -341,10 +279,7 @@ fn notes(loaded: &Loaded, pod: &Pod, port: Option<u16>) -> io::Result<()> {
     let exempt =
         port.is_some_and(|port| ports.contains(&port) || only.is_some_and(|only| !only.contains(&port)));
     if exempt {
-        writeln!(
-            io::stdout(),
-            "\nThe mesh never captures this port of the pod: no mode is held there."
-        )?;
+        writeln!(io::stdout(), "\nThe mesh never captures this port of the pod: no mode is held there.")?;
     }
     Ok(())
 }

@@ -70,10 +70,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let loaded = load(&args.manifests);
     if loaded.files.is_empty() {
-        writeln!(
-            io::stderr(),
-            "warning: the folders given hold no *.yaml, *.yml or *.json"
-        )?;
+        writeln!(io::stderr(), "warning: the folders given hold no *.yaml, *.yml or *.json")?;
     }
     let empty: BTreeSet<String> = loaded
         .warnings
@@ -85,10 +82,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut warnings = lint(&loaded.objects, &composer, &empty);
     warnings.extend(loaded.warnings.iter().cloned());
     warnings.sort();
-    let findings = Findings {
-        errors: loaded.problems.clone(),
-        warnings,
-    };
+    let findings = Findings { errors: loaded.problems.clone(), warnings };
     match args.output {
         Format::Json => print_json(&findings)?,
         Format::Sarif => print_json(&sarif(&findings))?,
@@ -96,11 +90,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Format::Table => print(&findings)?,
     }
     let bad = !findings.errors.is_empty() || (args.strict && !findings.warnings.is_empty());
-    Ok(if bad {
-        ExitCode::from(EXIT_NO)
-    } else {
-        ExitCode::SUCCESS
-    })
+    Ok(if bad { ExitCode::from(EXIT_NO) } else { ExitCode::SUCCESS })
 }
 
 fn plural(count: usize, word: &str) -> String {
@@ -130,12 +120,7 @@ fn print(findings: &Findings) -> io::Result<()> {
         writeln!(io::stdout())?;
     }
     let (errors, warnings) = (findings.errors.len(), findings.warnings.len());
-    writeln!(
-        io::stdout(),
-        "{}, {}",
-        plural(errors, "error"),
-        plural(warnings, "warning")
-    )
+    writeln!(io::stdout(), "{}, {}", plural(errors, "error"), plural(warnings, "warning"))
 }
 
 /// First lines of documents, read again from the files: problems carry document numbers.
@@ -147,26 +132,17 @@ impl Lines {
     fn line(&mut self, problem: &Problem) -> usize {
         let Some(file) = &problem.file else { return 1 };
         let starts = self.0.entry(file.clone()).or_insert_with(|| {
-            let text = if file.is_file() {
-                fs::read_to_string(file).unwrap_or_default()
-            } else {
-                String::new()
-            };
+            let text =
+                if file.is_file() { fs::read_to_string(file).unwrap_or_default() } else { String::new() };
             starts(&text)
         });
-        starts
-            .get(problem.document.saturating_sub(1))
-            .copied()
-            .unwrap_or(1)
+        starts.get(problem.document.saturating_sub(1)).copied().unwrap_or(1)
     }
 }
 
 /// The line of the first content of every document of a file; nothing when a list shifts the numbers.
 fn starts(text: &str) -> Vec<usize> {
-    if text
-        .lines()
-        .any(|line| line.starts_with("kind:") && line.trim_end().ends_with("List"))
-    {
+    if text.lines().any(|line| line.starts_with("kind:") && line.trim_end().ends_with("List")) {
         return Vec::new();
     }
     let mut starts = Vec::new();
@@ -184,16 +160,8 @@ fn starts(text: &str) -> Vec<usize> {
 }
 
 fn sentence(problem: &Problem) -> String {
-    let parts = [
-        problem.object.as_str(),
-        problem.field.as_str(),
-        problem.message.as_str(),
-    ];
-    parts
-        .into_iter()
-        .filter(|part| !part.is_empty())
-        .collect::<Vec<_>>()
-        .join(": ")
+    let parts = [problem.object.as_str(), problem.field.as_str(), problem.message.as_str()];
+    parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(": ")
 }
 
 fn sarif(findings: &Findings) -> serde_json::Value {
@@ -241,12 +209,7 @@ fn github(findings: &Findings) -> io::Result<()> {
             properties.push(format!("file={}", property(&file.to_string_lossy())));
             properties.push(format!("line={}", lines.line(problem)));
         }
-        writeln!(
-            stdout,
-            "::{severity} {}::{}",
-            properties.join(","),
-            escape(&sentence(problem))
-        )?;
+        writeln!(stdout, "::{severity} {}::{}", properties.join(","), escape(&sentence(problem)))?;
     }
     Ok(())
 }

@@ -43,12 +43,8 @@ fn oldest<'a>(
 ) -> Option<&'a PeerAuthentication> {
     let mut best: Option<&PeerAuthentication> = None;
     for &policy in all.iter().filter(|policy| wanted(policy)) {
-        let key = |p: &PeerAuthentication| {
-            (
-                p.created.map_or(i64::MIN, Timestamp::as_second),
-                p.name.name.clone(),
-            )
-        };
+        let key =
+            |p: &PeerAuthentication| (p.created.map_or(i64::MIN, Timestamp::as_second), p.name.name.clone());
         if best.is_none_or(|best| key(policy) < key(best)) {
             best = Some(policy);
         }

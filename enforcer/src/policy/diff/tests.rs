@@ -15,16 +15,8 @@ fn lines(old: &str, new: &str) -> Vec<String> {
     let (old, new) = (objects(old), objects(new));
     let before = Composer::new(old.policies.values(), "root", None);
     let after = Composer::new(new.policies.values(), "root", None);
-    let (changes, _) = diff(
-        Side {
-            objects: &old,
-            composer: &before,
-        },
-        Side {
-            objects: &new,
-            composer: &after,
-        },
-    );
+    let (changes, _) =
+        diff(Side { objects: &old, composer: &before }, Side { objects: &new, composer: &after });
     changes
         .iter()
         .map(|change| {
@@ -33,17 +25,9 @@ fn lines(old: &str, new: &str) -> Vec<String> {
                 Subject::Any { namespace, labels } => format!("{namespace}{labels:?}"),
                 Subject::Elsewhere => "elsewhere".to_owned(),
             };
-            let others = || {
-                change
-                    .except
-                    .iter()
-                    .fold("*".to_owned(), |text, port| format!("{text}-{port}"))
-            };
+            let others = || change.except.iter().fold("*".to_owned(), |text, port| format!("{text}-{port}"));
             let port = change.port.map_or_else(others, |port| port.to_string());
-            let policy = change
-                .new_policy
-                .as_ref()
-                .map_or_else(|| "none".to_owned(), ToString::to_string);
+            let policy = change.new_policy.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string);
             format!("{subject}:{port} {} -> {} by {policy}", change.old, change.new)
         })
         .collect()
@@ -83,10 +67,7 @@ fn pods_of_one_side_count_for_both() {
     let old = format!("{POD}{MESH}");
     assert_eq!(
         lines(&old, &format!("{MESH}{PORT}")),
-        [
-            "shop/cart:90 STRICT -> PERMISSIVE by shop/port",
-            "shop/cart:91 STRICT -> DISABLE by shop/port"
-        ]
+        ["shop/cart:90 STRICT -> PERMISSIVE by shop/port", "shop/cart:91 STRICT -> DISABLE by shop/port"]
     );
 }
 

@@ -78,11 +78,5 @@ fn pods_of_the_root_namespace_know_the_mesh_policy_alone() {
         .into_iter()
         .map(|ruling| ruling.outcome)
         .collect();
-    assert_eq!(
-        outcomes,
-        [
-            Outcome::Decides(enforcer_common::Mode::STRICT),
-            Outcome::RootSelector
-        ]
-    );
+    assert_eq!(outcomes, [Outcome::Decides(enforcer_common::Mode::STRICT), Outcome::RootSelector]);
 }

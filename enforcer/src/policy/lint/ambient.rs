@@ -15,12 +15,7 @@ impl Linter<'_> {
             let mode = namespace.labels.get("istio.io/dataplane-mode");
             mode.is_some_and(|mode| mode == "ambient")
         });
-        let mut pods = self
-            .objects
-            .pods
-            .values()
-            .filter(|pod| pod.name.namespace == namespace)
-            .peekable();
+        let mut pods = self.objects.pods.values().filter(|pod| pod.name.namespace == namespace).peekable();
         let unknown = label.is_none() && pods.peek().is_none();
         unknown
             || label == Some(true)
@@ -39,11 +34,7 @@ impl Linter<'_> {
         if !self.may_be_ambient(namespace) {
             return;
         }
-        let mesh = self
-            .composer
-            .wide(self.composer.root_namespace())
-            .first()
-            .and_then(|policy| policy.mode);
+        let mesh = self.composer.wide(self.composer.root_namespace()).first().and_then(|policy| policy.mode);
         let wide = self.composer.wide(namespace);
         let own = wide.first().copied();
         let own_mode = own.and_then(|policy| policy.mode);
@@ -54,10 +45,7 @@ impl Linter<'_> {
         let selecting = self.composer.selecting(namespace);
         for (index, policy) in selecting.iter().enumerate() {
             let (earlier, _) = selecting.split_at(index);
-            if let Some(winner) = earlier
-                .iter()
-                .find(|winner| selects(&winner.selector, &policy.selector))
-            {
+            if let Some(winner) = earlier.iter().find(|winner| selects(&winner.selector, &policy.selector)) {
                 if winner.created == policy.created {
                     self.tie(winner, policy);
                 }

@@ -11,11 +11,9 @@ use crate::policy::membership::{MESH_PORTS, Membership, exempt_ports, membership
 fn resolve(target: &TargetPort, pod: Option<&Pod>) -> Option<u16> {
     match target {
         TargetPort::Number(port) => Some(*port),
-        TargetPort::Name(name) => pod?
-            .ports
-            .iter()
-            .find(|port| port.tcp && port.name.as_ref() == Some(name))
-            .map(|port| port.port),
+        TargetPort::Name(name) => {
+            pod?.ports.iter().find(|port| port.tcp && port.name.as_ref() == Some(name)).map(|port| port.port)
+        }
     }
 }
 
@@ -37,10 +35,7 @@ impl Linter<'_> {
             .iter()
             .flat_map(|service| service.ports.iter().map(move |port| (*service, port)))
             .filter_map(|(service, port)| {
-                let pod = governed
-                    .iter()
-                    .copied()
-                    .find(|pod| selects(&service.selector, &pod.labels));
+                let pod = governed.iter().copied().find(|pod| selects(&service.selector, &pod.labels));
                 Some((service, port.port, resolve(&port.target, pod)?))
             })
             .collect();
@@ -89,9 +84,8 @@ impl Linter<'_> {
             if service.selector.is_empty() {
                 continue;
             }
-            let pods = self
-                .pods(&service.name.namespace)
-                .filter(|pod| selects(&service.selector, &pod.labels));
+            let pods =
+                self.pods(&service.name.namespace).filter(|pod| selects(&service.selector, &pod.labels));
             for pod in pods {
                 let target = service.ports.iter().find(|port| port.port == client.port);
                 let Some(port) = target.and_then(|target| resolve(&target.target, Some(pod))) else {

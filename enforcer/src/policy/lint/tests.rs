@@ -10,11 +10,7 @@ use crate::source::manifest::{merge, parse_file};
 fn found(documents: &[String]) -> Vec<String> {
     let loaded = merge(&[parse_file("all.yaml".as_ref(), &documents.join("\n---\n"))]);
     assert_eq!(loaded.problems, []);
-    let empty: BTreeSet<String> = loaded
-        .warnings
-        .iter()
-        .map(|problem| problem.object.clone())
-        .collect();
+    let empty: BTreeSet<String> = loaded.warnings.iter().map(|problem| problem.object.clone()).collect();
     let composer = Composer::new(loaded.objects.policies.values(), "root", None);
     lint(&loaded.objects, &composer, &empty)
         .into_iter()
@@ -32,9 +28,8 @@ fn found(documents: &[String]) -> Vec<String> {
 fn message(documents: &[String], rule: &str) -> String {
     let loaded = merge(&[parse_file("all.yaml".as_ref(), &documents.join("\n---\n"))]);
     let composer = Composer::new(loaded.objects.policies.values(), "root", None);
-    let problem = lint(&loaded.objects, &composer, &BTreeSet::new())
-        .into_iter()
-        .find(|problem| problem.rule == rule);
+    let problem =
+        lint(&loaded.objects, &composer, &BTreeSet::new()).into_iter().find(|problem| problem.rule == rule);
     problem.expect("the rule speaks up").message
 }
 
@@ -59,10 +54,7 @@ const SERVICE: &str = "{apiVersion: v1, kind: Service, metadata: {name: cart, na
 
 #[test]
 fn the_older_policy_shadows() {
-    let both = [
-        policy("shop/a", 1, "{mtls: {mode: STRICT}}"),
-        policy("shop/b", 0, "{}"),
-    ];
+    let both = [policy("shop/a", 1, "{mtls: {mode: STRICT}}"), policy("shop/b", 0, "{}")];
     assert_eq!(found(&both), ["shadowed shop/a "]);
     let narrower = [
         policy("shop/a", 1, "{selector: {matchLabels: {app: a, tier: b}}}"),
@@ -75,30 +67,16 @@ fn the_older_policy_shadows() {
         policy("shop/b", 1, "{selector: {matchLabels: {app: a}}}"),
     ];
     assert!(found(&wider).is_empty());
-    let pods = [
-        pod("shop/one", "{app: a, tier: b}", "[]"),
-        pod("shop/two", "{app: a}", "[]"),
-    ];
-    assert_eq!(
-        found(&[&wider[..], &pods].concat()),
-        ["shadowed-partly shop/b spec.selector"]
-    );
-    assert_eq!(
-        found(&[&wider[..], &pods[..1]].concat()),
-        ["shadowed shop/b spec.selector"]
-    );
+    let pods = [pod("shop/one", "{app: a, tier: b}", "[]"), pod("shop/two", "{app: a}", "[]")];
+    assert_eq!(found(&[&wider[..], &pods].concat()), ["shadowed-partly shop/b spec.selector"]);
+    assert_eq!(found(&[&wider[..], &pods[..1]].concat()), ["shadowed shop/b spec.selector"]);
 }
 
 #[test]
 fn a_selector_that_matches_nothing_names_the_nearest_pod() {
-    let documents = [
-        policy("shop/a", 0, "{selector: {matchLabels: {app: crat}}}"),
-        pod("shop/one", "{app: cart}", "[]"),
-    ];
-    assert_eq!(
-        found(&documents),
-        ["selector-matches-nothing shop/a spec.selector.matchLabels"]
-    );
+    let documents =
+        [policy("shop/a", 0, "{selector: {matchLabels: {app: crat}}}"), pod("shop/one", "{app: cart}", "[]")];
+    assert_eq!(found(&documents), ["selector-matches-nothing shop/a spec.selector.matchLabels"]);
     let message = message(&documents, "selector-matches-nothing");
     assert!(
         message.contains("nearest is one: the selector wants app=crat, the pod has app=cart"),
@@ -123,25 +101,13 @@ fn port_entries_mean_container_ports() {
     let all = |number| [port(number), pod.clone(), SERVICE.to_owned()];
     assert!(found(&all("8080")).is_empty());
     assert!(found(&all("8443")).is_empty(), "a Service sends there");
-    assert_eq!(
-        found(&all("80")),
-        ["port-of-service shop/a spec.portLevelMtls.80"]
-    );
+    assert_eq!(found(&all("80")), ["port-of-service shop/a spec.portLevelMtls.80"]);
     let message = message(&all("80"), "port-of-service");
     assert!(message.ends_with("write 8080"), "{message}");
-    assert_eq!(
-        found(&all("9090")),
-        ["port-not-declared shop/a spec.portLevelMtls.9090"]
-    );
-    assert_eq!(
-        found(&all("15021")),
-        ["port-reserved shop/a spec.portLevelMtls.15021"]
-    );
+    assert_eq!(found(&all("9090")), ["port-not-declared shop/a spec.portLevelMtls.9090"]);
+    assert_eq!(found(&all("15021")), ["port-reserved shop/a spec.portLevelMtls.15021"]);
     // Without pods, the Service's number alone tells.
-    assert_eq!(
-        found(&[port("443"), SERVICE.to_owned()]),
-        ["port-of-service shop/a spec.portLevelMtls.443"]
-    );
+    assert_eq!(found(&[port("443"), SERVICE.to_owned()]), ["port-of-service shop/a spec.portLevelMtls.443"]);
 }
 
 #[test]
@@ -167,10 +133,7 @@ fn the_api_server_must_reach_its_webhooks() {
             webhook.to_owned(),
         ]
     };
-    assert_eq!(
-        found(&all("{mtls: {mode: STRICT}}")),
-        ["api-server-locked-out shop/a "]
-    );
+    assert_eq!(found(&all("{mtls: {mode: STRICT}}")), ["api-server-locked-out shop/a "]);
     assert!(found(&all("{mtls: {mode: PERMISSIVE}}")).is_empty());
     let open = "{selector: {matchLabels: {app: a}}, mtls: {mode: STRICT}, portLevelMtls: {8443: {mode: PERMISSIVE}}}";
     assert!(found(&all(open)).is_empty());
@@ -182,40 +145,23 @@ fn pods_that_no_data_plane_holds() {
         "{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {istio-injection: enabled}}}"
             .to_owned();
     let bare = "{apiVersion: v1, kind: Pod, metadata: {name: bare, namespace: shop}}".to_owned();
-    assert_eq!(
-        found(&[namespace.clone(), bare]),
-        ["pod-without-data-plane Pod shop/bare "]
-    );
+    assert_eq!(found(&[namespace.clone(), bare]), ["pod-without-data-plane Pod shop/bare "]);
     assert!(found(&[namespace, pod("shop/one", "{}", "[]")]).is_empty());
 }
 
 #[test]
 fn ambient_reads_some_policies_differently() {
     let strict_mesh = policy("root/mesh", 0, "{mtls: {mode: STRICT}}");
-    let workload = |spec: &str| {
-        policy(
-            "shop/w",
-            1,
-            &format!("{{selector: {{matchLabels: {{app: a}}}}, {spec}}}"),
-        )
-    };
+    let workload =
+        |spec: &str| policy("shop/w", 1, &format!("{{selector: {{matchLabels: {{app: a}}}}, {spec}}}"));
     let expected = ["ambient-differs shop/w spec.portLevelMtls"];
     let permissive_port = workload("portLevelMtls: {9090: {mode: PERMISSIVE}}");
     let unset = policy("shop/all", 0, "{}");
-    assert_eq!(
-        found(&[strict_mesh.clone(), unset, permissive_port.clone()]),
-        expected
-    );
+    assert_eq!(found(&[strict_mesh.clone(), unset, permissive_port.clone()]), expected);
     assert!(found(&[strict_mesh.clone(), permissive_port.clone()]).is_empty());
     let strict_port = workload("mtls: {mode: PERMISSIVE}, portLevelMtls: {9090: {mode: STRICT}}");
     assert_eq!(found(&[strict_mesh.clone(), strict_port.clone()]), expected);
-    assert_eq!(
-        found(&[
-            strict_mesh.clone(),
-            workload("portLevelMtls: {9090: {mode: DISABLE}}")
-        ]),
-        expected
-    );
+    assert_eq!(found(&[strict_mesh.clone(), workload("portLevelMtls: {9090: {mode: DISABLE}}")]), expected);
     let braces = policy("shop/all", 0, "{selector: {}, mtls: {mode: STRICT}}");
     assert_eq!(found(&[braces, permissive_port]), expected);
     // Sidecars read it as written.
@@ -224,11 +170,5 @@ fn ambient_reads_some_policies_differently() {
     let mesh = policy("root/mesh", 0, "{selector: {}, mtls: {mode: STRICT}}");
     assert_eq!(found(&[mesh]), ["ambient-differs root/mesh spec.selector"]);
     let tie = [policy("shop/a", 0, "{}"), policy("shop/b", 0, "{}")];
-    assert_eq!(
-        found(&tie),
-        [
-            "shadowed shop/b ",
-            "ambient-differs shop/b metadata.creationTimestamp"
-        ]
-    );
+    assert_eq!(found(&tie), ["shadowed shop/b ", "ambient-differs shop/b metadata.creationTimestamp"]);
 }

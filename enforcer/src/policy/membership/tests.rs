@@ -35,11 +35,16 @@ fn opting_out_and_the_host_network_win() {
 
 #[test]
 fn a_mesh_namespace_without_a_data_plane_is_unprotected() {
-    for label in [("istio-injection", "enabled"), ("istio.io/rev", "canary"), ("istio.io/dataplane-mode", "ambient")] {
+    for label in
+        [("istio-injection", "enabled"), ("istio.io/rev", "canary"), ("istio.io/dataplane-mode", "ambient")]
+    {
         let found = membership(&pod(&[], &[]), Some(&namespace(&[label])));
         assert_eq!(found, Membership::Unprotected { namespace: format!("{}={}", label.0, label.1) });
     }
-    assert_eq!(membership(&pod(&[], &[]), Some(&namespace(&[("istio-injection", "disabled")]))), Membership::NotMeshed);
+    assert_eq!(
+        membership(&pod(&[], &[]), Some(&namespace(&[("istio-injection", "disabled")]))),
+        Membership::NotMeshed
+    );
 }
 
 #[test]

@@ -57,10 +57,7 @@ items:
     );
     let pod = &objects.pods[&ObjectName::new("ns", "p")];
     assert_eq!(
-        pod.ports
-            .iter()
-            .map(|port| (port.port, port.tcp))
-            .collect::<Vec<_>>(),
+        pod.ports.iter().map(|port| (port.port, port.tcp)).collect::<Vec<_>>(),
         [(8080, true), (53, false), (2, true)]
     );
     assert_eq!(pod.probe_ports, [8080, 9000]);
@@ -94,11 +91,7 @@ fn a_refused_document_keeps_its_last_good_version_and_a_broken_file_all_of_them(
         "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: a}, spec: {mtls: {mode: OFF}}}",
     );
     let now = refused.over(&good);
-    assert_eq!(
-        now.objects.len(),
-        1,
-        "the policy stays, the namespace was taken out on purpose"
-    );
+    assert_eq!(now.objects.len(), 1, "the policy stays, the namespace was taken out on purpose");
     assert_eq!(now.objects[0].key(), "PeerAuthentication default/a");
     let broken = parse("kind: [").over(&good);
     assert!(broken.unreadable);
@@ -112,10 +105,7 @@ fn a_refused_document_keeps_its_last_good_version_and_a_broken_file_all_of_them(
 fn aliases_cannot_multiply_without_end() {
     let mut text = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
     for level in 1..10 {
-        let line = format!(
-            "a{level}: &a{level} [{}]\n",
-            vec![format!("*a{}", level - 1); 10].join(", ")
-        );
+        let line = format!("a{level}: &a{level} [{}]\n", vec![format!("*a{}", level - 1); 10].join(", "));
         text.push_str(&line);
     }
     assert!(parse(&text).unreadable);

@@ -84,7 +84,9 @@ fn a_file_that_is_broken_at_the_start_keeps_what_the_agent_before_had_of_it() {
     let memory = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("a.yaml");
     let start = || Store::new(vec![folder.path().to_owned()]).with_memory(memory.path().join("kept"));
-    let policies = |store: &mut Store| store.reload().map(|loaded| (loaded.objects.policies.len(), loaded.problems.len()));
+    let policies = |store: &mut Store| {
+        store.reload().map(|loaded| (loaded.objects.policies.len(), loaded.problems.len()))
+    };
 
     fs::write(&file, POLICY).expect("written");
     assert_eq!(policies(&mut start()), Some((1, 0)));

@@ -1,10 +1,7 @@
 use super::*;
 
 fn source(uri: &str, signed_by: Option<&str>) -> Source {
-    Source {
-        uri: uri.into(),
-        signed_by: signed_by.map(Into::into),
-    }
+    Source { uri: uri.into(), signed_by: signed_by.map(Into::into) }
 }
 
 #[test]
@@ -17,10 +14,7 @@ fn one_line_entries() {
                 deb [broken http://e.test/debian stable main\n";
     assert_eq!(
         one_line(text),
-        [
-            source("http://a.test/debian", None),
-            source("https://b.test/debian", Some("/keys/b.gpg"))
-        ]
+        [source("http://a.test/debian", None), source("https://b.test/debian", Some("/keys/b.gpg"))]
     );
 }
 
@@ -45,11 +39,5 @@ fn deb822_stanzas() {
 fn an_embedded_key_keeps_its_lines() {
     let text =
         "Types: deb\nURIs: http://a.test/debian\nComponents: main\nSigned-By:\n -----BEGIN-----\n .\n abc\n";
-    assert_eq!(
-        deb822(text),
-        [source(
-            "http://a.test/debian",
-            Some("\n -----BEGIN-----\n .\n abc")
-        )]
-    );
+    assert_eq!(deb822(text), [source("http://a.test/debian", Some("\n -----BEGIN-----\n .\n abc"))]);
 }
