@@ -91,7 +91,7 @@ mod tests {
                             match &mut expected {
                                 Some(overlap) => overlap.count += 1,
                                 None => {
-                                    expected = Some(Overlap { index, offset: at.unsigned_abs(), count: 1 })
+                                    expected = Some(Overlap { index, offset: at.unsigned_abs(), count: 1 });
                                 }
                             }
                         }

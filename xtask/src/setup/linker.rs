@@ -17,7 +17,7 @@ pub(super) fn ensure() -> Result<()> {
             return Ok(());
         }
         Some(version) => {
-            report("bpf-linker", format_args!("found {version}, but {VERSION} is needed; installing it"))
+            report("bpf-linker", format_args!("found {version}, but {VERSION} is needed; installing it"));
         }
         None => report("bpf-linker", format_args!("missing; installing {VERSION} (about two minutes)")),
     }

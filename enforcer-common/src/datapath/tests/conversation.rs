@@ -73,7 +73,7 @@ impl Conversation {
     pub(super) fn handshake(&self) {
         assert_eq!(self.to_pod(SYN, self.client_isn, 0, &[]), Decision::PASS);
         assert_eq!(
-            self.from_pod(SYN | ACK, self.pod_isn, self.client_isn.wrapping_add(1), &[]),
+            self.pod_sends(SYN | ACK, self.pod_isn, self.client_isn.wrapping_add(1), &[]),
             Decision::PASS
         );
         assert_eq!(self.client(0, &[]), Decision::PASS);
@@ -86,7 +86,7 @@ impl Conversation {
     }
 
     /// A packet from the pod.
-    pub(super) fn from_pod(&self, flags: u8, seq: u32, ack: u32, payload: &[u8]) -> Decision {
+    pub(super) fn pod_sends(&self, flags: u8, seq: u32, ack: u32, payload: &[u8]) -> Decision {
         let packet = Packet { direction: Direction::FROM_POD, flags, seq, ack, payload: payload.into() };
         self.model.run(&self.key, &packet)
     }
@@ -105,7 +105,7 @@ impl Conversation {
     /// Bytes of the pod at an offset of its stream.
     pub(super) fn pod(&self, offset: i32, payload: &[u8]) -> Decision {
         let seq = self.pod_isn.wrapping_add(1).wrapping_add_signed(offset);
-        self.from_pod(ACK, seq, self.client_isn.wrapping_add(1).wrapping_add(self.received), payload)
+        self.pod_sends(ACK, seq, self.client_isn.wrapping_add(1).wrapping_add(self.received), payload)
     }
 
     /// A bare acknowledgement of the pod for `received` bytes of the client.

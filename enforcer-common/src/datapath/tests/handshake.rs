@@ -13,7 +13,7 @@ fn only_the_exact_acknowledgement_makes_a_flow() {
     for wrong in [POD_ISN, POD_ISN + 2, POD_ISN.wrapping_neg(), 0] {
         let talk = Conversation::new(Mode::STRICT);
         talk.to_pod(SYN, CLIENT_ISN, 0, &[]);
-        talk.from_pod(SYN | ACK, POD_ISN, CLIENT_ISN + 1, &[]);
+        talk.pod_sends(SYN | ACK, POD_ISN, CLIENT_ISN + 1, &[]);
         passes(talk.to_pod(ACK, CLIENT_ISN + 1, wrong, &[]));
         assert_eq!(talk.model.flow_entry(&talk.key), None);
         assert!(talk.model.half_open_entry(&talk.key).is_some());
@@ -29,7 +29,7 @@ fn only_the_exact_acknowledgement_makes_a_flow() {
 fn an_acknowledgement_number_without_the_flag_makes_no_flow() {
     let talk = Conversation::new(Mode::STRICT);
     talk.to_pod(SYN, CLIENT_ISN, 0, &[]);
-    talk.from_pod(SYN | ACK, POD_ISN, CLIENT_ISN + 1, &[]);
+    talk.pod_sends(SYN | ACK, POD_ISN, CLIENT_ISN + 1, &[]);
     reset(talk.to_pod(0, CLIENT_ISN + 1, POD_ISN + 1, HELLO), Reason::MIDSTREAM);
     assert_eq!(talk.model.flow_entry(&talk.key), None);
 }
@@ -38,11 +38,11 @@ fn an_acknowledgement_number_without_the_flag_makes_no_flow() {
 fn the_acknowledgement_may_carry_the_first_data() {
     let talk = Conversation::new(Mode::STRICT);
     talk.to_pod(SYN, CLIENT_ISN, 0, &[]);
-    talk.from_pod(SYN | ACK, POD_ISN, CLIENT_ISN + 1, &[]);
+    talk.pod_sends(SYN | ACK, POD_ISN, CLIENT_ISN + 1, &[]);
     allowed(talk.client(0, HELLO), Reason::TLS);
     let talk = Conversation::new(Mode::STRICT);
     talk.to_pod(SYN, CLIENT_ISN, 0, &[]);
-    talk.from_pod(SYN | ACK, POD_ISN, CLIENT_ISN + 1, &[]);
+    talk.pod_sends(SYN | ACK, POD_ISN, CLIENT_ISN + 1, &[]);
     reset(talk.client(0, REQUEST), Reason::PLAINTEXT);
 }
 
@@ -52,7 +52,7 @@ fn a_flood_of_syns_enters_no_flow() {
     for port in 1..1000 {
         talk.key.client_port = port;
         passes(talk.to_pod(SYN, CLIENT_ISN, 0, &[]));
-        passes(talk.from_pod(SYN | ACK, POD_ISN, CLIENT_ISN + 1, &[]));
+        passes(talk.pod_sends(SYN | ACK, POD_ISN, CLIENT_ISN + 1, &[]));
         assert_eq!(talk.model.flow_entry(&talk.key), None);
     }
 }
@@ -60,7 +60,7 @@ fn a_flood_of_syns_enters_no_flow() {
 #[test]
 fn what_the_pod_opened_itself_is_never_judged() {
     let talk = Conversation::new(Mode::STRICT);
-    passes(talk.from_pod(SYN, POD_ISN, 0, &[]));
+    passes(talk.pod_sends(SYN, POD_ISN, 0, &[]));
     assert_eq!(talk.model.outbound_entry(&talk.key).map(|entry| entry.pod_isn), Some(POD_ISN));
     passes(talk.to_pod(SYN | ACK, CLIENT_ISN, POD_ISN + 1, &[]));
     passes(talk.pod(0, REQUEST));
@@ -73,9 +73,9 @@ fn what_the_pod_opened_itself_is_never_judged() {
 #[test]
 fn a_simultaneous_open_is_judged() {
     let talk = Conversation::new(Mode::STRICT);
-    passes(talk.from_pod(SYN, POD_ISN, 0, &[]));
+    passes(talk.pod_sends(SYN, POD_ISN, 0, &[]));
     passes(talk.to_pod(SYN, CLIENT_ISN, 0, &[]));
-    passes(talk.from_pod(SYN | ACK, POD_ISN, CLIENT_ISN + 1, &[]));
+    passes(talk.pod_sends(SYN | ACK, POD_ISN, CLIENT_ISN + 1, &[]));
     assert_eq!(talk.model.outbound_entry(&talk.key), None);
     passes(talk.client(0, &[]));
     reset(talk.client(0, REQUEST), Reason::PLAINTEXT);
@@ -86,9 +86,9 @@ fn a_simultaneous_open_is_judged() {
 fn the_pods_own_connection_is_not_judged_by_an_old_flow_of_the_same_tuple() {
     let talk = Conversation::open(Mode::STRICT);
     reset(talk.client(0, REQUEST), Reason::PLAINTEXT);
-    passes(talk.from_pod(SYN, POD_ISN + 77, 0, &[]));
+    passes(talk.pod_sends(SYN, POD_ISN + 77, 0, &[]));
     passes(talk.to_pod(SYN | ACK, CLIENT_ISN + 99, POD_ISN + 78, &[]));
-    passes(talk.from_pod(ACK, POD_ISN + 78, CLIENT_ISN + 100, REQUEST));
+    passes(talk.pod_sends(ACK, POD_ISN + 78, CLIENT_ISN + 100, REQUEST));
     passes(talk.to_pod(ACK, CLIENT_ISN + 100, POD_ISN + 78, b"HTTP/1.1 200 OK"));
 }
 
@@ -102,7 +102,7 @@ fn data_of_a_syn_is_trimmed() {
             (Act::TrimSyn, Verdict::WAIT, Reason::SYN_DATA_TRIMMED)
         );
         assert!(!decision.report);
-        talk.from_pod(SYN | ACK, POD_ISN, CLIENT_ISN + 1, &[]);
+        talk.pod_sends(SYN | ACK, POD_ISN, CLIENT_ISN + 1, &[]);
         passes(talk.client(0, &[]));
         assert_eq!(talk.flow().client_mask, 0);
     }
@@ -132,7 +132,7 @@ fn fake_syn_and_rst_change_nothing() {
                 }
             }
             if flags & RST != 0 {
-                assert_eq!(talk.from_pod(flags, POD_ISN + 5, CLIENT_ISN + 9, REQUEST), Decision::PASS);
+                assert_eq!(talk.pod_sends(flags, POD_ISN + 5, CLIENT_ISN + 9, REQUEST), Decision::PASS);
             }
         }
         assert_eq!(talk.flow(), before);
@@ -144,7 +144,7 @@ fn fake_syn_and_rst_change_nothing() {
 fn a_syn_ack_that_is_sent_again_changes_nothing() {
     let talk = Conversation::tls(Mode::STRICT);
     let before = talk.flow();
-    passes(talk.from_pod(SYN | ACK, POD_ISN, CLIENT_ISN + 1, &[]));
+    passes(talk.pod_sends(SYN | ACK, POD_ISN, CLIENT_ISN + 1, &[]));
     assert_eq!(talk.flow(), before);
     assert_eq!(talk.model.half_open_entry(&talk.key), None);
 }
@@ -166,7 +166,7 @@ fn the_tuple_can_be_opened_again() {
         (CLIENT_ISN + 70_000, POD_ISN + 90_000, 0, 0);
     passes(talk.to_pod(SYN, talk.client_isn, 0, &[]));
     assert_eq!(talk.flow().flags, old.flags, "a SYN alone says nothing");
-    passes(talk.from_pod(SYN | ACK, talk.pod_isn, talk.client_isn + 1, &[]));
+    passes(talk.pod_sends(SYN | ACK, talk.pod_isn, talk.client_isn + 1, &[]));
     assert_eq!(talk.flow().flags & flow_flags::REOPENING, flow_flags::REOPENING);
     // Not before the exact acknowledgement is there anything to judge by.
     reset(talk.to_pod(ACK, talk.client_isn + 1, POD_ISN + 1, REQUEST), Reason::MIDSTREAM);
@@ -197,7 +197,7 @@ fn data_of_an_unknown_connection_is_midstream() {
         let numbers = (decision.client_seq, decision.pod_seq, decision.pod_ack, decision.client_ack);
         assert_eq!(numbers, (POD_ISN + 600, CLIENT_ISN + 500, POD_ISN + 600, 0));
     }
-    let decision = talk.from_pod(ACK, POD_ISN + 600, CLIENT_ISN + 500, SERVER_HELLO);
+    let decision = talk.pod_sends(ACK, POD_ISN + 600, CLIENT_ISN + 500, SERVER_HELLO);
     reset(decision, Reason::MIDSTREAM);
     let numbers = (decision.client_seq, decision.pod_seq, decision.pod_ack);
     assert_eq!(numbers, (POD_ISN + 600, CLIENT_ISN + 500, POD_ISN + 600));

@@ -18,9 +18,9 @@ fn tls_passes_in_one_piece_and_byte_by_byte() {
             let decision = talk.client(offset, piece);
             let end = offset + i32::try_from(piece.len()).expect("a few bytes");
             if offset < 6 && end >= 6 {
-                allowed(decision, Reason::TLS)
+                allowed(decision, Reason::TLS);
             } else {
-                passes(decision)
+                passes(decision);
             }
             offset = end;
             passes(talk.pod_acks(offset.cast_unsigned()));
@@ -335,7 +335,7 @@ fn the_server_speaks_first() {
     // Before the client's acknowledgement came by.
     let talk = Conversation::new(Mode::STRICT);
     talk.to_pod(crate::tcp::SYN, CLIENT_ISN, 0, &[]);
-    talk.from_pod(crate::tcp::SYN | ACK, POD_ISN, CLIENT_ISN + 1, &[]);
+    talk.pod_sends(crate::tcp::SYN | ACK, POD_ISN, CLIENT_ISN + 1, &[]);
     reset(talk.pod(0, b"220 mail ESMTP\r\n"), Reason::SERVER_FIRST);
     // What was lost on its way here is no reason to let the rest out.
     let talk = Conversation::open(Mode::STRICT);
