@@ -34,7 +34,7 @@ enum Command {
 #[derive(Debug, clap::Args)]
 struct List {
     /// Folder in which the agent keeps its results.
-    #[arg(long, env = "ENFORCER_STATE_DIR", default_value = "/run/enforcer", value_name = "DIR")]
+    #[arg(long, env = "ENFORCER_STATE_DIR", default_value = crate::agent::state::DEFAULT_DIR, value_name = "DIR")]
     state_dir: PathBuf,
     /// Form of the output.
     #[arg(short, long, value_enum, default_value_t)]

@@ -3,6 +3,9 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 
+use anyhow::Context as _;
+
+use crate::agent::state;
 use crate::datapath::detach::detach;
 use crate::datapath::pin::DEFAULT_DIR;
 
@@ -12,6 +15,9 @@ pub struct DetachArgs {
     /// Folder of the pins.
     #[arg(long, env = "ENFORCER_BPFFS", default_value = DEFAULT_DIR, value_name = "DIR")]
     pub bpffs: PathBuf,
+    /// Folder of the state files; those of this pin folder are removed too.
+    #[arg(long, env = "ENFORCER_STATE_DIR", default_value = state::DEFAULT_DIR, value_name = "DIR")]
+    pub state_dir: PathBuf,
     /// Detach although an agent is running.
     #[arg(long)]
     pub force: bool,
@@ -24,6 +30,14 @@ pub struct DetachArgs {
 pub fn run(args: &DetachArgs) -> anyhow::Result<()> {
     let removed = detach(&args.bpffs, args.force)?;
     let mut out = std::io::stdout().lock();
+    let file = state::path(&args.state_dir, &std::path::absolute(&args.bpffs)?);
+    for file in [file.with_extension("manifests"), file] {
+        match std::fs::remove_file(&file) {
+            Ok(()) => writeln!(out, "removed state: {}", file.display())?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).with_context(|| format!("{} cannot be removed", file.display())),
+        }
+    }
     if removed.is_empty() {
         writeln!(out, "nothing to remove in {}", args.bpffs.display())?;
         return Ok(());

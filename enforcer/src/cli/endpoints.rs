@@ -130,7 +130,7 @@ fn connections(node: &Node) -> anyhow::Result<BTreeMap<u32, Connections>> {
         match (key.verdict, key.reason) {
             (Verdict::ALLOW, Reason::TLS | Reason::MESH_TLS) => entry.tls += total.connections,
             (Verdict::ALLOW, Reason::PLAINTEXT_PERMITTED) | (Verdict::WOULD_RESET, _) => {
-                entry.plaintext += total.connections
+                entry.plaintext += total.connections;
             }
             (Verdict::RESET | Verdict::DROP, _) => entry.refused += total.connections,
             _ => {}

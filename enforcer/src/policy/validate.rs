@@ -262,7 +262,7 @@ impl Reader<'_> {
                 }
             }
             Some(other) => {
-                self.undecodable(path, "type", format!("must be a mapping, not {}", type_name(other)))
+                self.undecodable(path, "type", format!("must be a mapping, not {}", type_name(other)));
             }
         }
         strings
