@@ -1,5 +1,6 @@
 //! The agent: objects and facts about the node in, map writes out.
 
+pub mod certificates;
 mod kernel_log;
 pub mod state;
 pub mod tables;
@@ -17,6 +18,7 @@ use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 
+use self::certificates::{CertificateOptions, Certificates};
 use self::state::{DecisionState, EndpointState, InterfaceState, State};
 use self::tables::{ExistingFlows, Refusal, Tables};
 use self::verdicts::Verdicts;
@@ -54,6 +56,8 @@ pub struct Config {
     pub detach_on_exit: bool,
     /// Folder of the state file.
     pub state_dir: PathBuf,
+    /// How certificates are checked.
+    pub certificates: CertificateOptions,
 }
 
 /// The interfaces that are there at the start are told at once; this long after the last one all are known.
@@ -96,6 +100,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut kernel_lines = kernel_log::open(&mut datapath, config.open.log_level);
     let mut agent = Agent::new(config, datapath, tables)?;
     agent.heartbeat()?;
+    let mut certificates =
+        Certificates::new(agent.config.certificates.clone(), agent.config.state_dir.clone());
     let mut store = Store::new(agent.config.manifests.clone()).with_memory(
         state::path(&agent.config.state_dir, &agent.config.open.bpffs).with_extension("manifests"),
     );
@@ -133,10 +139,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             }
             _ = tick.tick() => {
                 agent.tick()?;
+                certificates.update(&agent.objects, &agent.wanted)?;
                 if let Some(lines) = &mut kernel_lines {
                     lines.flush();
                 }
             }
+            () = certificates.changed() => agent.block(certificates.blocked(&agent.wanted))?,
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
@@ -407,6 +415,21 @@ impl Agent {
         self.heartbeat()?;
         self.tables.sweep()?;
         if self.find_places() || !self.refused.is_empty() {
+            self.reconcile()?;
+        }
+        Ok(())
+    }
+
+    /// Takes over which ports are blocked after their certificate checks.
+    fn block(&mut self, blocked: BTreeSet<(ObjectName, u16)>) -> anyhow::Result<()> {
+        for (pod, port) in blocked.difference(&self.facts.blocked) {
+            warn!(%pod, port, "port is blocked: its server failed the certificate check; see enforcer certs");
+        }
+        for (pod, port) in self.facts.blocked.difference(&blocked) {
+            info!(%pod, port, "port is open again: its server passed the certificate check");
+        }
+        if self.facts.blocked != blocked {
+            self.facts.blocked = blocked;
             self.reconcile()?;
         }
         Ok(())

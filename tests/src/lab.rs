@@ -169,7 +169,8 @@ impl Lab {
             command = Command::new("ip");
             command.args(["netns", "exec", &namespace]);
         }
-        command.args(words);
+        // An agent's state goes with its lab.
+        command.args(words).env("ENFORCER_STATE_DIR", self.dir().join("state"));
         command
     }
 

@@ -10,8 +10,11 @@ use clap::ValueEnum;
 use enforcer_common::settings::{Action, Enforcement, Settings, UnknownPods};
 use tracing_subscriber::EnvFilter;
 
+use crate::agent::certificates::CertificateOptions;
 use crate::agent::tables::ExistingFlows;
 use crate::agent::{self, Config, state};
+use crate::certificate::schedule::ScheduleSettings;
+use crate::certificate::state::{Consequences, OnFailure, UncheckedPorts};
 use crate::datapath::desired;
 use crate::datapath::pin::DEFAULT_DIR;
 use crate::datapath::{Hook, OpenOptions, Selector};
@@ -125,6 +128,39 @@ pub struct Args {
     /// Remove everything when the agent stops; else what it enforces stays enforced.
     #[arg(long, env = "ENFORCER_DETACH_ON_EXIT")]
     detach_on_exit: bool,
+    /// File with the mesh's root certificates (PEM). Without it: the config map, where a manifest has it. Servers of STRICT
+    /// ports are checked once there is a bundle.
+    #[arg(long, env = "ENFORCER_TRUST_BUNDLE", value_name = "FILE")]
+    trust_bundle: Option<PathBuf>,
+    /// Name of the config map with the mesh's root certificates, key `root-cert.pem`.
+    #[arg(
+        long,
+        env = "ENFORCER_TRUST_BUNDLE_CONFIG_MAP",
+        default_value = "istio-ca-root-cert",
+        value_name = "NAME"
+    )]
+    trust_bundle_config_map: String,
+    /// The mesh's trust domain.
+    #[arg(long, env = "ENFORCER_TRUST_DOMAIN", default_value = "cluster.local", value_name = "DOMAIN")]
+    trust_domain: String,
+    /// Another trust domain whose identities are accepted; may be given several times.
+    #[arg(long, env = "ENFORCER_TRUST_DOMAIN_ALIAS", value_delimiter = ',', value_name = "DOMAIN")]
+    trust_domain_alias: Vec<String>,
+    /// What follows when a server of a STRICT port fails its certificate check.
+    #[arg(long, env = "ENFORCER_ON_CERTIFICATE_FAILURE", value_enum, default_value = "report")]
+    on_certificate_failure: OnFailure,
+    /// What happens to ports whose server was not checked yet.
+    #[arg(long, env = "ENFORCER_UNCHECKED_PORTS", value_enum, default_value = "allow")]
+    unchecked_ports: UncheckedPorts,
+    /// Seconds from one good certificate check of a server to the next.
+    #[arg(long, env = "ENFORCER_CERTIFICATE_CHECK_INTERVAL", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..), value_name = "SECONDS")]
+    certificate_check_interval: u64,
+    /// The agent's own mesh certificate (PEM), which servers must accept.
+    #[arg(long, env = "ENFORCER_CLIENT_CERTIFICATE", requires = "client_key", value_name = "FILE")]
+    client_certificate: Option<PathBuf>,
+    /// Its key (PEM).
+    #[arg(long, env = "ENFORCER_CLIENT_KEY", requires = "client_certificate", value_name = "FILE")]
+    client_key: Option<PathBuf>,
     /// How log lines look.
     #[arg(long, env = "ENFORCER_LOG_FORMAT", value_enum, default_value = "human")]
     log_format: LogFormat,
@@ -222,5 +258,21 @@ fn config(args: Args) -> anyhow::Result<Config> {
         existing: args.existing_flows,
         detach_on_exit: args.detach_on_exit,
         state_dir: args.state_dir,
+        certificates: CertificateOptions {
+            trust_bundle: args.trust_bundle,
+            config_map: args.trust_bundle_config_map,
+            trust_domain: args.trust_domain,
+            aliases: args.trust_domain_alias,
+            client: args.client_certificate.zip(args.client_key),
+            consequences: Consequences {
+                on_failure: args.on_certificate_failure,
+                unchecked: args.unchecked_ports,
+                ..Consequences::default()
+            },
+            schedule: ScheduleSettings {
+                interval: Duration::from_secs(args.certificate_check_interval),
+                ..ScheduleSettings::default()
+            },
+        },
     })
 }
