@@ -97,8 +97,8 @@ impl Certificates {
     fn spawn(&self) -> anyhow::Result<(Checker, watch::Receiver<CertificateReport>)> {
         let config = CheckerConfig {
             probe: probe::Settings { mark: Some(OWN_PROBE_MARK), ..probe::Settings::default() },
-            schedule: self.options.schedule.clone(),
-            consequences: self.options.consequences.clone(),
+            schedule: self.options.schedule,
+            consequences: self.options.consequences,
             trust_domain: Some(self.options.trust_domain.clone()),
             file: Some(self.state_dir.join(FILE_NAME)),
         };
