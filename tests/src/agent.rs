@@ -131,7 +131,7 @@ impl Lab {
         let path = |path: PathBuf| path.display().to_string();
         let mut words = vec![path(enforcer_binary()?), "run".to_owned()];
         words.extend(["--manifests".to_owned(), path(self.manifests())]);
-        words.extend(["--bpffs".to_owned(), path(self.bpffs())]);
+        words.extend(self.places());
         words.extend(more.iter().map(|&word| word.to_owned()));
         Ok(words)
     }
@@ -189,14 +189,21 @@ impl Lab {
         }
     }
 
+    /// The arguments that keep an agent of this lab to this lab: its pins and its state.
+    #[must_use]
+    pub fn places(&self) -> [String; 4] {
+        let path = |path: PathBuf| path.display().to_string();
+        ["--bpffs".to_owned(), path(self.bpffs()), "--state-dir".to_owned(), path(self.state())]
+    }
+
     /// Runs a subcommand of the binary on the node with this lab's bpffs.
     ///
     /// # Errors
     /// When it cannot be run; not when it fails.
     pub fn enforcer(&self, words: &[&str]) -> Result<Output> {
-        let (program, bpffs) = (enforcer_binary()?.display().to_string(), self.bpffs().display().to_string());
-        let words = std::iter::once(program.as_str()).chain(words.iter().copied()).chain(["--bpffs", &bpffs]);
-        self.exec(NODE, words)
+        let (program, places) = (enforcer_binary()?.display().to_string(), self.places());
+        let places = places.iter().map(String::as_str);
+        self.exec(NODE, std::iter::once(program.as_str()).chain(words.iter().copied()).chain(places))
     }
 
     /// The entry of an address in `ENDPOINTS`.

@@ -65,6 +65,7 @@ impl Lab {
         let mut lab = Self { identity, topology, pods: Vec::new(), authority, logs: AtomicU32::new(0) };
         fs::create_dir(lab.manifests())?;
         fs::create_dir(lab.bpffs())?;
+        fs::create_dir(lab.state())?;
         mount(Some("bpf"), &lab.bpffs(), Some("bpf"), MsFlags::empty(), None::<&str>)
             .with_context(|| format!("cannot mount bpffs on {}", lab.bpffs().display()))?;
         network::build_node(&lab.namespace(NODE), topology)?;
@@ -116,6 +117,13 @@ impl Lab {
     #[must_use]
     pub fn bpffs(&self) -> PathBuf {
         self.dir().join("bpf")
+    }
+
+    /// The folder where the lab's agent keeps what must outlive it beside the pins. Not the machine's: a later lab may
+    /// get the same name.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.dir().join("state")
     }
 
     /// The authority of the lab's mesh.

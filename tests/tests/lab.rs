@@ -86,7 +86,7 @@ fn a_killed_lab_is_removed_by_the_next() -> Result<()> {
 fn the_demo_documents_describe_the_cast() -> Result<()> {
     let text = std::fs::read_to_string(demo_dir().join("pods.yaml"))?;
     let documents: Vec<String> = Pod::cast().iter().map(Pod::manifest).collect();
-    let body: Vec<&str> = text.split_inclusive('\n').filter(|line| !line.starts_with('#')).collect();
-    assert_eq!(body.concat(), documents.join("---\n"));
+    let body: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+    assert_eq!(format!("{}\n", body.join("\n")), documents.join("---\n"));
     Ok(())
 }

@@ -134,6 +134,8 @@ fn a_clean_stop_leaves_enforcement_and_detach_ends_it() -> Result<()> {
     let detached = lab.enforcer(&["detach"])?.success()?;
     assert!(detached.stdout.contains("removed"), "{detached:?}");
     assert_not_enforced(lab)?;
+    let left = files(&lab.state())?;
+    assert!(left.is_empty(), "left: {left:?}");
     // Once more is no error.
     lab.enforcer(&["detach"])?.success()?;
     Ok(())

@@ -31,11 +31,14 @@ pub fn run(args: &DetachArgs) -> anyhow::Result<()> {
     let removed = detach(&args.bpffs, args.force)?;
     let mut out = std::io::stdout().lock();
     let file = state::path(&args.state_dir, &std::path::absolute(&args.bpffs)?);
-    for file in [file.with_extension("manifests"), file] {
-        match std::fs::remove_file(&file) {
-            Ok(()) => writeln!(out, "removed state: {}", file.display())?,
+    let manifests = file.with_extension("manifests");
+    for (path, removal) in
+        [(&manifests, std::fs::remove_dir_all(&manifests)), (&file, std::fs::remove_file(&file))]
+    {
+        match removal {
+            Ok(()) => writeln!(out, "removed state: {}", path.display())?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error).with_context(|| format!("{} cannot be removed", file.display())),
+            Err(error) => return Err(error).with_context(|| format!("{} cannot be removed", path.display())),
         }
     }
     if removed.is_empty() {

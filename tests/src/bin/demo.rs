@@ -201,9 +201,11 @@ impl<'a> Walk<'a> {
     }
 
     fn report(&self) -> Result<()> {
-        let bpffs = self.lab.bpffs().display().to_string();
+        let places = self.lab.places();
         let program = enforcer_tests::agent::enforcer_binary()?.display().to_string();
-        let status = show(self.lab, NODE, &[&program, "status", "--bpffs", &bpffs])?;
+        let mut words = vec![program.as_str(), "status"];
+        words.extend(places.iter().map(String::as_str));
+        let status = show(self.lab, NODE, &words)?;
         ensure!(status.code == 0, "step {}: status must exit with 0", self.step);
         for (map, words) in [
             ("ENDPOINTS", &["\"mode\": \"STRICT\"", "\"mode\": \"PERMISSIVE\""][..]),

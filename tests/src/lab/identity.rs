@@ -53,10 +53,8 @@ pub fn clean() -> Result<Vec<String>> {
     let mut removed = Vec::new();
     for entry in fs::read_dir(HOME).with_context(|| format!("cannot read {HOME}"))? {
         let entry = entry?;
-        if !entry.file_type()?.is_dir() {
-            continue;
-        }
-        let lock = open_lock(&entry.path().join("lock"))?;
+        // Without a lock file it is a lab that is removing itself at this moment.
+        let Ok(lock) = File::open(entry.path().join("lock")) else { continue };
         if lock.try_lock().is_ok() {
             let id = entry.file_name().to_string_lossy().into_owned();
             remove(&id)?;
