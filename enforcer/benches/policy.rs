@@ -27,29 +27,14 @@ fn label(key: &str, value: usize) -> (String, String) {
 fn policy(index: usize, policies: usize) -> PeerAuthentication {
     let created = i64::try_from(policies - index).expect("in range");
     // Every fifth policy is for a whole namespace, the others select.
-    let selector = if index.is_multiple_of(5) {
-        Map::new()
-    } else {
-        Map::from([label("app", index % 7)])
-    };
-    let ports = if selector.is_empty() {
-        None
-    } else {
-        Some((8080, Some(Mode::PERMISSIVE)))
-    };
+    let selector = if index.is_multiple_of(5) { Map::new() } else { Map::from([label("app", index % 7)]) };
+    let ports = if selector.is_empty() { None } else { Some((8080, Some(Mode::PERMISSIVE))) };
     PeerAuthentication {
-        name: ObjectName::new(
-            format!("ns-{}", index / 5 % NAMESPACES),
-            format!("policy-{index}"),
-        ),
+        name: ObjectName::new(format!("ns-{}", index / 5 % NAMESPACES), format!("policy-{index}")),
         created: jiff::Timestamp::from_second(created).ok(),
         labels: Map::new(),
         selector,
-        mode: Some(if index.is_multiple_of(3) {
-            Mode::PERMISSIVE
-        } else {
-            Mode::STRICT
-        }),
+        mode: Some(if index.is_multiple_of(3) { Mode::PERMISSIVE } else { Mode::STRICT }),
         ports: ports.into_iter().collect(),
         origin: Origin::default(),
     }
@@ -71,10 +56,7 @@ fn pod(index: usize) -> Pod {
 /// Memory in use by this process, in KiB.
 fn memory() -> u64 {
     let status = fs::read_to_string("/proc/self/status").expect("procfs");
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .expect("VmRSS");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
     line.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
@@ -93,11 +75,7 @@ fn measure(policies: usize) -> Measured {
     for pod in (0..PODS).map(pod) {
         objects.pods.insert(pod.name.clone(), pod);
     }
-    let options = Options {
-        root_namespace: "istio-system".to_owned(),
-        revision: None,
-        list_all_pods: true,
-    };
+    let options = Options { root_namespace: "istio-system".to_owned(), revision: None, list_all_pods: true };
     let (facts, mut ids, mut held) = (Facts::default(), WorkloadIds::default(), Held::default());
     let mut compute = |objects: &Objects| {
         let start = Instant::now();
@@ -110,12 +88,7 @@ fn measure(policies: usize) -> Measured {
     };
     let (first, writes) = compute(&objects);
     assert!(writes >= PODS, "every pod is written");
-    let names: Vec<_> = objects
-        .policies
-        .keys()
-        .step_by(policies / EVENTS)
-        .cloned()
-        .collect();
+    let names: Vec<_> = objects.policies.keys().step_by(policies / EVENTS).cloned().collect();
     let mut events: Vec<_> = names
         .iter()
         .map(|name| {
@@ -125,19 +98,12 @@ fn measure(policies: usize) -> Measured {
         })
         .collect();
     events.sort();
-    Measured {
-        first,
-        event: events[events.len() / 2],
-        memory: memory().saturating_sub(before),
-    }
+    Measured { first, event: events[events.len() / 2], memory: memory().saturating_sub(before) }
 }
 
 fn main() {
     println!("{NAMESPACES} namespaces, {PODS} pods; median of {EVENTS} events");
-    println!(
-        "{:>9} {:>12} {:>12} {:>12}",
-        "policies", "first", "event", "memory"
-    );
+    println!("{:>9} {:>12} {:>12} {:>12}", "policies", "first", "event", "memory");
     for policies in [1_000, 10_000, 100_000] {
         let Measured { first, event, memory } = measure(policies);
         println!(
@@ -147,10 +113,7 @@ fn main() {
         );
         // The goals are for optimised code.
         if policies == 10_000 && !cfg!(debug_assertions) {
-            assert!(
-                first < FIRST && event < EVENT && memory < MEMORY_KIB,
-                "beyond the goals"
-            );
+            assert!(first < FIRST && event < EVENT && memory < MEMORY_KIB, "beyond the goals");
         }
     }
 }
