@@ -288,7 +288,9 @@ fn the_programs_do_what_the_rules_say() {
                 Both { rig: &mut rig, model, key, client_isn: 5000, pod_isn: u32::MAX - 4, counts };
             both.write();
             both.step(&Step::Handshake);
-            steps.iter().for_each(|step| both.step(step));
+            for step in &steps {
+                both.step(step);
+            }
             for (key, counter) in &both.counts {
                 let packets = counter.packets - before.get(key).map_or(0, |counter| counter.packets);
                 *reached.borrow_mut().entry((key.0, key.1)).or_insert(0) += packets;

@@ -95,9 +95,9 @@ fn fragments_are_dropped_where_anything_is_strict() {
                 rig.list(v4(1).pod, mode);
                 let frame = Frame { fragment, ..data(1) };
                 if strict {
-                    dropped(rig, &frame, Reason::FRAGMENT)
+                    dropped(rig, &frame, Reason::FRAGMENT);
                 } else {
-                    untouched(rig, &frame)
+                    untouched(rig, &frame);
                 }
                 untouched(rig, &Frame { protocol: 17, ..frame });
             }
@@ -118,15 +118,15 @@ fn fragments_are_dropped_where_anything_is_strict() {
             for more in [0, 1] {
                 let frame = data6(vec![(44, header(more))]);
                 if strict {
-                    dropped(rig, &frame, Reason::FRAGMENT)
+                    dropped(rig, &frame, Reason::FRAGMENT);
                 } else {
-                    untouched(rig, &frame)
+                    untouched(rig, &frame);
                 }
                 let behind = data6(vec![(0, vec![0, 1, 4, 0, 0, 0, 0]), (44, header(more))]);
                 if strict {
-                    dropped(rig, &behind, Reason::FRAGMENT)
+                    dropped(rig, &behind, Reason::FRAGMENT);
                 } else {
-                    untouched(rig, &behind)
+                    untouched(rig, &behind);
                 }
                 untouched(rig, &Frame { protocol: 17, ..frame });
             }

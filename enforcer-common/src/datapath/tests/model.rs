@@ -127,11 +127,6 @@ impl Model {
         self.flows.borrow().get(&tuple(key)).copied()
     }
 
-    /// Writes a flow, as the agent does for connections that it finds open.
-    pub(crate) fn set_flow(&self, key: &FlowKey, flow: Flow) {
-        self.flows.borrow_mut().insert(tuple(key), flow);
-    }
-
     /// The entry of a half-open connection.
     pub(crate) fn half_open_entry(&self, key: &FlowKey) -> Option<HalfOpen> {
         self.half_open.borrow().get(&tuple(key)).copied()

@@ -3,6 +3,7 @@
 use super::super::{policy, unreadable};
 use super::conversation::{REQUEST, allowed, passes, reset};
 use super::{Conversation, HELLO, Model, SERVER_HELLO};
+use crate::datapath::Env as _;
 use crate::datapath::{Act, Decision};
 use crate::map::{ExemptKind, Flow, FlowState, endpoint_flags, flow_flags, port_flags};
 use crate::settings::{Action, Enforcement};
@@ -210,7 +211,7 @@ fn existing_connections() {
     let existing = |fault| {
         let talk = Conversation::new(Mode::PERMISSIVE);
         let open = Conversation::open(Mode::PERMISSIVE).flow();
-        talk.model.set_flow(&talk.key, Flow { state: FlowState::EXISTING, fault, ..open });
+        talk.model.insert_flow(&talk.key, &Flow { state: FlowState::EXISTING, fault, ..open });
         talk
     };
     for fault in [Reason::NONE, Reason::MIDSTREAM] {
