@@ -14,12 +14,11 @@ pub(crate) struct Options {
     arguments: Vec<String>,
 }
 
-/// Runs every benchmark of the end-to-end package, optimised.
+/// Runs every benchmark of the agent, optimised.
 pub(crate) fn run(options: &Options) -> Result<()> {
     require_root("bench")?;
     setup::run()?;
     run_command(
-        cargo(["bench", "--locked", "--package", "enforcer-tests", "--bench", "*", "--"])
-            .args(&options.arguments),
+        cargo(["bench", "--locked", "--package", "enforcer", "--bench", "*", "--"]).args(&options.arguments),
     )
 }
