@@ -4,7 +4,6 @@
 //! `cargo bench -p enforcer --bench program --profile dev` says the same and builds faster.
 
 #[path = "../tests/program_run/frame.rs"]
-#[expect(dead_code, reason = "the tests of the programs use the rest")]
 mod frame;
 #[path = "../tests/program_run/rig.rs"]
 #[expect(dead_code, reason = "the tests of the programs use the rest")]
@@ -68,14 +67,25 @@ fn main() {
         println!("{:<44}{base:>10}", "a program that does nothing");
         let known = judged(rig, v4(10), &payload);
         line("judged flow", median(|_| passed(rig, &known, 1)), base, 4);
-        line("first packet: the hello makes the flow", median(|number| first(rig, v4(100 + number), ACK, HELLO)), base, 8);
-        line("first packet: the acknowledgement makes it", median(|number| first(rig, v4(3000 + number), ACK, &[])), base, 8);
+        line(
+            "first packet: the hello makes the flow",
+            median(|number| first(rig, v4(100 + number), ACK, HELLO)),
+            base,
+            8,
+        );
+        line(
+            "first packet: the acknowledgement makes it",
+            median(|number| first(rig, v4(3000 + number), ACK, &[])),
+            base,
+            8,
+        );
     });
 }
 
 fn line(name: &str, ns: u64, base: u64, target: u32) {
     // Exact enough: nanoseconds of one packet.
-    let ratio = f64::from(u32::try_from(ns).unwrap_or(u32::MAX)) / f64::from(u32::try_from(base.max(1)).unwrap_or(u32::MAX));
+    let ratio = f64::from(u32::try_from(ns).unwrap_or(u32::MAX))
+        / f64::from(u32::try_from(base.max(1)).unwrap_or(u32::MAX));
     println!("{name:<44}{ns:>10}{ratio:>8.1}{:>9}", format!("<= {target}"));
 }
 

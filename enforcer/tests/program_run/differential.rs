@@ -67,8 +67,22 @@ fn packet() -> impl Strategy<Value = Step> {
     ];
     let offset = prop_oneof![8 => 0..8_i32, 2 => -3..16_i32, 1 => Just(1000)];
     let acked = prop_oneof![4 => Just(0), 3 => 0..8_i32, 1 => -2..20_i32];
-    (direction, flags, offset, acked, prop_oneof![6 => Just(0), 1 => 1..4_usize], prop_oneof![1 => Just(0), 6 => 1..16_usize])
-        .prop_map(|(direction, flags, offset, acked, stream, len)| Step::Packet { direction, flags, offset, acked, stream, len })
+    (
+        direction,
+        flags,
+        offset,
+        acked,
+        prop_oneof![6 => Just(0), 1 => 1..4_usize],
+        prop_oneof![1 => Just(0), 6 => 1..16_usize],
+    )
+        .prop_map(|(direction, flags, offset, acked, stream, len)| Step::Packet {
+            direction,
+            flags,
+            offset,
+            acked,
+            stream,
+            len,
+        })
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -107,7 +121,9 @@ impl Both<'_> {
     fn step(&mut self, step: &Step) {
         match *step {
             Step::Packet { direction, flags, offset, acked, stream, len } => {
-                let stream = [if direction == Direction::TO_POD { HELLO } else { ANSWER }, REQUEST, BROKEN, ANSWER][stream];
+                let stream =
+                    [if direction == Direction::TO_POD { HELLO } else { ANSWER }, REQUEST, BROKEN, ANSWER]
+                        [stream];
                 let start = usize::try_from(offset).unwrap_or(0).min(stream.len() - 1);
                 let payload = &stream[start..(start + len).min(stream.len())];
                 let (own, other) = self.numbers(direction);
@@ -124,7 +140,8 @@ impl Both<'_> {
             Step::Outbound => self.packet(Direction::FROM_POD, SYN, self.pod_isn, 0, &[]),
             Step::Existing(refused) => {
                 let half_open = HalfOpen { client_isn: self.client_isn, pod_isn: self.pod_isn };
-                let open = Flow::open(&half_open, self.model.endpoint.workload, self.model.endpoint.generation, 0);
+                let open =
+                    Flow::open(&half_open, self.model.endpoint.workload, self.model.endpoint.generation, 0);
                 let fault = if refused { Reason::MIDSTREAM } else { Reason::NONE };
                 let flow = Flow { state: FlowState::EXISTING, fault, ..open };
                 self.model.set_flow(&self.key, flow);
@@ -173,7 +190,8 @@ impl Both<'_> {
     /// Tells the programs what the model knows.
     fn write(&mut self) {
         for ((generation, port), value) in &self.model.ports {
-            let key = PortKey { workload: self.model.endpoint.workload, generation: *generation, port: *port };
+            let key =
+                PortKey { workload: self.model.endpoint.workload, generation: *generation, port: *port };
             self.rig.ports.insert(&key, value).expect("PORT_MODES");
         }
         let _ = self.rig.exempt.remove(self.key.client);
@@ -187,7 +205,8 @@ impl Both<'_> {
 
     /// One packet through both.
     fn packet(&mut self, direction: Direction, flags: u8, seq: u32, ack: u32, payload: &[u8]) {
-        let decision = self.model.run(&self.key, &Packet { direction, flags, seq, ack, payload: payload.into() });
+        let decision =
+            self.model.run(&self.key, &Packet { direction, flags, seq, ack, payload: payload.into() });
         let frame = Frame::new(self.key, direction, flags, seq, ack, payload);
         let outcome = self.rig.run(&frame);
         let code = match (decision.act, direction) {
@@ -204,7 +223,10 @@ impl Both<'_> {
             Act::Drop => {}
             Act::Reset => {
                 let seen = read(&outcome.frame).expect("TCP");
-                assert_eq!((seen.seq, seen.ack, seen.payload.len()), (decision.client_seq, decision.client_ack, 0));
+                assert_eq!(
+                    (seen.seq, seen.ack, seen.payload.len()),
+                    (decision.client_seq, decision.client_ack, 0)
+                );
                 let to_pod: Vec<_> = self.rig.sent().iter().map(|seen| (seen.seq, seen.ack)).collect();
                 assert_eq!(to_pod, [(decision.pod_seq, decision.pod_ack)]);
             }
@@ -214,7 +236,11 @@ impl Both<'_> {
         let key = &self.key;
         let found = self.rig.flows.get(key).expect("FLOWS");
         assert_eq!(found.map(timeless), self.model.flow_entry(key).map(timeless), "FLOWS after {decision:?}");
-        assert_eq!(self.rig.half_open.get(key).expect("HALF_OPEN"), self.model.half_open_entry(key), "HALF_OPEN");
+        assert_eq!(
+            self.rig.half_open.get(key).expect("HALF_OPEN"),
+            self.model.half_open_entry(key),
+            "HALF_OPEN"
+        );
         assert_eq!(self.rig.outbound.get(key).expect("OUTBOUND"), self.model.outbound_entry(key), "OUTBOUND");
     }
 
@@ -243,7 +269,11 @@ impl Both<'_> {
         let Decision { verdict, reason, state, .. } = *decision;
         let expected = (verdict, reason, direction, state, generation, self.key, payload.to_vec());
         let reported = decision.report && verdict != Verdict::NONE;
-        assert_eq!(seen, reported.then_some(expected).into_iter().collect::<Vec<_>>(), "events after {decision:?}");
+        assert_eq!(
+            seen,
+            reported.then_some(expected).into_iter().collect::<Vec<_>>(),
+            "events after {decision:?}"
+        );
     }
 }
 
@@ -287,13 +317,16 @@ fn the_programs_do_what_the_rules_say() {
                 events_per_second: u32::MAX,
                 ..Settings::DEFAULT
             };
-            let mut both = Both { rig: &mut rig, model, key, client_isn: 5000, pod_isn: u32::MAX - 4, counts };
+            let mut both =
+                Both { rig: &mut rig, model, key, client_isn: 5000, pod_isn: u32::MAX - 4, counts };
             both.write();
             both.step(&Step::Handshake);
             if let Some((client, pod)) = opening {
                 both.step(&Step::Tls(client, pod));
             }
-            steps.iter().for_each(|step| both.step(step));
+            for step in &steps {
+                both.step(step);
+            }
             for (key, counter) in &both.counts {
                 let packets = counter.packets - before.get(key).map_or(0, |counter| counter.packets);
                 *reached.borrow_mut().entry((key.0, key.1)).or_insert(0) += packets;
@@ -307,10 +340,21 @@ fn the_programs_do_what_the_rules_say() {
         println!("packets by verdict: {reached:?}");
         // A run that never gets anywhere proves nothing.
         if cases >= 300 {
-            for verdict in [Verdict::ALLOW, Verdict::RESET, Verdict::DROP, Verdict::WOULD_RESET, Verdict::WAIT] {
-                assert!(reached.keys().any(|(seen, _)| *seen == verdict), "no conversation reached {verdict}");
+            for verdict in
+                [Verdict::ALLOW, Verdict::RESET, Verdict::DROP, Verdict::WOULD_RESET, Verdict::WAIT]
+            {
+                assert!(
+                    reached.keys().any(|(seen, _)| *seen == verdict),
+                    "no conversation reached {verdict}"
+                );
             }
-            for reason in [Reason::TLS, Reason::PLAINTEXT, Reason::SERVER_FIRST, Reason::POLICY_CHANGED, Reason::MIDSTREAM] {
+            for reason in [
+                Reason::TLS,
+                Reason::PLAINTEXT,
+                Reason::SERVER_FIRST,
+                Reason::POLICY_CHANGED,
+                Reason::MIDSTREAM,
+            ] {
                 assert!(reached.keys().any(|(_, seen)| *seen == reason), "no conversation reached {reason}");
             }
         }

@@ -46,7 +46,14 @@ pub(crate) struct Frame {
 
 impl Frame {
     /// A plain segment.
-    pub(crate) fn new(key: FlowKey, direction: Direction, flags: u8, seq: u32, ack: u32, payload: &[u8]) -> Self {
+    pub(crate) fn new(
+        key: FlowKey,
+        direction: Direction,
+        flags: u8,
+        seq: u32,
+        ack: u32,
+        payload: &[u8],
+    ) -> Self {
         Self {
             key,
             direction,
@@ -206,7 +213,8 @@ pub(crate) fn read(frame: &[u8]) -> Option<Seen> {
             assert_eq!(ip[0] >> 4, 4, "version");
             assert_eq!(usize::from(be16(ip, 2)), ip.len(), "total length");
             assert!(sums_up(&ip[..header_len]), "IPv4 header checksum of {frame:02x?}");
-            let address = |at: usize| Ipv4Addr::from(<[u8; 4]>::try_from(&ip[at..at + 4]).expect("four bytes"));
+            let address =
+                |at: usize| Ipv4Addr::from(<[u8; 4]>::try_from(&ip[at..at + 4]).expect("four bytes"));
             (address(12).into(), address(16).into(), ip[8], ip[20..header_len].to_vec(), &ip[header_len..])
         }
         0x86dd => {
@@ -219,7 +227,8 @@ pub(crate) fn read(frame: &[u8]) -> Option<Seen> {
             if next != 6 {
                 return None;
             }
-            let address = |at: usize| Ipv6Addr::from(<[u8; 16]>::try_from(&ip[at..at + 16]).expect("sixteen bytes"));
+            let address =
+                |at: usize| Ipv6Addr::from(<[u8; 16]>::try_from(&ip[at..at + 16]).expect("sixteen bytes"));
             (address(8).into(), address(24).into(), ip[7], ip[40..end].to_vec(), &ip[end..])
         }
         _ => return None,

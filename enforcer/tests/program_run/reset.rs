@@ -22,15 +22,25 @@ type Shape = fn(Frame) -> Frame;
 fn shapes() -> Vec<(&'static str, bool, Shape)> {
     vec![
         ("IPv4", false, |frame| frame),
-        ("IPv4 with time stamps", false, |frame| Frame { options: vec![1, 1, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8], ..frame }),
+        ("IPv4 with time stamps", false, |frame| Frame {
+            options: vec![1, 1, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8],
+            ..frame
+        }),
         ("IPv4 with options", false, |frame| Frame { ip_options: vec![148, 4, 0, 0, 1, 1, 1, 0], ..frame }),
-        ("IPv4 with all options", false, |frame| Frame { ip_options: vec![1; 40], options: vec![1; 40], ..frame }),
+        ("IPv4 with all options", false, |frame| Frame {
+            ip_options: vec![1; 40],
+            options: vec![1; 40],
+            ..frame
+        }),
         ("IPv4, padded", false, |frame| Frame { padding: 6, ..frame }),
         ("IPv4 in a VLAN", false, |frame| Frame { tags: vec![(0x8100, 42)], ..frame }),
         ("IPv4 in two VLANs", false, |frame| Frame { tags: vec![(0x88a8, 7), (0x8100, 42)], ..frame }),
         ("IPv6", true, |frame| frame),
         ("IPv6 in a VLAN", true, |frame| Frame { tags: vec![(0x8100, 42)], ..frame }),
-        ("IPv6 with hop-by-hop options", true, |frame| Frame { extensions: vec![(0, vec![0, 1, 4, 0, 0, 0, 0])], ..frame }),
+        ("IPv6 with hop-by-hop options", true, |frame| Frame {
+            extensions: vec![(0, vec![0, 1, 4, 0, 0, 0, 0])],
+            ..frame
+        }),
         ("IPv6 with extension headers", true, |frame| {
             let mut long = vec![2];
             long.resize(23, 0);
@@ -41,7 +51,14 @@ fn shapes() -> Vec<(&'static str, bool, Shape)> {
 }
 
 /// What a reset must look like; `like`: the packet it answers.
-fn expected(like: &Seen, from: (&IpAddr, u16), to: (&IpAddr, u16), macs: [[u8; 6]; 2], seq: u32, ack: u32) -> Seen {
+fn expected(
+    like: &Seen,
+    from: (&IpAddr, u16),
+    to: (&IpAddr, u16),
+    macs: [[u8; 6]; 2],
+    seq: u32,
+    ack: u32,
+) -> Seen {
     Seen {
         macs,
         tags: like.tags.clone(),
@@ -83,10 +100,27 @@ fn both_ends_get_an_exact_reset() {
             let key = if is_v6 { v6(20_000 + number) } else { v4(20_000 + number) };
             rig.list(key.pod, Mode::STRICT);
             rig.handshake(key, CLIENT_ISN, POD_ISN);
-            let frame = shape(Frame::new(key, Direction::TO_POD, ACK, CLIENT_ISN.wrapping_add(1), POD_ISN.wrapping_add(1), REQUEST));
-            check_resets(rig, key, &frame, POD_ISN.wrapping_add(1), CLIENT_ISN.wrapping_add(1), POD_ISN.wrapping_add(1));
+            let frame = shape(Frame::new(
+                key,
+                Direction::TO_POD,
+                ACK,
+                CLIENT_ISN.wrapping_add(1),
+                POD_ISN.wrapping_add(1),
+                REQUEST,
+            ));
+            check_resets(
+                rig,
+                key,
+                &frame,
+                POD_ISN.wrapping_add(1),
+                CLIENT_ISN.wrapping_add(1),
+                POD_ISN.wrapping_add(1),
+            );
             let flow = rig.flows.get(&key).expect("FLOWS").expect("a flow");
-            assert_eq!((flow.state, flow.verdict, flow.reason), (FlowState::PLAINTEXT, Verdict::RESET, Reason::PLAINTEXT));
+            assert_eq!(
+                (flow.state, flow.verdict, flow.reason),
+                (FlowState::PLAINTEXT, Verdict::RESET, Reason::PLAINTEXT)
+            );
             // From the pod, whose acknowledgement is the number that it expects next.
             let (seq, ack) = (POD_ISN.wrapping_add(1), CLIENT_ISN.wrapping_add(30));
             let frame = shape(Frame::new(key, Direction::FROM_POD, ACK, seq, ack, b"HTTP/1.1 200 OK\r\n"));
@@ -120,7 +154,10 @@ fn the_pod_is_reset_at_its_own_next_number() {
         rig.handshake(key, CLIENT_ISN, POD_ISN);
         let (start, ack) = (CLIENT_ISN.wrapping_add(1), POD_ISN.wrapping_add(1));
         assert_eq!(rig.run(&Frame::new(key, Direction::TO_POD, ACK, start, ack, &HELLO[..3])).code, NEXT);
-        assert_eq!(rig.run(&Frame::new(key, Direction::FROM_POD, ACK, ack, start.wrapping_add(3), &[])).code, NEXT);
+        assert_eq!(
+            rig.run(&Frame::new(key, Direction::FROM_POD, ACK, ack, start.wrapping_add(3), &[])).code,
+            NEXT
+        );
         let frame = Frame::new(key, Direction::TO_POD, ACK, start.wrapping_add(1), ack, b"\x03\x01GET");
         check_resets(rig, key, &frame, ack, start.wrapping_add(3), ack);
     });
@@ -140,7 +177,8 @@ fn a_syn_to_an_unknown_pod_is_answered() {
                 let outcome = rig.run(&frame);
                 assert_eq!(outcome.code, REDIRECT);
                 let seen = read(&outcome.frame).expect("TCP");
-                let taken = CLIENT_ISN.wrapping_add(1).wrapping_add(u32::try_from(payload.len()).expect("short"));
+                let taken =
+                    CLIENT_ISN.wrapping_add(1).wrapping_add(u32::try_from(payload.len()).expect("short"));
                 assert_eq!((seen.flags, seen.seq, seen.ack), (RST | ACK, 0, taken));
                 assert_eq!((seen.source, seen.ports), (key.pod.into(), [8080, key.client_port]));
                 let later = Frame::new(key, Direction::TO_POD, ACK, CLIENT_ISN, 7, REQUEST);

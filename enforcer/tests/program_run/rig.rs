@@ -113,7 +113,8 @@ impl Rig {
             half_open: HalfOpens::new("HALF_OPEN", map("HALF_OPEN")).expect("HALF_OPEN"),
             outbound: Outbounds::new("OUTBOUND", map("OUTBOUND")).expect("OUTBOUND"),
             counters: Counters::new("COUNTERS", map("COUNTERS")).expect("COUNTERS"),
-            workload_counters: WorkloadCounters::new("WORKLOAD_COUNTERS", map("WORKLOAD_COUNTERS")).expect("counters"),
+            workload_counters: WorkloadCounters::new("WORKLOAD_COUNTERS", map("WORKLOAD_COUNTERS"))
+                .expect("counters"),
             events: RingBuf::try_from(map("EVENTS")).expect("EVENTS"),
             datapath: Some(datapath),
             bpffs,
@@ -205,7 +206,8 @@ impl Rig {
     /// The node's counters; those of the rig's pod must say the same.
     pub(crate) fn counts(&self) -> BTreeMap<(Verdict, Reason, Direction), Counter> {
         let all = self.counters.totals().expect("COUNTERS");
-        let node: BTreeMap<_, _> = all.into_iter().map(|(key, value)| ((key.verdict, key.reason, key.direction), value)).collect();
+        let node: BTreeMap<_, _> =
+            all.into_iter().map(|(key, value)| ((key.verdict, key.reason, key.direction), value)).collect();
         let all = self.workload_counters.totals().expect("WORKLOAD_COUNTERS");
         let of_pod: BTreeMap<_, _> = all
             .into_iter()
@@ -238,7 +240,13 @@ fn listen(interface: &str) -> OwnedFd {
     let index = nix::net::if_::if_nametoindex(interface).expect("the interface");
     let every = u16::try_from(libc::ETH_P_ALL).expect("a protocol").to_be();
     // SAFETY: a plain system call.
-    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC, i32::from(every)) };
+    let fd = unsafe {
+        libc::socket(
+            libc::AF_PACKET,
+            libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC,
+            i32::from(every),
+        )
+    };
     assert!(fd >= 0, "a packet socket: {}", std::io::Error::last_os_error());
     // SAFETY: the descriptor was just made and belongs to nobody else.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };

@@ -38,7 +38,10 @@ fn dropped(rig: &mut Rig, frame: &Frame, reason: Reason) {
     let after = rig.counter(Verdict::DROP, reason, frame.direction);
     assert_eq!((after.packets, after.connections), (before.packets + 1, before.connections + 1));
     let events = rig.events();
-    assert_eq!(events.iter().map(|event| (event.verdict, event.reason)).collect::<Vec<_>>(), [(Verdict::DROP, reason)]);
+    assert_eq!(
+        events.iter().map(|event| (event.verdict, event.reason)).collect::<Vec<_>>(),
+        [(Verdict::DROP, reason)]
+    );
 }
 
 #[test]
@@ -47,7 +50,14 @@ fn what_is_not_a_meshed_pods_passes_untouched() {
         untouched(rig, &data(1));
         untouched(rig, &data6(Vec::new()));
         let (v4, v6) = (v4(1).pod, v6(1).pod);
-        let strict = Endpoint { workload: WORKLOAD, generation: 1, mode: Mode::STRICT, flags: endpoint_flags::ANY_STRICT, ifindex: 0, netns_id: 0 };
+        let strict = Endpoint {
+            workload: WORKLOAD,
+            generation: 1,
+            mode: Mode::STRICT,
+            flags: endpoint_flags::ANY_STRICT,
+            ifindex: 0,
+            netns_id: 0,
+        };
         for pod in [v4, v6] {
             let elsewhere = Endpoint { ifindex: rig.ifindex() + 1, ..strict };
             rig.endpoints.insert(&pod, &elsewhere).expect("an endpoint");
@@ -84,12 +94,20 @@ fn fragments_are_dropped_where_anything_is_strict() {
             for (mode, strict) in [(Mode::STRICT, true), (Mode::PERMISSIVE, false), (Mode::DISABLE, false)] {
                 rig.list(v4(1).pod, mode);
                 let frame = Frame { fragment, ..data(1) };
-                if strict { dropped(rig, &frame, Reason::FRAGMENT) } else { untouched(rig, &frame) }
+                if strict {
+                    dropped(rig, &frame, Reason::FRAGMENT);
+                } else {
+                    untouched(rig, &frame);
+                }
                 untouched(rig, &Frame { protocol: 17, ..frame });
             }
         }
         rig.list(v4(1).pod, Mode::STRICT);
-        dropped(rig, &Frame { fragment: 0x2000, direction: Direction::FROM_POD, ..data(1) }, Reason::FRAGMENT);
+        dropped(
+            rig,
+            &Frame { fragment: 0x2000, direction: Direction::FROM_POD, ..data(1) },
+            Reason::FRAGMENT,
+        );
         // "Don't fragment" is no fragment.
         assert_eq!(rig.run(&Frame { fragment: 0x4000, ..data(1) }).code, REDIRECT);
         assert_eq!(rig.events().len(), 1);
@@ -99,9 +117,17 @@ fn fragments_are_dropped_where_anything_is_strict() {
             rig.list(v6(1).pod, mode);
             for more in [0, 1] {
                 let frame = data6(vec![(44, header(more))]);
-                if strict { dropped(rig, &frame, Reason::FRAGMENT) } else { untouched(rig, &frame) }
+                if strict {
+                    dropped(rig, &frame, Reason::FRAGMENT);
+                } else {
+                    untouched(rig, &frame);
+                }
                 let behind = data6(vec![(0, vec![0, 1, 4, 0, 0, 0, 0]), (44, header(more))]);
-                if strict { dropped(rig, &behind, Reason::FRAGMENT) } else { untouched(rig, &behind) }
+                if strict {
+                    dropped(rig, &behind, Reason::FRAGMENT);
+                } else {
+                    untouched(rig, &behind);
+                }
                 untouched(rig, &Frame { protocol: 17, ..frame });
             }
         }
@@ -123,13 +149,19 @@ fn what_cannot_be_read_is_dropped_under_strict() {
             // Headers whose lengths lie.
             let ip = 14;
             let tcp = ip + 20;
-            for (at, value) in [(ip, 0x44), (ip, 0x4f), (ip + 3, 30), (ip + 2, 9), (tcp + 12, 0x40), (tcp + 12, 0xf0)] {
+            for (at, value) in
+                [(ip, 0x44), (ip, 0x4f), (ip + 3, 30), (ip + 2, 9), (tcp + 12, 0x40), (tcp + 12, 0xf0)]
+            {
                 let mut bytes = data(1).bytes();
                 bytes[at] = value;
                 let before = rig.counter(Verdict::DROP, Reason::MALFORMED, Direction::TO_POD).packets;
                 let (outcome, _) = rig.run_bytes(Direction::TO_POD, &bytes, 1);
                 let after = rig.counter(Verdict::DROP, Reason::MALFORMED, Direction::TO_POD).packets;
-                assert_eq!((outcome.code, after - before), if strict { (SHOT, 1) } else { (NEXT, 0) }, "byte {at} = {value:#x}");
+                assert_eq!(
+                    (outcome.code, after - before),
+                    if strict { (SHOT, 1) } else { (NEXT, 0) },
+                    "byte {at} = {value:#x}"
+                );
                 rig.events();
             }
         }
@@ -176,7 +208,10 @@ fn a_verdict_is_counted_once_and_reported_once() {
         };
         assert_eq!(event, expected);
         let flow = rig.flows.get(&key).expect("FLOWS").expect("a flow");
-        assert_eq!((flow.packets_to_pod, flow.packets_from_pod, flow.bytes_to_pod, flow.bytes_from_pod), (3, 1, 0, 0));
+        assert_eq!(
+            (flow.packets_to_pod, flow.packets_from_pod, flow.bytes_to_pod, flow.bytes_from_pod),
+            (3, 1, 0, 0)
+        );
     });
 }
 
@@ -190,7 +225,10 @@ fn events_carry_at_most_64_bytes_and_are_limited() {
             let events = rig.events();
             let [event] = events[..] else { panic!("one event: {events:?}") };
             let kept = payload.len().min(64);
-            assert_eq!((usize::from(event.head_len), event.payload_len), (kept, u32::try_from(len).expect("a length")));
+            assert_eq!(
+                (usize::from(event.head_len), event.payload_len),
+                (kept, u32::try_from(len).expect("a length"))
+            );
             assert_eq!(event.head[..kept], payload[..kept]);
             assert!(event.head[kept..].iter().all(|byte| *byte == 0));
         }
