@@ -293,7 +293,7 @@ fn the_programs_do_what_the_rules_say() {
     with_rig(move |rig| {
         let mut number = 0_u16;
         let reached = std::cell::RefCell::new(BTreeMap::new());
-        let config = Config { cases, failure_persistence: None, max_shrink_iters: 2000, ..Config::default() };
+        let config = Config { cases, failure_persistence: None, max_shrink_iters: 400, ..Config::default() };
         let opening = proptest::option::weighted(0.3, (1..16_usize, 1..16_usize));
         let conversation = (mode(), any::<bool>(), opening, vec(step(), 1..40));
         let rig = std::cell::RefCell::new(rig);
