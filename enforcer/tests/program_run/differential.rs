@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 
 use enforcer_common::datapath::{Act, Decision};
-use enforcer_common::map::{Counter, ExemptKind, Flow, FlowKey, PortKey, endpoint_flags, port_flags};
+use enforcer_common::map::{
+    Counter, ExemptKind, Flow, FlowKey, FlowState, HalfOpen, PortKey, endpoint_flags, port_flags,
+};
 use enforcer_common::settings::{Action, Enforcement, OWN_PROBE_MARK, Settings};
 use enforcer_common::tcp::{ACK, FIN, RST, SYN, URG};
 use enforcer_common::{Direction, Mode, Reason, Verdict};
@@ -31,6 +33,10 @@ enum Step {
     Handshake,
     /// The pod opens the connection.
     Outbound,
+    /// The client's hello, the pod's acknowledgement and its answer, in pieces of so many bytes.
+    Tls(usize, usize),
+    /// The agent enters the connection as one that it found open; refused where that is asked for.
+    Existing(bool),
     /// The endpoint's mode.
     Mode(Mode),
     /// An entry for the port.
@@ -88,6 +94,8 @@ fn step() -> impl Strategy<Value = Step> {
         60 => packet(),
         3 => Just(Step::Handshake),
         1 => Just(Step::Outbound),
+        4 => (1..16_usize, 1..16_usize).prop_map(|(client, pod)| Step::Tls(client, pod)),
+        1 => any::<bool>().prop_map(Step::Existing),
         3 => mode().prop_map(Step::Mode),
         1 => (mode(), 0..8_u8).prop_map(|(mode, flags)| Step::Port(mode, flags)),
         1 => kind.prop_map(Step::Exempt),
@@ -128,7 +136,17 @@ impl Both<'_> {
                 self.packet(Direction::FROM_POD, SYN | ACK, pod, client.wrapping_add(1), &[]);
                 self.packet(Direction::TO_POD, ACK, client.wrapping_add(1), pod.wrapping_add(1), &[]);
             }
+            Step::Tls(client, pod) => self.tls(client, pod),
             Step::Outbound => self.packet(Direction::FROM_POD, SYN, self.pod_isn, 0, &[]),
+            Step::Existing(refused) => {
+                let half_open = HalfOpen { client_isn: self.client_isn, pod_isn: self.pod_isn };
+                let open =
+                    Flow::open(&half_open, self.model.endpoint.workload, self.model.endpoint.generation, 0);
+                let fault = if refused { Reason::MIDSTREAM } else { Reason::NONE };
+                let flow = Flow { state: FlowState::EXISTING, fault, ..open };
+                self.model.set_flow(&self.key, flow);
+                self.rig.flows.insert(&self.key, &flow).expect("FLOWS");
+            }
             Step::Mode(mode) => self.model.set_mode(mode),
             Step::Port(mode, flags) => self.model.set_port(self.key.pod_port, mode, flags & all_port_flags()),
             Step::Exempt(kind) => {
@@ -143,8 +161,22 @@ impl Both<'_> {
             Step::Probe(probe) => self.model.own_probe = probe,
             Step::Renumber(client, pod) => (self.client_isn, self.pod_isn) = (client, pod),
         }
-        if !matches!(step, Step::Packet { .. } | Step::Handshake | Step::Outbound) {
+        if !matches!(step, Step::Packet { .. } | Step::Handshake | Step::Outbound | Step::Tls(..)) {
             self.write();
+        }
+    }
+
+    /// What two ends that mean well send.
+    fn tls(&mut self, client_size: usize, pod_size: usize) {
+        let (mut client, mut pod) = (self.client_isn.wrapping_add(1), self.pod_isn.wrapping_add(1));
+        for piece in HELLO.chunks(client_size) {
+            self.packet(Direction::TO_POD, ACK, client, pod, piece);
+            client = client.wrapping_add(u32::try_from(piece.len()).expect("short"));
+            self.packet(Direction::FROM_POD, ACK, pod, client, &[]);
+        }
+        for piece in ANSWER.chunks(pod_size) {
+            self.packet(Direction::FROM_POD, ACK, pod, client, piece);
+            pod = pod.wrapping_add(u32::try_from(piece.len()).expect("short"));
         }
     }
 
@@ -261,11 +293,12 @@ fn the_programs_do_what_the_rules_say() {
     with_rig(move |rig| {
         let mut number = 0_u16;
         let reached = std::cell::RefCell::new(BTreeMap::new());
-        let config = Config { cases, failure_persistence: None, max_shrink_iters: 2000, ..Config::default() };
-        let conversation = (mode(), any::<bool>(), vec(step(), 1..40));
+        let config = Config { cases, failure_persistence: None, max_shrink_iters: 400, ..Config::default() };
+        let opening = proptest::option::weighted(0.3, (1..16_usize, 1..16_usize));
+        let conversation = (mode(), any::<bool>(), opening, vec(step(), 1..40));
         let rig = std::cell::RefCell::new(rig);
         let number = std::cell::RefCell::new(&mut number);
-        let result = TestRunner::new(config).run(&conversation, |(mode, is_v6, steps)| {
+        let result = TestRunner::new(config).run(&conversation, |(mode, is_v6, opening, steps)| {
             let mut rig = rig.borrow_mut();
             let mut number = number.borrow_mut();
             **number = number.wrapping_add(1).max(1);
@@ -288,6 +321,9 @@ fn the_programs_do_what_the_rules_say() {
                 Both { rig: &mut rig, model, key, client_isn: 5000, pod_isn: u32::MAX - 4, counts };
             both.write();
             both.step(&Step::Handshake);
+            if let Some((client, pod)) = opening {
+                both.step(&Step::Tls(client, pod));
+            }
             for step in &steps {
                 both.step(step);
             }
@@ -311,6 +347,15 @@ fn the_programs_do_what_the_rules_say() {
                     reached.keys().any(|(seen, _)| *seen == verdict),
                     "no conversation reached {verdict}"
                 );
+            }
+            for reason in [
+                Reason::TLS,
+                Reason::PLAINTEXT,
+                Reason::SERVER_FIRST,
+                Reason::POLICY_CHANGED,
+                Reason::MIDSTREAM,
+            ] {
+                assert!(reached.keys().any(|(_, seen)| *seen == reason), "no conversation reached {reason}");
             }
         }
     });

@@ -82,6 +82,9 @@ fn what_is_not_a_meshed_pods_passes_untouched() {
         let mut arp = data(1).bytes();
         arp[13] = 6;
         assert_eq!(rig.run_bytes(Direction::TO_POD, &arp, 1).0.code, NEXT);
+        // What pads a short frame is no data of the connection.
+        untouched(rig, &Frame { payload: Vec::new(), padding: 6, ..data(1) });
+        untouched(rig, &Frame { payload: Vec::new(), padding: 6, ..data6(Vec::new()) });
         // And what is, does not.
         assert_eq!(rig.run(&data(1)).code, REDIRECT);
     });
