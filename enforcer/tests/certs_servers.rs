@@ -249,9 +249,9 @@ fn an_endless_chain_costs_bounded_time_and_memory() {
     assert!(checked.took < BOUND, "{:?}", checked.took);
 }
 
-/// What one full round costs this process: `cargo test --release -p enforcer --test certs_servers -- --ignored --nocapture`.
+/// What one full round costs this process: `cargo test --release -p enforcer --test certs_servers cost_of -- --nocapture`
+/// with `ENFORCER_CHECKS=750`.
 #[test]
-#[ignore = "a measurement: 750 checks in a row"]
 fn cost_of_a_full_round() {
     let mesh = mesh();
     let server = s_server(&mesh, "server", &INSIST);
@@ -261,7 +261,8 @@ fn cost_of_a_full_round() {
         let micros = |time: nix::sys::time::TimeVal| time.tv_sec() * 1_000_000 + time.tv_usec();
         micros(user) + micros(system)
     };
-    let (before, rounds) = (cpu(), 250 * 3);
+    let rounds = std::env::var("ENFORCER_CHECKS").ok().and_then(|text| text.parse().ok()).unwrap_or(20);
+    let before = cpu();
     for _ in 0..rounds {
         mesh.check(server.address, &settings()).is(State::Verified);
     }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use enforcer_common::datapath::Env as _;
 use enforcer_common::datapath::{Act, Decision};
 use enforcer_common::map::{
     Counter, ExemptKind, Flow, FlowKey, FlowState, HalfOpen, PortKey, endpoint_flags, port_flags,
@@ -144,7 +145,7 @@ impl Both<'_> {
                     Flow::open(&half_open, self.model.endpoint.workload, self.model.endpoint.generation, 0);
                 let fault = if refused { Reason::MIDSTREAM } else { Reason::NONE };
                 let flow = Flow { state: FlowState::EXISTING, fault, ..open };
-                self.model.set_flow(&self.key, flow);
+                self.model.insert_flow(&self.key, &flow);
                 self.rig.flows.insert(&self.key, &flow).expect("FLOWS");
             }
             Step::Mode(mode) => self.model.set_mode(mode),
