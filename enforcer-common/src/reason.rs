@@ -116,7 +116,7 @@ macro_rules! reasons {
 reasons! {
     NONE = 0, "No reason yet.", "";
     TLS = 1, "The connection opened as TLS.", "";
-    MESH_TLS = 2, "The connection opened as mesh TLS: Istio's ALPN, or the tunnel port 15008.", "";
+    MESH_TLS = 2, "The connection opened as TLS to the mesh's tunnel port, 15008.", "";
     PLAINTEXT_PERMITTED = 3, "The connection is plaintext, and the policy is PERMISSIVE.",
         "Give this client a sidecar or move it to TLS before turning STRICT on.";
     DISABLED = 4, "The policy is DISABLE: nothing is asked of this connection.", "";
@@ -137,7 +137,7 @@ reasons! {
         "Give the client a mesh certificate, or make this port PERMISSIVE with portLevelMtls.";
     MIDSTREAM = 37, "Data of a connection whose handshake was never seen, under STRICT.",
         "Open the connection again; if this repeats, check for asymmetric routing around the node.";
-    UNDECIDED = 38, "The client sent too few bytes to be judged, and then stopped or took too long.",
+    UNDECIDED = 38, "The client sent too few bytes to be judged, and then stopped or took too long; or the table of flows is full.",
         "Check the client: a TLS hello was started and never finished.";
     FRAGMENT = 39, "An IP fragment to a STRICT workload: its ports and bytes cannot be judged.",
         "Let the client find the path MTU, or lower its MTU.";

@@ -192,7 +192,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     if !nix::unistd::geteuid().is_root() {
         bail!(
-            "the agent loads BPF programs and needs root: run it with sudo, or in a container with the capabilities named in docs/operations.md"
+            "the agent loads BPF programs and needs root: run it with sudo, or as root in a privileged container"
         );
     }
     for path in &args.manifests {
