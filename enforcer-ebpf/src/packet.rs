@@ -289,14 +289,14 @@ struct Ipv6 {
 /// RFC 9293, section 3.1; big endian.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Tcp {
-    source: u16,
-    destination: u16,
-    seq: u32,
-    ack: u32,
-    offset: u8,
-    flags: u8,
-    window: u16,
-    checksum: u16,
-    urgent: u16,
+pub struct Tcp {
+    pub source: u16,
+    pub destination: u16,
+    pub seq: u32,
+    pub ack: u32,
+    pub offset: u8,
+    pub flags: u8,
+    pub window: u16,
+    pub checksum: u16,
+    pub urgent: u16,
 }

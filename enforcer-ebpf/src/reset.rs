@@ -8,25 +8,11 @@ use enforcer_common::Address;
 use enforcer_common::datapath::Decision;
 use enforcer_common::tcp::{ACK, RST};
 
-use crate::packet::Packet;
+use crate::packet::{Packet, Tcp};
 use crate::skb::{DROP, NEXT, Skb, bounded};
 
 const TCP_LEN: u32 = 20;
 const TTL: u8 = 64;
-
-/// A bare TCP header; big endian.
-#[repr(C)]
-struct TcpHeader {
-    source: u16,
-    destination: u16,
-    seq: u32,
-    ack: u32,
-    offset: u8,
-    flags: u8,
-    window: u16,
-    checksum: u16,
-    urgent: u16,
-}
 
 /// One end's RST.
 struct Rst {
@@ -173,7 +159,7 @@ fn is_partial(skb: &Skb, packet: &Packet) -> Option<bool> {
 /// Writes a bare TCP header with its checksum.
 #[inline(always)]
 fn write(skb: &Skb, packet: &Packet, rst: &Rst, partial: bool) -> bool {
-    let mut header = TcpHeader {
+    let mut header = Tcp {
         source: rst.source_port.to_be(),
         destination: rst.destination_port.to_be(),
         seq: rst.seq.to_be(),
