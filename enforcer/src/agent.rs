@@ -1,34 +1,33 @@
 //! The agent: objects and facts about the node in, map writes out.
 
 pub mod certificates;
+mod interfaces;
 mod kernel_log;
+mod reconcile;
+mod snapshot;
 pub mod state;
 pub mod tables;
 mod verdicts;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use enforcer_common::Address;
 use enforcer_common::settings::Settings;
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 
 use self::certificates::{CertificateOptions, Certificates};
-use self::state::{DecisionState, EndpointState, InterfaceState, State};
-use self::tables::{ExistingFlows, Refusal, Tables};
+use self::state::State;
+use self::tables::{ExistingFlows, Tables};
 use self::verdicts::Verdicts;
-use crate::datapath::apply::change;
-use crate::datapath::desired::{self, Desired, Facts, Place, WorkloadIds, desired};
+use crate::datapath::desired::{self, Desired, Facts, WorkloadIds};
 use crate::datapath::load::OpenError;
 use crate::datapath::lock::LockError;
-use crate::datapath::netns::{self, Namespaces};
-use crate::datapath::sockdiag::PodSockets;
-use crate::datapath::{Attachment, Datapath, Interface, InterfaceEvent, LinkWatch, OpenOptions, Selector};
+use crate::datapath::netns::{self};
+use crate::datapath::{Attachment, Datapath, LinkWatch, OpenOptions, Selector};
 use crate::object::{ObjectName, Objects};
 use crate::source::watch::{Store, Watch};
 
@@ -216,201 +215,6 @@ impl Agent {
         self.objects = loaded.objects;
     }
 
-    /// Brings the maps to what is wanted.
-    fn reconcile(&mut self) -> anyhow::Result<()> {
-        let wanted = desired(&self.objects, &self.facts, &self.config.objects, &mut self.ids);
-        let change = change(self.tables.held(), &wanted);
-        let refusals = self.tables.apply(&change);
-        self.tell_changes(&wanted);
-        self.wanted = wanted;
-        self.tell_refusals(&refusals);
-        if !change.fresh.is_empty() {
-            self.finish(&change.fresh)?;
-        }
-        self.policy_applied = Some(Timestamp::now());
-        self.write_state();
-        Ok(())
-    }
-
-    /// Refused writes are told once, shown by `status` while they last, and tried again.
-    fn tell_refusals(&mut self, refusals: &[Refusal]) {
-        let mut problems = BTreeSet::new();
-        for Refusal { workload, address, error } in refusals {
-            let pod = self
-                .wanted
-                .endpoints
-                .values()
-                .find(|plan| plan.workload == *workload)
-                .map(|plan| plan.pod.to_string());
-            let what = pod
-                .or_else(|| address.map(|address| address.to_string()))
-                .unwrap_or_else(|| "exempt sources".into());
-            problems.insert(format!(
-                "the policy of {what} could not be written ({error}): it keeps the one before, or the strictest of its modes when it is new; \
-                 run enforcer detach and start the agent with a larger --map-size for this map"
-            ));
-        }
-        for problem in problems.difference(&self.refused) {
-            error!("{problem}");
-        }
-        self.refused = problems;
-    }
-
-    fn tell_changes(&self, wanted: &Desired) {
-        for (address, plan) in &wanted.endpoints {
-            let old = self.wanted.endpoints.get(address);
-            if old.is_some_and(|old| {
-                old.mode == plan.mode && old.ports == plan.ports && old.decided_by == plan.decided_by
-            }) {
-                continue;
-            }
-            let policies: Vec<String> = plan
-                .decided_by
-                .iter()
-                .map(|decision| format!("{} ({})", decision.policy, decision.level))
-                .collect();
-            info!(
-                pod = %plan.pod, address = %address, mode = %plan.mode,
-                before = old.map_or("unknown", |old| old.mode.name()), policies = policies.join(", "),
-                "policy changed"
-            );
-        }
-        for (address, plan) in
-            self.wanted.endpoints.iter().filter(|(address, _)| !wanted.endpoints.contains_key(address))
-        {
-            info!(pod = %plan.pod, address = %address, "endpoint removed");
-        }
-        for pod in wanted.unprotected.difference(&self.wanted.unprotected) {
-            warn!(%pod, "pod is in a mesh namespace and has no data plane: nothing protects it; restart it for injection or label it enforcer.io/enforce=true");
-        }
-    }
-
-    /// Enters what is open at fresh endpoints. Their namespaces are looked at once more, now that handshakes are followed.
-    fn finish(&mut self, fresh: &BTreeSet<Address>) -> anyhow::Result<()> {
-        let sockets = self.sockets(fresh);
-        for address in fresh {
-            let found = sockets.get(address);
-            self.tables.finish(*address, found, self.config.existing)?;
-        }
-        Ok(())
-    }
-
-    /// What an agent that died on the way left half done.
-    fn finish_earlier(&mut self) -> anyhow::Result<()> {
-        let unfinished: BTreeSet<Address> = self.tables.unfinished().into_keys().collect();
-        if unfinished.is_empty() { Ok(()) } else { self.finish(&unfinished) }
-    }
-
-    fn sockets(&self, addresses: &BTreeSet<Address>) -> BTreeMap<Address, PodSockets> {
-        let mut sockets = BTreeMap::new();
-        let wanted: BTreeSet<u32> = addresses
-            .iter()
-            .filter_map(|address| Some(self.facts.places.get(&IpAddr::from(*address))?.ifindex))
-            .collect();
-        if wanted.is_empty() {
-            return sockets;
-        }
-        let Ok(namespaces) = Namespaces::scan() else { return sockets };
-        for ifindex in wanted {
-            let Some(attachment) = self.attachments.get(&ifindex) else { continue };
-            match namespaces.inspect(&attachment.interface) {
-                Ok(found) => {
-                    for address in &found.addresses {
-                        sockets.insert(Address::from(address.address), found.sockets.clone());
-                    }
-                }
-                Err(error) => warn!("{error}: connections that are open there are taken for unknown ones"),
-            }
-        }
-        sockets
-    }
-
-    fn interface(&mut self, event: InterfaceEvent) {
-        match event {
-            InterfaceEvent::Appeared(interface) => self.attach(&interface),
-            InterfaceEvent::Unsupported(interface) => {
-                warn!(
-                    interface = interface.name,
-                    kind = interface.kind,
-                    "interface looks like a pod's and cannot be hooked: its pod is not enforced"
-                );
-                self.unsupported.insert(interface.index, format!("{} ({})", interface.name, interface.kind));
-            }
-            InterfaceEvent::Gone(interface) => {
-                self.attachments.remove(&interface.index);
-                self.unsupported.remove(&interface.index);
-                self.node_problems.remove(&interface.name);
-                self.facts.places.retain(|_, place| place.ifindex != interface.index);
-                if let Err(error) = self.datapath.forget(interface.index) {
-                    warn!(
-                        interface = interface.name,
-                        "cannot remove the pins of an interface that is gone: {error}"
-                    );
-                }
-                info!(interface = interface.name, "interface is gone");
-            }
-        }
-    }
-
-    fn attach(&mut self, interface: &Interface) {
-        match self.datapath.attach(interface) {
-            Ok(attachment) => {
-                for warning in &attachment.warnings {
-                    warn!(interface = interface.name, "{warning}");
-                }
-                info!(
-                    interface = interface.name,
-                    hook = hook_name(&attachment),
-                    replaced = attachment.replaced,
-                    "interface hooked"
-                );
-                self.attachments.insert(interface.index, attachment);
-                self.node_problems.remove(&interface.name);
-                self.find_places();
-            }
-            Err(error) => {
-                error!(interface = interface.name, "{error}");
-                self.node_problems.insert(interface.name.clone(), error.to_string());
-            }
-        }
-    }
-
-    /// Looks behind hooked interfaces where no address is known yet. True when something was found.
-    fn find_places(&mut self) -> bool {
-        let placed: BTreeSet<u32> = self.facts.places.values().map(|place| place.ifindex).collect();
-        let missing: Vec<&Interface> = self
-            .attachments
-            .values()
-            .map(|attachment| &attachment.interface)
-            .filter(|interface| !placed.contains(&interface.index))
-            .collect();
-        if missing.is_empty() {
-            return false;
-        }
-        let Ok(namespaces) = Namespaces::scan() else { return false };
-        let mut found = false;
-        for interface in missing {
-            // Not visible yet, or made by somebody who keeps it to himself: its endpoints count on every interface.
-            let Ok(pod) = namespaces.inspect(interface) else { continue };
-            for address in pod.addresses {
-                let place = Place { ifindex: interface.index, netns_id: pod.nsid };
-                found |= self.facts.places.insert(address.address, place) != Some(place);
-            }
-        }
-        found
-    }
-
-    fn forget_lost_interfaces(&self) {
-        let present: Vec<u32> = crate::datapath::interface::list()
-            .unwrap_or_default()
-            .iter()
-            .map(|interface| interface.index)
-            .collect();
-        if let Err(error) = self.datapath.forget_others(&present) {
-            warn!("cannot remove the pins of interfaces that are gone: {error}");
-        }
-    }
-
     fn tick(&mut self) -> anyhow::Result<()> {
         self.heartbeat()?;
         self.tables.sweep()?;
@@ -455,72 +259,6 @@ impl Agent {
             info!("agent stops; what it enforced stays enforced");
         }
         Ok(())
-    }
-
-    fn write_state(&mut self) {
-        let state = self.state();
-        if self.written.as_ref().is_some_and(|written| {
-            *written == State { policy_applied: written.policy_applied, ..state.clone() }
-        }) {
-            return;
-        }
-        let path = state::path(&self.config.state_dir, &self.config.open.bpffs);
-        if let Err(error) = state.write(&path) {
-            warn!(
-                "{} cannot be written ({error}): status and endpoints show less while the agent is dead",
-                path.display()
-            );
-        }
-        self.written = Some(state);
-    }
-
-    fn state(&self) -> State {
-        let endpoints =
-            self.wanted.endpoints.iter().filter(|(_, plan)| plan.meshed).map(|(address, plan)| {
-                EndpointState {
-                    address: IpAddr::from(*address),
-                    pod: plan.pod.to_string(),
-                    workload: plan.workload,
-                    decided_by: plan.decided_by.iter().map(DecisionState::from).collect(),
-                }
-            });
-        let interfaces = self.attachments.values().map(|attachment| InterfaceState {
-            index: attachment.interface.index,
-            name: attachment.interface.name.clone(),
-            hook: hook_name(attachment).to_owned(),
-            neighbours: attachment.neighbours.iter().map(neighbour).collect(),
-        });
-        let manifests: Vec<String> =
-            self.config.manifests.iter().map(|path| path.display().to_string()).collect();
-        State {
-            started: Some(self.started),
-            policy_applied: self.policy_applied,
-            source: manifests.join(", "),
-            workloads: self.ids.all().iter().map(|(pod, id)| (pod.to_string(), *id)).collect(),
-            endpoints: endpoints.collect(),
-            interfaces: interfaces.collect(),
-            unsupported_interfaces: self.unsupported.values().cloned().collect(),
-            unprotected_pods: self.wanted.unprotected.iter().map(ToString::to_string).collect(),
-            problems: self
-                .manifest_problems
-                .iter()
-                .chain(self.node_problems.values())
-                .chain(&self.refused)
-                .cloned()
-                .collect(),
-        }
-    }
-}
-
-fn neighbour(neighbour: &crate::datapath::attach::Neighbour) -> String {
-    let place = if neighbour.before { "before" } else { "behind" };
-    format!("{} (program {}) {place} {}", neighbour.name, neighbour.program, neighbour.way.program())
-}
-
-fn hook_name(attachment: &Attachment) -> &'static str {
-    match attachment.hook {
-        crate::datapath::Hook::Clsact => "clsact",
-        _ => "tcx",
     }
 }
 

@@ -1,0 +1,99 @@
+//! Bringing the maps to what is wanted, and saying what changed.
+
+use std::collections::BTreeSet;
+
+use enforcer_common::Address;
+use jiff::Timestamp;
+use tracing::{error, info, warn};
+
+use super::Agent;
+use super::tables::Refusal;
+use crate::datapath::apply::change;
+use crate::datapath::desired::{Desired, desired};
+
+impl Agent {
+    /// Brings the maps to what is wanted.
+    pub(super) fn reconcile(&mut self) -> anyhow::Result<()> {
+        let wanted = desired(&self.objects, &self.facts, &self.config.objects, &mut self.ids);
+        let change = change(self.tables.held(), &wanted);
+        let refusals = self.tables.apply(&change);
+        self.tell_changes(&wanted);
+        self.wanted = wanted;
+        self.tell_refusals(&refusals);
+        if !change.fresh.is_empty() {
+            self.finish(&change.fresh)?;
+        }
+        self.policy_applied = Some(Timestamp::now());
+        self.write_state();
+        Ok(())
+    }
+
+    /// Refused writes are told once, shown by `status` while they last, and tried again.
+    pub(super) fn tell_refusals(&mut self, refusals: &[Refusal]) {
+        let mut problems = BTreeSet::new();
+        for Refusal { workload, address, error } in refusals {
+            let pod = self
+                .wanted
+                .endpoints
+                .values()
+                .find(|plan| plan.workload == *workload)
+                .map(|plan| plan.pod.to_string());
+            let what = pod
+                .or_else(|| address.map(|address| address.to_string()))
+                .unwrap_or_else(|| "exempt sources".into());
+            problems.insert(format!(
+                "the policy of {what} could not be written ({error}): it keeps the one before, or the strictest of its modes when it is new; \
+                 run enforcer detach and start the agent with a larger --map-size for this map"
+            ));
+        }
+        for problem in problems.difference(&self.refused) {
+            error!("{problem}");
+        }
+        self.refused = problems;
+    }
+
+    pub(super) fn tell_changes(&self, wanted: &Desired) {
+        for (address, plan) in &wanted.endpoints {
+            let old = self.wanted.endpoints.get(address);
+            if old.is_some_and(|old| {
+                old.mode == plan.mode && old.ports == plan.ports && old.decided_by == plan.decided_by
+            }) {
+                continue;
+            }
+            let policies: Vec<String> = plan
+                .decided_by
+                .iter()
+                .map(|decision| format!("{} ({})", decision.policy, decision.level))
+                .collect();
+            info!(
+                pod = %plan.pod, address = %address, mode = %plan.mode,
+                before = old.map_or("unknown", |old| old.mode.name()), policies = policies.join(", "),
+                "policy changed"
+            );
+        }
+        for (address, plan) in
+            self.wanted.endpoints.iter().filter(|(address, _)| !wanted.endpoints.contains_key(address))
+        {
+            info!(pod = %plan.pod, address = %address, "endpoint removed");
+        }
+        for pod in wanted.unprotected.difference(&self.wanted.unprotected) {
+            warn!(%pod, "pod is in a mesh namespace and has no data plane: nothing protects it; restart it for injection or label it enforcer.io/enforce=true");
+        }
+    }
+
+    /// Enters what is open at fresh endpoints. Their namespaces are looked at once more, now that handshakes are followed.
+    pub(super) fn finish(&mut self, fresh: &BTreeSet<Address>) -> anyhow::Result<()> {
+        let sockets = self.sockets(fresh);
+        for address in fresh {
+            let found = sockets.get(address);
+            self.tables.finish(*address, found, self.config.existing)?;
+        }
+        Ok(())
+    }
+
+    /// What an agent that died on the way left half done.
+    pub(super) fn finish_earlier(&mut self) -> anyhow::Result<()> {
+        let unfinished: BTreeSet<Address> = self.tables.unfinished().into_keys().collect();
+        if unfinished.is_empty() { Ok(()) } else { self.finish(&unfinished) }
+    }
+}

@@ -1,0 +1,77 @@
+//! What the agent knows, as the file that is read when it is dead.
+
+use std::net::IpAddr;
+
+use tracing::warn;
+
+use super::Agent;
+use super::state::{self, DecisionState, EndpointState, InterfaceState, State};
+use crate::datapath::Attachment;
+
+impl Agent {
+    pub(super) fn write_state(&mut self) {
+        let state = self.state();
+        if self.written.as_ref().is_some_and(|written| {
+            *written == State { policy_applied: written.policy_applied, ..state.clone() }
+        }) {
+            return;
+        }
+        let path = state::path(&self.config.state_dir, &self.config.open.bpffs);
+        if let Err(error) = state.write(&path) {
+            warn!(
+                "{} cannot be written ({error}): status and endpoints show less while the agent is dead",
+                path.display()
+            );
+        }
+        self.written = Some(state);
+    }
+
+    pub(super) fn state(&self) -> State {
+        let endpoints =
+            self.wanted.endpoints.iter().filter(|(_, plan)| plan.meshed).map(|(address, plan)| {
+                EndpointState {
+                    address: IpAddr::from(*address),
+                    pod: plan.pod.to_string(),
+                    workload: plan.workload,
+                    decided_by: plan.decided_by.iter().map(DecisionState::from).collect(),
+                }
+            });
+        let interfaces = self.attachments.values().map(|attachment| InterfaceState {
+            index: attachment.interface.index,
+            name: attachment.interface.name.clone(),
+            hook: hook_name(attachment).to_owned(),
+            neighbours: attachment.neighbours.iter().map(neighbour).collect(),
+        });
+        let manifests: Vec<String> =
+            self.config.manifests.iter().map(|path| path.display().to_string()).collect();
+        State {
+            started: Some(self.started),
+            policy_applied: self.policy_applied,
+            source: manifests.join(", "),
+            workloads: self.ids.all().iter().map(|(pod, id)| (pod.to_string(), *id)).collect(),
+            endpoints: endpoints.collect(),
+            interfaces: interfaces.collect(),
+            unsupported_interfaces: self.unsupported.values().cloned().collect(),
+            unprotected_pods: self.wanted.unprotected.iter().map(ToString::to_string).collect(),
+            problems: self
+                .manifest_problems
+                .iter()
+                .chain(self.node_problems.values())
+                .chain(&self.refused)
+                .cloned()
+                .collect(),
+        }
+    }
+}
+
+fn neighbour(neighbour: &crate::datapath::attach::Neighbour) -> String {
+    let place = if neighbour.before { "before" } else { "behind" };
+    format!("{} (program {}) {place} {}", neighbour.name, neighbour.program, neighbour.way.program())
+}
+
+pub(super) fn hook_name(attachment: &Attachment) -> &'static str {
+    match attachment.hook {
+        crate::datapath::Hook::Clsact => "clsact",
+        _ => "tcx",
+    }
+}
