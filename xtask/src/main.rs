@@ -5,6 +5,7 @@ mod build;
 mod clean_lab;
 mod demo;
 mod deny;
+mod kube;
 mod lint;
 mod setup;
 mod shell;
@@ -38,6 +39,9 @@ enum Task {
     Deny,
     /// Run the benchmarks (as root)
     Bench(bench::Options),
+    /// A real Kubernetes API server on this machine, built from Debian's source
+    #[command(subcommand)]
+    Kube(kube::Task),
     /// Remove what killed labs left behind: network namespaces, pins, files (as root)
     CleanLab,
 }
@@ -51,6 +55,7 @@ fn main() -> ExitCode {
         Task::Lint => lint::run(),
         Task::Deny => deny::run(),
         Task::Bench(options) => bench::run(&options),
+        Task::Kube(task) => kube::run(&task),
         Task::CleanLab => clean_lab::run(),
     };
     exit_code(result.map(|()| ExitCode::SUCCESS))
