@@ -3,6 +3,7 @@
 //!
 //! - [`lab`]: the namespaces, their network, processes in them, certificates, manifests.
 //! - [`agent`]: the agent under test: start, kill, what it reports.
+//! - [`cluster`]: a real Kubernetes API server for a lab.
 //! - [`client`]: sockets opened inside a namespace, and how they end.
 //! - [`server`]: the servers of the pods; the binary `lab-server` runs them.
 //! - [`record`]: what the servers write down about each connection, and waiting for it.
@@ -11,6 +12,7 @@
 
 pub mod agent;
 pub mod client;
+pub mod cluster;
 pub mod lab;
 pub mod poll;
 pub mod record;
