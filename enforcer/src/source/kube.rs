@@ -32,8 +32,8 @@ pub use self::kind::Kind;
 const SETTLE: Duration = Duration::from_millis(25);
 /// The shortest time between two updates: a storm of changes gives few of them.
 const PACE: Duration = Duration::from_millis(150);
-/// How long what is known may be newer than what is remembered on disk.
-const MEMORY_LAG: Duration = Duration::from_secs(3);
+/// What is known is written down before it is put in force; in a storm of changes this often.
+const MEMORY_PACE: Duration = Duration::from_secs(1);
 
 /// What is asked of a cluster.
 #[derive(Clone, Debug)]
@@ -61,6 +61,7 @@ pub struct Cluster {
     patience: Option<Instant>,
     /// When to remember what is known.
     remember: Option<Instant>,
+    remembered: Option<Instant>,
 }
 
 impl Cluster {
@@ -104,6 +105,7 @@ impl Cluster {
             last: None,
             patience: Some(Instant::now() + PATIENCE),
             remember: None,
+            remembered: None,
         })
     }
 
@@ -117,6 +119,7 @@ impl Cluster {
             }
             if self.remember.is_some_and(|due| now >= due) {
                 self.remember = None;
+                self.remembered = Some(now);
                 self.keep();
             }
             if self.due.is_some_and(|due| now >= due) {
@@ -147,7 +150,8 @@ impl Cluster {
         let earliest = self.last.map_or(now, |last| last + PACE);
         self.due = self.due.or(Some(earliest.max(now + SETTLE)));
         if matches!(kind, Kind::Policies | Kind::Namespaces) {
-            self.remember = self.remember.or(Some(now + MEMORY_LAG));
+            let earliest = self.remembered.map_or(now, |last| last + MEMORY_PACE);
+            self.remember = self.remember.or(Some(earliest.max(now + SETTLE)));
         }
         // Nobody is waited for any more: nothing is missing that would have to be told.
         if self.patience.is_some() && self.store.is_complete() {
