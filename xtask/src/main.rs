@@ -5,6 +5,7 @@ mod build;
 mod clean_lab;
 mod demo;
 mod deny;
+mod image;
 mod kube;
 mod lint;
 mod setup;
@@ -31,6 +32,8 @@ enum Task {
     Build(build::Options),
     /// Play the walk-through in a lab of network namespaces (as root)
     Demo(demo::Options),
+    /// Build the agent's container image and its bill of materials
+    Image(image::Options),
     /// Run every check and test (as root): set-up, format, clippy, unit and end-to-end tests
     Test(test::Options),
     /// Check the format and run clippy, on the host workspace and on the eBPF crate
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Task::Setup => setup::run(),
         Task::Build(options) => build::run(&options),
         Task::Demo(options) => demo::run(&options),
+        Task::Image(options) => image::run(&options),
         Task::Test(options) => return exit_code(test::run(&options)),
         Task::Lint => lint::run(),
         Task::Deny => deny::run(),
