@@ -9,3 +9,7 @@ mod alive;
 mod arena;
 #[path = "evasion/copies.rs"]
 mod copies;
+#[path = "evasion/headers.rs"]
+mod headers;
+#[path = "evasion/order.rs"]
+mod order;

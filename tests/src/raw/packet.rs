@@ -113,7 +113,7 @@ impl Tcp {
         bytes
     }
 
-    /// Reads an IP packet that carries TCP right behind its own header; `None` for any other.
+    /// Reads an IP packet that carries TCP, behind extension headers or not; `None` for any other and for fragments.
     #[must_use]
     pub fn decode(packet: &[u8]) -> Option<(IpAddr, IpAddr, Self)> {
         let (from, to, bytes) = match packet.first()? >> 4 {
@@ -124,11 +124,19 @@ impl Tcp {
                 let to: [u8; 4] = packet.get(16..20)?.try_into().ok()?;
                 (from.into(), to.into(), packet.get(header..end)?)
             }
-            6 if *packet.get(6)? == TCP => {
+            6 => {
+                let (mut next, mut at) = (*packet.get(6)?, 40);
+                while matches!(next, 0 | 43 | 60) {
+                    next = *packet.get(at)?;
+                    at += (usize::from(*packet.get(at + 1)?) + 1) * 8;
+                }
+                if next != TCP {
+                    return None;
+                }
                 let end = 40 + usize::from(u16::from_be_bytes(packet.get(4..6)?.try_into().ok()?));
                 let from: [u8; 16] = packet.get(8..24)?.try_into().ok()?;
                 let to: [u8; 16] = packet.get(24..40)?.try_into().ok()?;
-                (from.into(), to.into(), packet.get(40..end)?)
+                (from.into(), to.into(), packet.get(at..end)?)
             }
             _ => return None,
         };

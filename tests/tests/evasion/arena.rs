@@ -17,6 +17,8 @@ use enforcer_tests::{Lab, Pod, Scene, Topology, agent};
 pub(crate) const PORT: u16 = 8080;
 /// The initial sequence number of a case that does not care.
 pub(crate) const ISN: u32 = 0x1234_5678;
+/// What makes the server send back what it reads, once it has read what is judged.
+pub(crate) const ECHO: &[&str] = &["--echo-after", "6"];
 /// A plaintext request.
 pub(crate) const REQUEST: &[u8] = b"GET /evil HTTP/1.1\r\nhost: frontend\r\n\r\n";
 /// What the rules take for a hello: the first bytes are all that counts to them. The server sends it back, which is a
@@ -35,12 +37,13 @@ pub(crate) struct Arena {
     counters: Cell<Counts>,
 }
 
-type Counts = BTreeMap<(String, String), u64>;
+/// (verdict, reason) -> connections and packets.
+type Counts = BTreeMap<(String, String), [u64; 2]>;
 
 impl Arena {
     /// With a server that echoes.
     pub(crate) fn new() -> Result<Self> {
-        Self::with(Topology::Routed, &["--echo"])
+        Self::with(Topology::Routed, ECHO)
     }
 
     /// With these arguments for `lab-server raw`.
@@ -104,23 +107,25 @@ impl Arena {
         Ok(record)
     }
 
-    /// Verdicts other than `ALLOW` since the last call, as (verdict, reason) -> connections where one is counted, else packets.
+    /// Verdicts other than `ALLOW` since the last call.
     pub(crate) fn refused(&self) -> Result<Counts> {
         let map = Pinned::open(&self.scene.lab.bpffs())?.map("COUNTERS")?;
         let mut now = Counts::new();
         for (key, counter) in Counters::new("COUNTERS", map)?.totals()? {
             if key.verdict != Verdict::ALLOW {
                 let key = (key.verdict.to_string(), key.reason.to_string());
-                *now.entry(key).or_default() += counter.connections.max(counter.packets.min(1));
+                let [connections, packets] = now.entry(key).or_default();
+                *connections += counter.connections;
+                *packets += counter.packets;
             }
         }
         let before = self.counters.take();
         self.counters.set(now.clone());
-        let new = now.into_iter().map(|(key, count)| {
+        let new = now.into_iter().map(|(key, [connections, packets])| {
             let old = before.get(&key).copied().unwrap_or_default();
-            (key, count - old)
+            (key, [connections - old[0], packets - old[1]])
         });
-        Ok(new.filter(|(_, count)| *count > 0).collect())
+        Ok(new.filter(|(_, [_, packets])| *packets > 0).collect())
     }
 
     /// Since the last call exactly one connection was reset, for this reason.
@@ -129,7 +134,7 @@ impl Arena {
         let resets: Vec<_> = refused.iter().filter(|((verdict, _), _)| verdict == "reset").collect();
         let expected = reason.to_string();
         ensure!(
-            matches!(resets.as_slice(), [((_, found), 1)] if *found == expected),
+            matches!(resets.as_slice(), [((_, found), [1, _])] if *found == expected),
             "one reset for {reason} was due, there is {refused:?}"
         );
         Ok(())
