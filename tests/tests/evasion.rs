@@ -9,7 +9,13 @@ mod alive;
 mod arena;
 #[path = "evasion/copies.rs"]
 mod copies;
+#[path = "evasion/discarded.rs"]
+mod discarded;
+#[path = "evasion/fragments.rs"]
+mod fragments;
 #[path = "evasion/headers.rs"]
 mod headers;
 #[path = "evasion/order.rs"]
 mod order;
+#[path = "evasion/reuse.rs"]
+mod reuse;
