@@ -4,6 +4,7 @@
 //! - [`lab`]: the namespaces, their network, processes in them, certificates, manifests.
 //! - [`agent`]: the agent under test: start, kill, what it reports.
 //! - [`client`]: sockets opened inside a namespace, and how they end.
+//! - [`raw`]: a client that writes its own packets.
 //! - [`server`]: the servers of the pods; the binary `lab-server` runs them.
 //! - [`record`]: what the servers write down about each connection, and waiting for it.
 //!
@@ -13,6 +14,7 @@ pub mod agent;
 pub mod client;
 pub mod lab;
 pub mod poll;
+pub mod raw;
 pub mod record;
 pub mod server;
 
