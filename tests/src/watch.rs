@@ -11,13 +11,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, ensure};
 use enforcer::datapath::attach::{Way, hooked_programs};
 use enforcer::datapath::load::Pinned;
-use enforcer::datapath::maps::{Counters, WorkloadCounters};
+use enforcer::datapath::maps::{Counters, Flows, WorkloadCounters};
+use enforcer_common::map::{Flow, FlowKey, endpoint_flags};
 use enforcer_common::{Direction, Reason, Verdict};
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns};
 
-use crate::Lab;
 use crate::lab::NODE;
+use crate::{Lab, poll};
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(2);
@@ -137,6 +138,29 @@ impl Lab {
             }
         }
         Ok((node_totals(&self.bpffs())?, workloads))
+    }
+
+    /// The content of `FLOWS`.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn flows(&self) -> Result<Vec<(FlowKey, Flow)>> {
+        Ok(Flows::new("FLOWS", Pinned::open(&self.bpffs())?.map("FLOWS")?)?.entries()?)
+    }
+
+    /// Waits until the agent has entered what was open at these pods before it came.
+    ///
+    /// # Errors
+    /// When it does not get there.
+    pub fn wait_settled(&self, pods: &[&str]) -> Result<()> {
+        for address in pods.iter().flat_map(|pod| self.pod(pod).addresses()) {
+            poll::until(&format!("the open connections of {address}"), Duration::from_secs(10), || {
+                let learning = self.endpoint(address)?.flags & endpoint_flags::LEARNING != 0;
+                ensure!(!learning, "they are still collected");
+                Ok(())
+            })?;
+        }
+        Ok(())
     }
 
     /// Everything that is pinned in the lab's bpffs, without the two files that the kernel puts into every one.
