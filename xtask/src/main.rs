@@ -6,6 +6,7 @@ mod clean_lab;
 mod demo;
 mod deny;
 mod image;
+mod kube;
 mod lint;
 mod setup;
 mod shell;
@@ -41,6 +42,9 @@ enum Task {
     Deny,
     /// Run the benchmarks (as root)
     Bench(bench::Options),
+    /// A real Kubernetes API server on this machine, built from Debian's source
+    #[command(subcommand)]
+    Kube(kube::Task),
     /// Remove what killed labs left behind: network namespaces, pins, files (as root)
     CleanLab,
 }
@@ -55,6 +59,7 @@ fn main() -> ExitCode {
         Task::Lint => lint::run(),
         Task::Deny => deny::run(),
         Task::Bench(options) => bench::run(&options),
+        Task::Kube(task) => kube::run(&task),
         Task::CleanLab => clean_lab::run(),
     };
     exit_code(result.map(|()| ExitCode::SUCCESS))
