@@ -49,9 +49,17 @@ impl Daemon<'_> {
         let mut daemon = Command::new(line.next().unwrap_or_default());
         daemon.args(line).stdin(Stdio::null());
         daemon.stdout(log.try_clone().context("cannot share the log")?).stderr(log).process_group(0);
-        let child = daemon.spawn().with_context(|| format!("cannot start {}", program.display()))?;
+        let mut child = daemon.spawn().with_context(|| format!("cannot start {}", program.display()))?;
         fs::write(self.file("pid"), child.id().to_string())
-            .with_context(|| format!("cannot write {}", self.file("pid").display()))
+            .with_context(|| format!("cannot write {}", self.file("pid").display()))?;
+        // Until the prefix has become the program, it has another name.
+        while self.pid().is_none() {
+            if child.try_wait().context("cannot ask after the program")?.is_some() {
+                bail!("{} ended at once: {}", self.name, self.last_words());
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
     }
 
     /// The last line that it wrote.
