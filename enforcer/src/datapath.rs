@@ -20,6 +20,7 @@ mod clsact;
 mod netlink;
 mod sys;
 mod tcx;
+pub mod trial;
 
 pub use attach::{Attachment, Hook};
 pub use interface::{Interface, InterfaceEvent, LinkWatch, Selector};
