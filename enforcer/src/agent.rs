@@ -60,6 +60,9 @@ pub struct Config {
     pub certificates: CertificateOptions,
 }
 
+/// Under which the certificate checks' problem is kept; no interface has such a name.
+const CHECKS: &str = "certificate checks";
+
 /// The interfaces that are there at the start are told at once; this long after the last one all are known.
 const FIRST_LINKS: Duration = Duration::from_millis(30);
 
@@ -100,8 +103,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut kernel_lines = kernel_log::open(&mut datapath, config.open.log_level);
     let mut agent = Agent::new(config, datapath, tables)?;
     agent.heartbeat()?;
-    let mut certificates =
-        Certificates::new(agent.config.certificates.clone(), agent.config.state_dir.clone());
+    let mut certificates = Certificates::new(
+        agent.config.certificates.clone(),
+        state::certificates_path(&agent.config.state_dir, &agent.config.open.bpffs),
+    )?;
+    // Before the first write: a port that an earlier agent closed is not open for a moment.
+    (agent.facts.blocked, agent.facts.passed) = certificates.closed();
     let mut store = Store::new(agent.config.manifests.clone()).with_memory(
         state::path(&agent.config.state_dir, &agent.config.open.bpffs).with_extension("manifests"),
     );
@@ -135,16 +142,16 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             }
             result = verdicts.ready() => {
                 result?;
-                verdicts.drain(&agent.wanted);
+                verdicts.drain(&agent.wanted, &mut |pod, port| certificates.observe(pod, port));
             }
             _ = tick.tick() => {
                 agent.tick()?;
-                certificates.update(&agent.objects, &agent.wanted)?;
+                certificates.update(&agent.objects, &agent.wanted);
                 if let Some(lines) = &mut kernel_lines {
                     lines.flush();
                 }
             }
-            () = certificates.changed() => agent.block(certificates.blocked(&agent.wanted))?,
+            () = certificates.changed() => agent.take_checks(&certificates)?,
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
@@ -226,16 +233,23 @@ impl Agent {
         Ok(())
     }
 
-    /// Takes over which ports are blocked after their certificate checks.
-    fn block(&mut self, blocked: BTreeSet<(ObjectName, u16)>) -> anyhow::Result<()> {
+    /// Takes over what the certificate checks found: which ports are closed, and what a person should look at.
+    fn take_checks(&mut self, certificates: &Certificates) -> anyhow::Result<()> {
+        let (blocked, passed) = certificates.closed();
         for (pod, port) in blocked.difference(&self.facts.blocked) {
             warn!(%pod, port, "port is blocked: its server failed the certificate check; see enforcer certs");
         }
         for (pod, port) in self.facts.blocked.difference(&blocked) {
             info!(%pod, port, "port is open again: its server passed the certificate check");
         }
-        if self.facts.blocked != blocked {
-            self.facts.blocked = blocked;
+        match certificates.problem() {
+            Some(problem) => drop(self.node_problems.insert(CHECKS.to_owned(), problem)),
+            None => drop(self.node_problems.remove(CHECKS)),
+        }
+        if (&self.facts.blocked, &self.facts.passed) == (&blocked, &passed) {
+            self.write_state();
+        } else {
+            (self.facts.blocked, self.facts.passed) = (blocked, passed);
             self.reconcile()?;
         }
         Ok(())
