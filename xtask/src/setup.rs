@@ -3,6 +3,7 @@
 pub(crate) mod apt;
 pub(crate) mod cache;
 mod components;
+pub(crate) mod helm;
 mod linker;
 mod packages;
 mod rust_src;
