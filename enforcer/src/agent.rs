@@ -1,6 +1,7 @@
 //! The agent: objects and facts about the node in, map writes out.
 
 pub mod certificates;
+mod hooks;
 mod interfaces;
 mod kernel_log;
 mod reconcile;
@@ -72,6 +73,7 @@ struct Agent {
     wanted: Desired,
     attachments: BTreeMap<u32, Attachment>,
     unsupported: BTreeMap<u32, String>,
+    hooks: hooks::Hooks,
     /// Problems of the manifests, and of the node.
     manifest_problems: Vec<String>,
     manifest_warnings: Vec<String>,
@@ -190,6 +192,7 @@ impl Agent {
             wanted: Desired::default(),
             attachments: BTreeMap::new(),
             unsupported: BTreeMap::new(),
+            hooks: hooks::Hooks::default(),
             manifest_problems: Vec::new(),
             manifest_warnings: Vec::new(),
             node_problems: BTreeMap::new(),
@@ -221,6 +224,7 @@ impl Agent {
         if self.find_places() || !self.refused.is_empty() {
             self.reconcile()?;
         }
+        self.check_hooks();
         Ok(())
     }
 

@@ -6,6 +6,7 @@
 //! - [`client`]: sockets opened inside a namespace, and how they end.
 //! - [`load`]: steady load while something happens to the agent.
 //! - [`server`]: the servers of the pods; the binary `lab-server` runs them.
+//! - [`neighbour`]: programs of somebody else on the same hooks.
 //! - [`record`]: what the servers write down about each connection, and waiting for it.
 //! - [`watch`]: a witness beside the agent.
 //!
@@ -15,6 +16,7 @@ pub mod agent;
 pub mod client;
 pub mod lab;
 pub mod load;
+pub mod neighbour;
 pub mod poll;
 pub mod record;
 pub mod server;
