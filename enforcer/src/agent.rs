@@ -2,6 +2,7 @@
 
 pub mod certificates;
 pub mod farewell;
+mod hooks;
 mod interfaces;
 mod kernel_log;
 pub mod pods;
@@ -86,6 +87,7 @@ struct Agent {
     /// Problems of the objects and their source, and of the node.
     source_problems: Vec<String>,
     source_warnings: Vec<String>,
+    hooks: hooks::Hooks,
     node_problems: BTreeMap<String, String>,
     /// Policy that the maps did not take.
     refused: BTreeSet<String>,
@@ -207,6 +209,7 @@ impl Agent {
             unsupported: BTreeMap::new(),
             source_problems: Vec::new(),
             source_warnings: Vec::new(),
+            hooks: hooks::Hooks::default(),
             node_problems: BTreeMap::new(),
             refused: BTreeSet::new(),
             started: Timestamp::now(),
@@ -221,6 +224,7 @@ impl Agent {
         if self.find_places() || !self.refused.is_empty() {
             self.reconcile()?;
         }
+        self.check_hooks();
         Ok(())
     }
 
