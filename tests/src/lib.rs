@@ -5,6 +5,7 @@
 //! - [`agent`]: the agent under test: start, kill, what it reports.
 //! - [`client`]: sockets opened inside a namespace, and how they end.
 //! - [`server`]: the servers of the pods; the binary `lab-server` runs them.
+//! - [`tls_server`]: servers of other makers that speak TLS: nginx, openssl, stunnel, Envoy.
 //! - [`record`]: what the servers write down about each connection, and waiting for it.
 //!
 //! Nothing here sleeps for a guessed time: [`poll`] waits for a condition until a deadline.
@@ -15,6 +16,7 @@ pub mod lab;
 pub mod poll;
 pub mod record;
 pub mod server;
+pub mod tls_server;
 
 pub use agent::Scene;
 pub use lab::{Lab, Pod, Topology};
