@@ -1,6 +1,7 @@
 //! The agent: objects and facts about the node in, map writes out.
 
 pub mod certificates;
+pub mod farewell;
 mod interfaces;
 mod kernel_log;
 mod reconcile;
@@ -174,6 +175,7 @@ async fn open(options: &OpenOptions) -> Result<Datapath, OpenError> {
 impl Agent {
     fn new(config: Config, datapath: Datapath, tables: Tables) -> anyhow::Result<Self> {
         let path = state::path(&config.state_dir, &config.open.bpffs);
+        farewell::withdraw(&path)?;
         let last = State::read(&path).unwrap_or_else(|error| {
             warn!("{}: {error}: workloads get new ids", path.display());
             State::default()
@@ -261,9 +263,11 @@ impl Agent {
 
     fn stop(mut self) -> anyhow::Result<()> {
         self.tables.set_settings(&Settings { heartbeat_ns: 0, agent_pid: 0, ..self.config.settings })?;
-        if self.config.detach_on_exit {
+        let state = state::path(&self.config.state_dir, &self.config.open.bpffs);
+        if self.config.detach_on_exit || farewell::announced(&state) {
             let pins = self.datapath.pins().clone();
             let removed = crate::datapath::detach::remove_all(&pins)?;
+            farewell::remove_state(&state)?;
             info!(
                 links = removed.links.len(),
                 maps = removed.maps.len(),

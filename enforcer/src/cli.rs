@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod capabilities;
 pub mod certs;
 pub mod detach;
 pub mod endpoints;

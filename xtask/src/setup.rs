@@ -1,13 +1,13 @@
 //! `cargo xtask setup`: finds or installs what a build and the tests need. Does nothing when nothing is missing.
 
-mod apt;
-mod cache;
+pub(crate) mod apt;
+pub(crate) mod cache;
 mod components;
 mod envoy;
 mod linker;
 mod packages;
 mod rust_src;
-mod sources;
+pub(crate) mod sources;
 
 use std::fmt::Display;
 
@@ -25,6 +25,6 @@ pub(crate) fn run() -> Result<()> {
 }
 
 /// One line about something that was found or is being done.
-fn report(what: &str, how: impl Display) {
+pub(crate) fn report(what: &str, how: impl Display) {
     println!("  {what:<12} {how}");
 }

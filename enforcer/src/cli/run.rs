@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::ValueEnum;
 use enforcer_common::settings::{Action, Enforcement, Settings, UnknownPods};
 use tracing_subscriber::EnvFilter;
@@ -197,10 +197,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         LogFormat::Human => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
         LogFormat::Json => lines.json().flatten_event(true).init(),
     }
-    if !nix::unistd::geteuid().is_root() {
-        bail!(
-            "the agent loads BPF programs and needs root: run it with sudo, or as root in a privileged container"
-        );
+    if let Some(warning) = super::capabilities::check()? {
+        tracing::warn!("{warning}");
     }
     for path in &args.manifests {
         std::fs::metadata(path).with_context(|| {
