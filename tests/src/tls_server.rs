@@ -44,8 +44,13 @@ impl Lab {
         let [certificate, key, roots] = tls.paths();
         let port_text = port.to_string();
         let mut words = vec!["openssl", "s_server", "-accept", &port_text, "-www"];
-        // The intermediates are in the same file.
-        words.extend(["-cert", &certificate, "-cert_chain", &certificate, "-key", &key, "-CAfile", &roots]);
+        words.extend(["-cert", &certificate, "-key", &key, "-CAfile", &roots]);
+        // Of the certificate's own file it reads the first one alone.
+        let chain = tls.own.chain();
+        let chain_text = chain.display().to_string();
+        if fs::metadata(&chain).is_ok_and(|meta| meta.len() > 0) {
+            words.extend(["-cert_chain", &chain_text]);
+        }
         words.extend(verify);
         self.listening(self.spawn(pod, words)?, pod, port)
     }
@@ -70,11 +75,7 @@ impl Lab {
                  location / {{ return 200 ok; }} }} }}\n"
         );
         let file = self.configuration(&own, "nginx.conf", &text)?;
-        self.listening(
-            self.spawn(pod, ["/usr/sbin/nginx", "-c", &file, "-e", "stderr"])?,
-            pod,
-            port,
-        )
+        self.listening(self.spawn(pod, ["/usr/sbin/nginx", "-c", &file, "-e", "stderr"])?, pod, port)
     }
 
     /// stunnel in front of `behind`, a port of the pod, with further options.

@@ -41,7 +41,8 @@ const CAST: [(&str, &str); 17] = [
 
 fn lab() -> Result<Lab> {
     let numbers = 30..;
-    let pods = CAST.iter().zip(numbers).map(|((name, _), number)| Pod::meshed("shop", name, number).port(PORT));
+    let pods =
+        CAST.iter().zip(numbers).map(|((name, _), number)| Pod::meshed("shop", name, number).port(PORT));
     let lab = Lab::with(Topology::default(), pods.collect())?;
     lab.describe()?;
     lab.apply("mesh.yaml", MESH_STRICT)?;
@@ -212,9 +213,11 @@ fn endpoints_show_it(lab: &Lab) -> Result<()> {
 fn probes_are_our_own(lab: &Lab) -> Result<()> {
     let probes = lab.count(Verdict::ALLOW, Reason::PROBE)?.connections;
     ensure!(probes >= 6 * 16 * 2, "only {probes} probes");
-    for (verdict, reason) in
-        [(Verdict::ALLOW, Reason::TLS), (Verdict::ALLOW, Reason::MESH_TLS), (Verdict::RESET, Reason::PLAINTEXT)]
-    {
+    for (verdict, reason) in [
+        (Verdict::ALLOW, Reason::TLS),
+        (Verdict::ALLOW, Reason::MESH_TLS),
+        (Verdict::RESET, Reason::PLAINTEXT),
+    ] {
         let counted = lab.count(verdict, reason)?.connections;
         ensure!(counted == 0, "{counted} probes count as {reason}");
     }

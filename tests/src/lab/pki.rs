@@ -22,6 +22,14 @@ pub struct Credentials {
     pub key: PathBuf,
 }
 
+impl Credentials {
+    /// The file with what goes behind the certificate; empty where it is signed by a root.
+    #[must_use]
+    pub fn chain(&self) -> PathBuf {
+        self.certificate.with_extension("chain")
+    }
+}
+
 /// An authority that signs certificates, and the folder where its files are.
 #[derive(Debug)]
 pub struct Authority {
@@ -108,6 +116,7 @@ impl Authority {
         let credentials = self.credentials(name);
         let leaf = params.signed_by(key, &self.issuer)?.pem();
         write(&credentials.certificate, &format!("{leaf}{}", self.chain))?;
+        write(&credentials.chain(), &self.chain)?;
         write(&credentials.key, &key.serialize_pem())?;
         Ok(credentials)
     }
