@@ -1,6 +1,8 @@
 //! The agent: objects and facts about the node in, map writes out.
 
 pub mod certificates;
+pub mod farewell;
+mod hooks;
 mod interfaces;
 mod kernel_log;
 pub mod pods;
@@ -61,6 +63,9 @@ pub struct Config {
     pub certificates: CertificateOptions,
 }
 
+/// Under which the certificate checks' problem is kept; no interface has such a name.
+const CHECKS: &str = "certificate checks";
+
 /// The interfaces that are there at the start are told at once; this long after the last one all are known.
 const FIRST_LINKS: Duration = Duration::from_millis(30);
 
@@ -82,6 +87,7 @@ struct Agent {
     /// Problems of the objects and their source, and of the node.
     source_problems: Vec<String>,
     source_warnings: Vec<String>,
+    hooks: hooks::Hooks,
     node_problems: BTreeMap<String, String>,
     /// Policy that the maps did not take.
     refused: BTreeSet<String>,
@@ -108,8 +114,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut source = Source::open(config.source.clone(), &memory)?;
     let mut agent = Agent::new(config, datapath, tables)?;
     agent.heartbeat()?;
-    let mut certificates =
-        Certificates::new(agent.config.certificates.clone(), agent.config.state_dir.clone());
+    let mut certificates = Certificates::new(
+        agent.config.certificates.clone(),
+        state::certificates_path(&agent.config.state_dir, &agent.config.open.bpffs),
+    )?;
+    // Before the first write: a port that an earlier agent closed is not open for a moment.
+    (agent.facts.blocked, agent.facts.passed) = certificates.closed();
     if let Some(update) = source.first() {
         agent.load(update, &source);
     }
@@ -137,16 +147,16 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             }
             result = verdicts.ready() => {
                 result?;
-                verdicts.drain(&agent.wanted);
+                verdicts.drain(&agent.wanted, &mut |pod, port| certificates.observe(pod, port));
             }
             _ = tick.tick() => {
                 agent.tick()?;
-                certificates.update(&agent.objects, &agent.wanted)?;
+                certificates.update(&agent.objects, &agent.wanted);
                 if let Some(lines) = &mut kernel_lines {
                     lines.flush();
                 }
             }
-            () = certificates.changed() => agent.block(certificates.blocked(&agent.wanted))?,
+            () = certificates.changed() => agent.take_checks(&certificates)?,
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
@@ -170,6 +180,7 @@ async fn open(options: &OpenOptions) -> Result<Datapath, OpenError> {
 impl Agent {
     fn new(config: Config, datapath: Datapath, tables: Tables) -> anyhow::Result<Self> {
         let path = state::path(&config.state_dir, &config.open.bpffs);
+        farewell::withdraw(&path)?;
         let last = State::read(&path).unwrap_or_else(|error| {
             warn!("{}: {error}: workloads get new ids", path.display());
             State::default()
@@ -198,6 +209,7 @@ impl Agent {
             unsupported: BTreeMap::new(),
             source_problems: Vec::new(),
             source_warnings: Vec::new(),
+            hooks: hooks::Hooks::default(),
             node_problems: BTreeMap::new(),
             refused: BTreeSet::new(),
             started: Timestamp::now(),
@@ -212,19 +224,27 @@ impl Agent {
         if self.find_places() || !self.refused.is_empty() {
             self.reconcile()?;
         }
+        self.check_hooks();
         Ok(())
     }
 
-    /// Takes over which ports are blocked after their certificate checks.
-    fn block(&mut self, blocked: BTreeSet<(ObjectName, u16)>) -> anyhow::Result<()> {
+    /// Takes over what the certificate checks found: which ports are closed, and what a person should look at.
+    fn take_checks(&mut self, certificates: &Certificates) -> anyhow::Result<()> {
+        let (blocked, passed) = certificates.closed();
         for (pod, port) in blocked.difference(&self.facts.blocked) {
             warn!(%pod, port, "port is blocked: its server failed the certificate check; see enforcer certs");
         }
         for (pod, port) in self.facts.blocked.difference(&blocked) {
             info!(%pod, port, "port is open again: its server passed the certificate check");
         }
-        if self.facts.blocked != blocked {
-            self.facts.blocked = blocked;
+        match certificates.problem() {
+            Some(problem) => drop(self.node_problems.insert(CHECKS.to_owned(), problem)),
+            None => drop(self.node_problems.remove(CHECKS)),
+        }
+        if (&self.facts.blocked, &self.facts.passed) == (&blocked, &passed) {
+            self.write_state();
+        } else {
+            (self.facts.blocked, self.facts.passed) = (blocked, passed);
             self.reconcile()?;
         }
         Ok(())
@@ -238,9 +258,11 @@ impl Agent {
 
     fn stop(mut self) -> anyhow::Result<()> {
         self.tables.set_settings(&Settings { heartbeat_ns: 0, agent_pid: 0, ..self.config.settings })?;
-        if self.config.detach_on_exit {
+        let state = state::path(&self.config.state_dir, &self.config.open.bpffs);
+        if self.config.detach_on_exit || farewell::announced(&state) {
             let pins = self.datapath.pins().clone();
             let removed = crate::datapath::detach::remove_all(&pins)?;
+            farewell::remove_state(&state)?;
             info!(
                 links = removed.links.len(),
                 maps = removed.maps.len(),

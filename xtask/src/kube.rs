@@ -3,6 +3,7 @@
 pub(crate) mod binaries;
 pub(crate) mod control_plane;
 pub(crate) mod daemon;
+pub(crate) mod node;
 pub(crate) mod pki;
 mod recipe;
 
@@ -25,6 +26,9 @@ pub(crate) enum Task {
     Up(UpOptions),
     /// End them and remove their data
     Down(DownOptions),
+    /// A real node: kubelet, containerd and a network plug-in beside a control plane, in namespaces of their own (as root)
+    #[command(subcommand)]
+    Node(node::Task),
 }
 
 /// What to build.
@@ -79,6 +83,7 @@ pub(crate) fn run(task: &Task) -> Result<()> {
         }
         Task::Up(options) => up(options),
         Task::Down(options) => down(&options.folder()),
+        Task::Node(task) => node::run(task),
     }
 }
 

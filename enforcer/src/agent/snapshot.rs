@@ -1,5 +1,6 @@
 //! What the agent knows, as the file that is read when it is dead.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use tracing::warn;
@@ -7,6 +8,7 @@ use tracing::warn;
 use super::Agent;
 use super::state::{self, DecisionState, EndpointState, InterfaceState, State};
 use crate::datapath::Attachment;
+use crate::datapath::chain::Neighbour;
 
 impl Agent {
     pub(super) fn write_state(&mut self) {
@@ -26,6 +28,11 @@ impl Agent {
         self.written = Some(state);
     }
 
+    /// Once per pod, whatever number of addresses it has.
+    fn unhooked_pods(&self) -> BTreeSet<String> {
+        self.hooks.unhooked.values().cloned().collect()
+    }
+
     pub(super) fn state(&self) -> State {
         let endpoints =
             self.wanted.endpoints.iter().filter(|(_, plan)| plan.meshed).map(|(address, plan)| {
@@ -40,7 +47,7 @@ impl Agent {
             index: attachment.interface.index,
             name: attachment.interface.name.clone(),
             hook: hook_name(attachment).to_owned(),
-            neighbours: attachment.neighbours.iter().map(neighbour).collect(),
+            neighbours: attachment.neighbours.iter().map(Neighbour::describe).collect(),
         });
         State {
             started: Some(self.started),
@@ -51,7 +58,7 @@ impl Agent {
             workloads: self.ids.all().iter().map(|(pod, id)| (pod.to_string(), *id)).collect(),
             endpoints: endpoints.collect(),
             interfaces: interfaces.collect(),
-            unsupported_interfaces: self.unsupported.values().cloned().collect(),
+            unsupported_interfaces: self.unsupported.values().chain(&self.unhooked_pods()).cloned().collect(),
             unprotected_pods: self.wanted.unprotected.iter().map(ToString::to_string).collect(),
             problems: self
                 .source_problems
@@ -62,11 +69,6 @@ impl Agent {
                 .collect(),
         }
     }
-}
-
-fn neighbour(neighbour: &crate::datapath::attach::Neighbour) -> String {
-    let place = if neighbour.before { "before" } else { "behind" };
-    format!("{} (program {}) {place} {}", neighbour.name, neighbour.program, neighbour.way.program())
 }
 
 pub(super) fn hook_name(attachment: &Attachment) -> &'static str {

@@ -65,7 +65,8 @@ impl ControlPlane {
         kubectl
     }
 
-    fn prefix(&self) -> Vec<String> {
+    /// What a program is started through to be in the control plane's network namespace.
+    pub(crate) fn prefix(&self) -> Vec<String> {
         // Not `ip netns exec`, which hides the cgroups.
         let namespace = self.namespace.iter();
         namespace.flat_map(|file| ["nsenter".to_owned(), format!("--net={}", file.display())]).collect()
@@ -110,7 +111,7 @@ impl ControlPlane {
     }
 
     /// Starts a program of the control plane; its state is in files called as it is.
-    fn start(&self, name: &str, arguments: &[String]) -> Result<()> {
+    pub(crate) fn start(&self, name: &str, arguments: &[String]) -> Result<()> {
         let daemon = Daemon { folder: &self.folder, name };
         daemon.start(&self.prefix(), &self.programs.join(name), arguments)
     }
@@ -194,6 +195,7 @@ pub(crate) fn down(folder: &Path) -> Result<()> {
     }
 }
 
-fn flag(name: &str, value: impl std::fmt::Display) -> String {
+/// `--NAME=VALUE`.
+pub(super) fn flag(name: &str, value: impl std::fmt::Display) -> String {
     format!("--{name}={value}")
 }
