@@ -1,6 +1,7 @@
 //! The agent: objects and facts about the node in, map writes out.
 
 pub mod certificates;
+mod gap;
 mod interfaces;
 mod kernel_log;
 mod reconcile;
@@ -10,7 +11,9 @@ pub mod tables;
 mod verdicts;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -20,6 +23,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 
 use self::certificates::{CertificateOptions, Certificates};
+use self::gap::Gaps;
 use self::state::State;
 use self::tables::{ExistingFlows, Tables};
 use self::verdicts::Verdicts;
@@ -30,6 +34,7 @@ use crate::datapath::netns::{self};
 use crate::datapath::{Attachment, Datapath, LinkWatch, OpenOptions, Selector};
 use crate::object::{ObjectName, Objects};
 use crate::source::watch::{Store, Watch};
+use crate::telemetry::{self, Shared, Telemetry};
 
 /// How often the agent shows that it lives, looks for pods' addresses and removes what is stale.
 const TICK: Duration = Duration::from_millis(500);
@@ -57,6 +62,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// How certificates are checked.
     pub certificates: CertificateOptions,
+    /// What is told, and where.
+    pub telemetry: telemetry::Options,
 }
 
 /// The interfaces that are there at the start are told at once; this long after the last one all are known.
@@ -67,9 +74,10 @@ struct Agent {
     datapath: Datapath,
     tables: Tables,
     ids: WorkloadIds,
-    objects: Objects,
+    objects: Arc<Objects>,
     facts: Facts,
-    wanted: Desired,
+    node_addresses: Arc<BTreeSet<IpAddr>>,
+    wanted: Arc<Desired>,
     attachments: BTreeMap<u32, Attachment>,
     unsupported: BTreeMap<u32, String>,
     /// Problems of the manifests, and of the node.
@@ -81,6 +89,10 @@ struct Agent {
     started: Timestamp,
     policy_applied: Option<Timestamp>,
     written: Option<State>,
+    /// Workloads of pods, gone ones too, where they have other names.
+    owners: BTreeMap<String, String>,
+    telemetry: Arc<Shared>,
+    gaps: Gaps,
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -97,7 +109,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut verdicts = Verdicts::open(&mut datapath)?;
     let tables = Tables::open(&mut datapath)?;
     let mut kernel_lines = kernel_log::open(&mut datapath, config.open.log_level);
-    let mut agent = Agent::new(config, datapath, tables)?;
+    let telemetry = Telemetry::start(&config.telemetry, None)?;
+    let mut agent = Agent::new(config, datapath, tables, telemetry.shared().clone())?;
     agent.heartbeat()?;
     let mut certificates =
         Certificates::new(agent.config.certificates.clone(), agent.config.state_dir.clone());
@@ -115,6 +128,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     while let Ok(event) = tokio::time::timeout(FIRST_LINKS, links.next()).await {
         agent.interface(event.context("cannot watch the interfaces")?);
     }
+    // How long these are without policy is not known.
+    agent.gaps = Gaps::default();
     agent.reconcile()?;
     agent.finish_earlier()?;
     let mut tick = tokio::time::interval(TICK);
@@ -148,6 +163,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             _ = interrupt.recv() => break,
         }
     }
+    drop(telemetry);
     agent.stop()
 }
 
@@ -165,7 +181,12 @@ async fn open(options: &OpenOptions) -> Result<Datapath, OpenError> {
 }
 
 impl Agent {
-    fn new(config: Config, datapath: Datapath, tables: Tables) -> anyhow::Result<Self> {
+    fn new(
+        config: Config,
+        datapath: Datapath,
+        tables: Tables,
+        telemetry: Arc<Shared>,
+    ) -> anyhow::Result<Self> {
         let path = state::path(&config.state_dir, &config.open.bpffs);
         let last = State::read(&path).unwrap_or_else(|error| {
             warn!("{}: {error}: workloads get new ids", path.display());
@@ -180,14 +201,16 @@ impl Agent {
             node_addresses: node_addresses.into_iter().map(|found| found.address).collect(),
             ..Facts::default()
         };
+        let node_addresses = Arc::new(facts.node_addresses.clone());
         Ok(Self {
             ids: WorkloadIds::restore(known.collect()),
             config,
             datapath,
             tables,
-            objects: Objects::default(),
+            objects: Arc::default(),
             facts,
-            wanted: Desired::default(),
+            node_addresses,
+            wanted: Arc::default(),
             attachments: BTreeMap::new(),
             unsupported: BTreeMap::new(),
             manifest_problems: Vec::new(),
@@ -197,6 +220,9 @@ impl Agent {
             started: Timestamp::now(),
             policy_applied: None,
             written: None,
+            owners: last.owners,
+            telemetry,
+            gaps: Gaps::default(),
         })
     }
 
@@ -212,10 +238,11 @@ impl Agent {
         }
         self.manifest_warnings = warnings;
         self.manifest_problems = problems;
-        self.objects = loaded.objects;
+        self.objects = Arc::new(loaded.objects);
     }
 
     fn tick(&mut self) -> anyhow::Result<()> {
+        self.telemetry.beat();
         self.heartbeat()?;
         self.tables.sweep()?;
         if self.find_places() || !self.refused.is_empty() {

@@ -7,10 +7,14 @@ use tracing::warn;
 use super::Agent;
 use super::state::{self, DecisionState, EndpointState, InterfaceState, State};
 use crate::datapath::Attachment;
+use crate::telemetry::Snapshot;
+use crate::telemetry::names::workload_name;
 
 impl Agent {
     pub(super) fn write_state(&mut self) {
+        self.remember_owners();
         let state = self.state();
+        self.publish(&state);
         if self.written.as_ref().is_some_and(|written| {
             *written == State { policy_applied: written.policy_applied, ..state.clone() }
         }) {
@@ -24,6 +28,29 @@ impl Agent {
             );
         }
         self.written = Some(state);
+    }
+
+    /// Hands what is known on to telemetry.
+    fn publish(&self, state: &State) {
+        let endpoints = &self.tables.held().endpoints;
+        self.telemetry.publish(Snapshot {
+            objects: self.objects.clone(),
+            wanted: self.wanted.clone(),
+            generations: endpoints.iter().map(|(address, held)| (*address, held.generation)).collect(),
+            node_addresses: self.node_addresses.clone(),
+            state: state.clone(),
+            unhooked: self.node_problems.iter().map(|(name, why)| format!("{name}: {why}")).collect(),
+        });
+    }
+
+    /// Counters of pods that are gone still count for their workload.
+    fn remember_owners(&mut self) {
+        for pod in self.objects.pods.values() {
+            let workload = workload_name(pod);
+            if workload != pod.name.name && self.ids.all().contains_key(&pod.name) {
+                self.owners.entry(pod.name.to_string()).or_insert_with(|| workload.to_owned());
+            }
+        }
     }
 
     pub(super) fn state(&self) -> State {
@@ -49,6 +76,7 @@ impl Agent {
             policy_applied: self.policy_applied,
             source: manifests.join(", "),
             workloads: self.ids.all().iter().map(|(pod, id)| (pod.to_string(), *id)).collect(),
+            owners: self.owners.clone(),
             endpoints: endpoints.collect(),
             interfaces: interfaces.collect(),
             unsupported_interfaces: self.unsupported.values().cloned().collect(),

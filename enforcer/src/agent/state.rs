@@ -25,6 +25,8 @@ pub struct State {
     pub source: String,
     /// Every pod that ever had a workload id, by `namespace/name`.
     pub workloads: BTreeMap<String, u32>,
+    /// The workload that a pod belongs to, by `namespace/name` of the pod, where it has another name than the pod.
+    pub owners: BTreeMap<String, String>,
     /// The endpoints.
     pub endpoints: Vec<EndpointState>,
     /// Hooked interfaces.
