@@ -273,7 +273,9 @@ fn client_segment<E: Env>(
     if order == Order::Early && hold && opinion == Opinion::Undecided {
         return Decision::WAIT;
     }
-    let numbers = ResetNumbers { client_seq: segment.ack, pod_seq: flow.pod_ack, pod_ack: segment.ack };
+    // The client's next byte is what the pod expects, unless it is sent again; then the pod's challenge is answered exactly.
+    let pod_seq = if flow.pod_ack_is_unknown() { segment.seq } else { flow.pod_ack };
+    let numbers = ResetNumbers { client_seq: segment.ack, pod_seq, pod_ack: segment.ack };
     let decision = conclude(env, flow, opinion, &policy, now, numbers);
     if decision.act == Act::Pass {
         flow.bytes_to_pod += u64::from(segment.payload_len);

@@ -1,6 +1,7 @@
 //! The agent: objects and facts about the node in, map writes out.
 
 pub mod certificates;
+pub mod farewell;
 mod gap;
 mod interfaces;
 mod kernel_log;
@@ -66,6 +67,9 @@ pub struct Config {
     pub telemetry: telemetry::Options,
 }
 
+/// Under which the certificate checks' problem is kept; no interface has such a name.
+const CHECKS: &str = "certificate checks";
+
 /// The interfaces that are there at the start are told at once; this long after the last one all are known.
 const FIRST_LINKS: Duration = Duration::from_millis(30);
 
@@ -112,8 +116,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let telemetry = Telemetry::start(&config.telemetry, None)?;
     let mut agent = Agent::new(config, datapath, tables, telemetry.shared().clone())?;
     agent.heartbeat()?;
-    let mut certificates =
-        Certificates::new(agent.config.certificates.clone(), agent.config.state_dir.clone());
+    let mut certificates = Certificates::new(
+        agent.config.certificates.clone(),
+        state::certificates_path(&agent.config.state_dir, &agent.config.open.bpffs),
+    )?;
+    // Before the first write: a port that an earlier agent closed is not open for a moment.
+    (agent.facts.blocked, agent.facts.passed) = certificates.closed();
     let mut store = Store::new(agent.config.manifests.clone()).with_memory(
         state::path(&agent.config.state_dir, &agent.config.open.bpffs).with_extension("manifests"),
     );
@@ -149,16 +157,16 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             }
             result = verdicts.ready() => {
                 result?;
-                verdicts.drain(&agent.wanted);
+                verdicts.drain(&agent.wanted, &mut |pod, port| certificates.observe(pod, port));
             }
             _ = tick.tick() => {
                 agent.tick()?;
-                certificates.update(&agent.objects, &agent.wanted)?;
+                certificates.update(&agent.objects, &agent.wanted);
                 if let Some(lines) = &mut kernel_lines {
                     lines.flush();
                 }
             }
-            () = certificates.changed() => agent.block(certificates.blocked(&agent.wanted))?,
+            () = certificates.changed() => agent.take_checks(&certificates)?,
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
@@ -188,6 +196,7 @@ impl Agent {
         telemetry: Arc<Shared>,
     ) -> anyhow::Result<Self> {
         let path = state::path(&config.state_dir, &config.open.bpffs);
+        farewell::withdraw(&path)?;
         let last = State::read(&path).unwrap_or_else(|error| {
             warn!("{}: {error}: workloads get new ids", path.display());
             State::default()
@@ -251,16 +260,23 @@ impl Agent {
         Ok(())
     }
 
-    /// Takes over which ports are blocked after their certificate checks.
-    fn block(&mut self, blocked: BTreeSet<(ObjectName, u16)>) -> anyhow::Result<()> {
+    /// Takes over what the certificate checks found: which ports are closed, and what a person should look at.
+    fn take_checks(&mut self, certificates: &Certificates) -> anyhow::Result<()> {
+        let (blocked, passed) = certificates.closed();
         for (pod, port) in blocked.difference(&self.facts.blocked) {
             warn!(%pod, port, "port is blocked: its server failed the certificate check; see enforcer certs");
         }
         for (pod, port) in self.facts.blocked.difference(&blocked) {
             info!(%pod, port, "port is open again: its server passed the certificate check");
         }
-        if self.facts.blocked != blocked {
-            self.facts.blocked = blocked;
+        match certificates.problem() {
+            Some(problem) => drop(self.node_problems.insert(CHECKS.to_owned(), problem)),
+            None => drop(self.node_problems.remove(CHECKS)),
+        }
+        if (&self.facts.blocked, &self.facts.passed) == (&blocked, &passed) {
+            self.write_state();
+        } else {
+            (self.facts.blocked, self.facts.passed) = (blocked, passed);
             self.reconcile()?;
         }
         Ok(())
@@ -274,9 +290,11 @@ impl Agent {
 
     fn stop(mut self) -> anyhow::Result<()> {
         self.tables.set_settings(&Settings { heartbeat_ns: 0, agent_pid: 0, ..self.config.settings })?;
-        if self.config.detach_on_exit {
+        let state = state::path(&self.config.state_dir, &self.config.open.bpffs);
+        if self.config.detach_on_exit || farewell::announced(&state) {
             let pins = self.datapath.pins().clone();
             let removed = crate::datapath::detach::remove_all(&pins)?;
+            farewell::remove_state(&state)?;
             info!(
                 links = removed.links.len(),
                 maps = removed.maps.len(),

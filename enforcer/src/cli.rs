@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod capabilities;
 pub mod certs;
 pub mod detach;
 pub mod endpoints;
@@ -36,7 +37,7 @@ struct Root {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// The agent: enforces policy on this node's pods.
-    Run(run::Args),
+    Run(Box<run::Args>),
     /// This node: agent, hooks, maps, policy, counters, problems.
     Status(status::Args),
     /// The pods that are enforced, and what is in force for them.
@@ -53,7 +54,7 @@ enum Command {
 
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Run(args) => run::run(args),
+        Command::Run(args) => run::run(*args),
         Command::Status(args) => status::run(&args),
         Command::Endpoints(args) => endpoints::run(&args),
         Command::Flows(args) => flows::run(&args),

@@ -52,8 +52,8 @@ pub struct Options {
     pub metrics_workloads: usize,
     /// The pins.
     pub bpffs: PathBuf,
-    /// Folder of the agent's files.
-    pub state_dir: PathBuf,
+    /// The file with the results of the certificate checks.
+    pub certificates: PathBuf,
 }
 
 /// What the policy loop publishes. Never changed, only replaced.

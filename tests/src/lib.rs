@@ -4,17 +4,23 @@
 //! - [`lab`]: the namespaces, their network, processes in them, certificates, manifests.
 //! - [`agent`]: the agent under test: start, kill, what it reports.
 //! - [`client`]: sockets opened inside a namespace, and how they end.
+//! - [`raw`]: a client that writes its own packets.
+//! - [`load`]: steady load while something happens to the agent.
 //! - [`server`]: the servers of the pods; the binary `lab-server` runs them.
 //! - [`record`]: what the servers write down about each connection, and waiting for it.
+//! - [`watch`]: a witness beside the agent.
 //!
 //! Nothing here sleeps for a guessed time: [`poll`] waits for a condition until a deadline.
 
 pub mod agent;
 pub mod client;
 pub mod lab;
+pub mod load;
 pub mod poll;
+pub mod raw;
 pub mod record;
 pub mod server;
+pub mod watch;
 
 pub use agent::Scene;
 pub use lab::{Lab, Pod, Topology};

@@ -1,12 +1,12 @@
 //! `cargo xtask setup`: finds or installs what a build and the tests need. Does nothing when nothing is missing.
 
-mod apt;
-mod cache;
+pub(crate) mod apt;
+pub(crate) mod cache;
 mod components;
 mod linker;
 mod packages;
 mod rust_src;
-mod sources;
+pub(crate) mod sources;
 
 use std::fmt::Display;
 
@@ -23,6 +23,6 @@ pub(crate) fn run() -> Result<()> {
 }
 
 /// One line about something that was found or is being done.
-fn report(what: &str, how: impl Display) {
+pub(crate) fn report(what: &str, how: impl Display) {
     println!("  {what:<12} {how}");
 }

@@ -10,7 +10,7 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 
 use crate::shell::{require_root, run as run_command};
-use crate::{demo, lint, setup};
+use crate::{demo, kube, lint, setup};
 use runner::run_tests;
 use summary::{Outcome, Record, Tally};
 
@@ -65,6 +65,8 @@ impl Step {
         let commands = match self {
             Self::Setup => {
                 setup::run()?;
+                // The end-to-end tests ask a real API server.
+                kube::binaries::ensure(&[kube::binaries::Part::ControlPlane])?;
                 Vec::new()
             }
             Self::Format => lint::format(),

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use tracing::warn;
 
-use super::Agent;
 use super::state::{self, DecisionState, EndpointState, InterfaceState, State};
+use super::{Agent, CHECKS};
 use crate::datapath::Attachment;
 use crate::telemetry::Snapshot;
 use crate::telemetry::names::workload_name;
@@ -39,7 +39,12 @@ impl Agent {
             generations: endpoints.iter().map(|(address, held)| (*address, held.generation)).collect(),
             node_addresses: self.node_addresses.clone(),
             state: state.clone(),
-            unhooked: self.node_problems.iter().map(|(name, why)| format!("{name}: {why}")).collect(),
+            unhooked: self
+                .node_problems
+                .iter()
+                .filter(|(name, _)| *name != CHECKS)
+                .map(|(name, why)| format!("{name}: {why}"))
+                .collect(),
         });
     }
 

@@ -86,6 +86,12 @@ pub fn path(dir: &Path, bpffs: &Path) -> PathBuf {
     dir.join(format!("{name}.json"))
 }
 
+/// The file with the results of the certificate checks that belongs to a pin folder.
+#[must_use]
+pub fn certificates_path(dir: &Path, bpffs: &Path) -> PathBuf {
+    path(dir, bpffs).with_extension("certificates.json")
+}
+
 impl State {
     /// Reads a state file; a missing one is the empty state.
     ///

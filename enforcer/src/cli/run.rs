@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::ValueEnum;
 use enforcer_common::settings::{Action, Enforcement, Settings, UnknownPods};
 use tracing_subscriber::EnvFilter;
@@ -14,6 +14,7 @@ use tracing_subscriber::EnvFilter;
 use crate::agent::certificates::CertificateOptions;
 use crate::agent::tables::ExistingFlows;
 use crate::agent::{self, Config, state};
+use crate::certificate::bundle::{DEFAULT_CONFIG_MAP, DEFAULT_CRL_CONFIG_MAP};
 use crate::certificate::schedule::ScheduleSettings;
 use crate::certificate::state::{Consequences, OnFailure, UncheckedPorts};
 use crate::datapath::desired;
@@ -138,10 +139,16 @@ pub struct Args {
     #[arg(
         long,
         env = "ENFORCER_TRUST_BUNDLE_CONFIG_MAP",
-        default_value = "istio-ca-root-cert",
+        default_value = DEFAULT_CONFIG_MAP,
         value_name = "NAME"
     )]
     trust_bundle_config_map: String,
+    /// File with revocation lists (PEM). Without it: the config map, where a manifest has it.
+    #[arg(long, env = "ENFORCER_CRL", value_name = "FILE")]
+    crl: Option<PathBuf>,
+    /// Name of the config map with revocation lists, key `ca-crl.pem`.
+    #[arg(long, env = "ENFORCER_CRL_CONFIG_MAP", default_value = DEFAULT_CRL_CONFIG_MAP, value_name = "NAME")]
+    crl_config_map: String,
     /// The mesh's trust domain.
     #[arg(long, env = "ENFORCER_TRUST_DOMAIN", default_value = "cluster.local", value_name = "DOMAIN")]
     trust_domain: String,
@@ -204,10 +211,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         LogFormat::Human => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
         LogFormat::Json => lines.json().flatten_event(true).init(),
     }
-    if !nix::unistd::geteuid().is_root() {
-        bail!(
-            "the agent loads BPF programs and needs root: run it with sudo, or as root in a privileged container"
-        );
+    if let Some(warning) = super::capabilities::check()? {
+        tracing::warn!("{warning}");
     }
     for path in &args.manifests {
         std::fs::metadata(path).with_context(|| {
@@ -232,14 +237,15 @@ fn config(args: Args) -> anyhow::Result<Config> {
         Unknown::Strict => UnknownPods::STRICT,
     };
     let bpffs = std::path::absolute(&args.bpffs)?;
+    let root_namespace = args.root_namespace;
     Ok(Config {
         telemetry: telemetry::Options {
             socket: args.socket,
             metrics_address: args.metrics_address,
             flow_log_size: args.flow_log_size,
             metrics_workloads: args.metrics_workloads,
+            certificates: state::certificates_path(&args.state_dir, &bpffs),
             bpffs: bpffs.clone(),
-            state_dir: args.state_dir.clone(),
         },
         open: OpenOptions {
             bpffs,
@@ -259,7 +265,7 @@ fn config(args: Args) -> anyhow::Result<Config> {
         manifests: args.manifests,
         selector: Selector::new(args.interfaces),
         objects: desired::Options {
-            root_namespace: args.root_namespace,
+            root_namespace: root_namespace.clone(),
             revision: args.revision,
             list_all_pods: unknown_pods == UnknownPods::STRICT,
         },
@@ -284,6 +290,9 @@ fn config(args: Args) -> anyhow::Result<Config> {
         certificates: CertificateOptions {
             trust_bundle: args.trust_bundle,
             config_map: args.trust_bundle_config_map,
+            crl: args.crl,
+            crl_config_map: args.crl_config_map,
+            root_namespace,
             trust_domain: args.trust_domain,
             aliases: args.trust_domain_alias,
             client: args.client_certificate.zip(args.client_key),

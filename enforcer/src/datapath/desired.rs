@@ -31,6 +31,9 @@ pub struct Facts {
     pub places: BTreeMap<IpAddr, Place>,
     /// Ports blocked after a failed certificate check.
     pub blocked: BTreeSet<(ObjectName, u16)>,
+    /// Ports that have passed their certificate check, where every other known STRICT port is blocked; `None` where
+    /// ports are open until they fail.
+    pub passed: Option<BTreeSet<(ObjectName, u16)>>,
 }
 
 /// How objects are read.
@@ -197,6 +200,9 @@ fn plan(
     for (_, port) in facts.blocked.iter().filter(|(name, _)| *name == pod.name) {
         mark(*port, port_flags::BLOCKED);
     }
+    if let Some(passed) = &facts.passed {
+        block_unchecked(pod, effective.default, &mut ports, passed);
+    }
     let mut mode = effective.default;
     if let Some(included) = &exempt.only {
         // Only these ports pass the sidecar: every other one is as if the pod had none.
@@ -207,6 +213,24 @@ fn plan(
         ports.retain(|port, entry| included.contains(port) || entry.flags & port_flags::EXEMPT != 0);
     }
     EndpointPlan { mode, ports, decided_by: effective.decided_by, ..base }
+}
+
+/// Blocks the STRICT ports that the pod declares or a policy names and that have not passed.
+fn block_unchecked(
+    pod: &Pod,
+    default: Mode,
+    ports: &mut BTreeMap<u16, PortMode>,
+    passed: &BTreeSet<(ObjectName, u16)>,
+) {
+    for declared in pod.ports.iter().filter(|declared| declared.tcp && default == Mode::STRICT) {
+        ports.entry(declared.port).or_insert(PortMode { mode: default, flags: 0, reserved: 0 });
+    }
+    for (port, entry) in ports {
+        let checked = entry.mode == Mode::STRICT && entry.flags & port_flags::EXEMPT == 0;
+        if checked && !passed.contains(&(pod.name.clone(), *port)) {
+            entry.flags |= port_flags::BLOCKED;
+        }
+    }
 }
 
 fn exempt(facts: &Facts) -> BTreeMap<Address, ExemptKind> {

@@ -92,7 +92,7 @@ impl Metrics {
         registry.register_collector(Box::new(Maps {
             shared,
             bpffs: options.bpffs.clone(),
-            state_dir: options.state_dir.clone(),
+            certificates: options.certificates.clone(),
             slots: Mutex::new(Slots::new(options.metrics_workloads)),
         }));
         Self { registry }
@@ -117,14 +117,14 @@ impl Metrics {
 struct Maps {
     shared: Arc<Shared>,
     bpffs: PathBuf,
-    state_dir: PathBuf,
+    certificates: PathBuf,
     slots: Mutex<Slots>,
 }
 
 impl Collector for Maps {
     fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let (numbers, problems) = Numbers::read(&self.bpffs, &self.shared, &self.state_dir, &mut slots);
+        let (numbers, problems) = Numbers::read(&self.bpffs, &self.shared, &self.certificates, &mut slots);
         for problem in &problems {
             warn!("metrics: {problem}");
         }

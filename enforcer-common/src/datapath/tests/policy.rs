@@ -7,6 +7,7 @@ use crate::datapath::Env as _;
 use crate::datapath::{Act, Decision};
 use crate::map::{ExemptKind, Flow, FlowState, endpoint_flags, flow_flags, port_flags};
 use crate::settings::{Action, Enforcement};
+use crate::tcp::ACK;
 use crate::{Address, Mode, Reason, Verdict};
 
 #[test]
@@ -224,6 +225,18 @@ fn existing_connections() {
         } else {
             reset(talk.client(500, REQUEST), Reason::MIDSTREAM);
         }
+    }
+    // Nothing was seen of the connection: the reset to the pod takes the client's number until the pod has told its own,
+    // wherever in the number space that is.
+    for told in [1, 0x7fff_ffff, 0x8000_0001, u32::MAX] {
+        let mut talk = existing(Reason::MIDSTREAM);
+        talk.model.insert_flow(&talk.key, &Flow { pod_ack: 0, ..talk.flow() });
+        talk.model.set_mode(Mode::STRICT);
+        let decision = talk.to_pod(ACK, 77, 88, REQUEST);
+        assert_eq!((decision.pod_seq, decision.client_seq), (77, 88));
+        reset(decision, Reason::MIDSTREAM);
+        talk.pod_sends(ACK, 88, told, &[]);
+        assert_eq!(talk.to_pod(ACK, 77, 88, REQUEST).pod_seq, told);
     }
     let mut talk = existing(Reason::MIDSTREAM);
     talk.model.set_mode(Mode::STRICT);

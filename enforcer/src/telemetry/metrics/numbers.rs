@@ -7,7 +7,7 @@ use enforcer_common::map::{Counter, CounterKey, EventBudget, endpoint_flags};
 use enforcer_common::settings::{Action, Enforcement, UnknownPods};
 use enforcer_common::{Mode, Reason, Verdict};
 
-use crate::certificate::report::{CertificateReport, FILE_NAME};
+use crate::certificate::report::CertificateReport;
 use crate::certificate::state::State as CertificateState;
 use crate::datapath::load::Pinned;
 use crate::datapath::maps::{
@@ -101,7 +101,7 @@ impl Numbers {
     pub(super) fn read(
         bpffs: &Path,
         shared: &Shared,
-        state_dir: &Path,
+        certificates: &Path,
         slots: &mut Slots,
     ) -> (Self, Vec<String>) {
         let mut numbers = Self::default();
@@ -123,7 +123,7 @@ impl Numbers {
             }
             Err(error) => note(Err(error.into())),
         }
-        note(numbers.of_certificates(state_dir));
+        note(numbers.of_certificates(certificates));
         note(numbers.of_process());
         (numbers, problems)
     }
@@ -247,12 +247,12 @@ impl Numbers {
         Ok(())
     }
 
-    fn of_certificates(&mut self, state_dir: &Path) -> anyhow::Result<()> {
-        let report = match CertificateReport::read(&state_dir.join(FILE_NAME)) {
+    fn of_certificates(&mut self, file: &Path) -> anyhow::Result<()> {
+        let report = match CertificateReport::read(file) {
             Ok(report) => report,
             // Nothing was checked yet, or nothing is to be.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(anyhow::Error::new(error).context(FILE_NAME)),
+            Err(error) => return Err(anyhow::Error::new(error).context(file.display().to_string())),
         };
         self.blocked_ports = report.blocked().len();
         for entry in report.entries {

@@ -24,7 +24,7 @@ impl Running {
             flow_log_size: 4,
             metrics_workloads: 10,
             bpffs: dir.path().to_owned(),
-            state_dir: dir.path().to_owned(),
+            certificates: dir.path().join("certificates.json"),
         };
         let shared = Arc::new(Shared::new(4, Remote::new(None, 0)));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
@@ -144,7 +144,7 @@ fn the_public_side_has_no_records() {
         flow_log_size: 0,
         metrics_workloads: 1,
         bpffs: PathBuf::new(),
-        state_dir: PathBuf::new(),
+        certificates: PathBuf::new(),
     };
     let service =
         Arc::new(Service::new(running.shared.clone(), Metrics::new(running.shared.clone(), &options)));
