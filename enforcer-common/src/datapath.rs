@@ -259,6 +259,9 @@ fn client_segment<E: Env>(
         flow.bytes_to_pod += u64::from(segment.payload_len);
         return Decision::PASS;
     }
+    if env.is_own_probe() {
+        flow.flags |= flow_flags::OWN_PROBE;
+    }
     let policy = policy(env, endpoint, key);
     let hold = policy.is_enforced() && env.enforcement() == Enforcement::ENFORCE;
     let now = env.now_ns();
@@ -297,7 +300,11 @@ fn pod_segment<E: Env>(
         flow.bytes_from_pod += u64::from(segment.payload_len);
         return Decision::PASS;
     }
-    let policy = policy(env, endpoint, key);
+    let mut policy = policy(env, endpoint, key);
+    if flow.flags & flow_flags::OWN_PROBE != 0 {
+        // Whatever the server answers to a check is for the agent to judge.
+        policy.exempt = Reason::PROBE;
+    }
     let hold = policy.is_enforced() && env.enforcement() == Enforcement::ENFORCE;
     let window = if segment.payload_len > 0 && matches!(flow.state, FlowState::OPEN | FlowState::HELLO) {
         env.window(segment, flow.pod_start, POD_PREFIX)

@@ -16,6 +16,9 @@ const TCP_MIN_LEN: u32 = 20;
 /// IPv6 extension headers that are stepped over.
 const MAX_EXTENSION_HEADERS: u32 = 8;
 
+/// Furthest that a TCP header may begin: it must lie whole where [`Skb::read`] reaches.
+const MAX_TCP_OFFSET: u32 = 0x7ff - TCP_MIN_LEN;
+
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERTYPE_VLAN: u16 = 0x8100;
@@ -154,6 +157,10 @@ pub fn transport(skb: &Skb, packet: &mut Packet) -> Parsed {
             Err(reason) => return Parsed::Unreadable(reason),
         }
     };
+    // The kernel reads as far as the header lies; what we would have to look for beyond our reach is refused, not guessed.
+    if tcp_offset > MAX_TCP_OFFSET {
+        return Parsed::Unreadable(Reason::MALFORMED);
+    }
     let tcp_offset = tcp_offset & 0x7ff;
     let end = if skb.is_gso() { skb.len() } else { end };
     if end > skb.len() || end < tcp_offset + TCP_MIN_LEN {

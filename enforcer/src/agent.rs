@@ -1,9 +1,11 @@
 //! The agent: objects and facts about the node in, map writes out.
 
 pub mod certificates;
+pub mod farewell;
 mod hooks;
 mod interfaces;
 mod kernel_log;
+pub mod pods;
 mod reconcile;
 mod snapshot;
 pub mod state;
@@ -18,9 +20,10 @@ use anyhow::Context as _;
 use enforcer_common::settings::Settings;
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use self::certificates::{CertificateOptions, Certificates};
+use self::pods::{PodGaps, SourceState};
 use self::state::State;
 use self::tables::{ExistingFlows, Tables};
 use self::verdicts::Verdicts;
@@ -30,7 +33,7 @@ use crate::datapath::lock::LockError;
 use crate::datapath::netns::{self};
 use crate::datapath::{Attachment, Datapath, LinkWatch, OpenOptions, Selector};
 use crate::object::{ObjectName, Objects};
-use crate::source::watch::{Store, Watch};
+use crate::source::{self, Source};
 
 /// How often the agent shows that it lives, looks for pods' addresses and removes what is stale.
 const TICK: Duration = Duration::from_millis(500);
@@ -42,8 +45,8 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 pub struct Config {
     /// The datapath.
     pub open: OpenOptions,
-    /// Manifest files and folders.
-    pub manifests: Vec<PathBuf>,
+    /// Where objects come from.
+    pub source: source::Origin,
     /// Interfaces to hook.
     pub selector: Selector,
     /// How objects are read.
@@ -60,6 +63,9 @@ pub struct Config {
     pub certificates: CertificateOptions,
 }
 
+/// Under which the certificate checks' problem is kept; no interface has such a name.
+const CHECKS: &str = "certificate checks";
+
 /// The interfaces that are there at the start are told at once; this long after the last one all are known.
 const FIRST_LINKS: Duration = Duration::from_millis(30);
 
@@ -68,15 +74,20 @@ struct Agent {
     datapath: Datapath,
     tables: Tables,
     ids: WorkloadIds,
+    source: SourceState,
     objects: Objects,
+    /// Objects were there once: before, nothing that is pinned is changed.
+    loaded: bool,
     facts: Facts,
+    /// When interfaces appeared that no policy is known for yet.
+    gaps: PodGaps,
     wanted: Desired,
     attachments: BTreeMap<u32, Attachment>,
     unsupported: BTreeMap<u32, String>,
+    /// Problems of the objects and their source, and of the node.
+    source_problems: Vec<String>,
+    source_warnings: Vec<String>,
     hooks: hooks::Hooks,
-    /// Problems of the manifests, and of the node.
-    manifest_problems: Vec<String>,
-    manifest_warnings: Vec<String>,
     node_problems: BTreeMap<String, String>,
     /// Policy that the maps did not take.
     refused: BTreeSet<String>,
@@ -99,16 +110,18 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut verdicts = Verdicts::open(&mut datapath)?;
     let tables = Tables::open(&mut datapath)?;
     let mut kernel_lines = kernel_log::open(&mut datapath, config.open.log_level);
+    let memory = state::path(&config.state_dir, &config.open.bpffs);
+    let mut source = Source::open(config.source.clone(), &memory)?;
     let mut agent = Agent::new(config, datapath, tables)?;
     agent.heartbeat()?;
-    let mut certificates =
-        Certificates::new(agent.config.certificates.clone(), agent.config.state_dir.clone());
-    let mut store = Store::new(agent.config.manifests.clone()).with_memory(
-        state::path(&agent.config.state_dir, &agent.config.open.bpffs).with_extension("manifests"),
-    );
-    let mut watch = Watch::open(&agent.config.manifests);
-    if let Some(loaded) = store.reload() {
-        agent.load(loaded);
+    let mut certificates = Certificates::new(
+        agent.config.certificates.clone(),
+        state::certificates_path(&agent.config.state_dir, &agent.config.open.bpffs),
+    )?;
+    // Before the first write: a port that an earlier agent closed is not open for a moment.
+    (agent.facts.blocked, agent.facts.passed) = certificates.closed();
+    if let Some(update) = source.first() {
+        agent.load(update, &source);
     }
     let mut links = LinkWatch::open(agent.config.selector.clone()).context("cannot watch the interfaces")?;
     agent.forget_lost_interfaces();
@@ -128,24 +141,22 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 agent.interface(event.context("cannot watch the interfaces")?);
                 agent.reconcile()?;
             }
-            () = watch.changed() => {
-                if let Some(loaded) = store.reload() {
-                    agent.load(loaded);
-                    agent.reconcile()?;
-                }
+            update = source.next() => {
+                agent.load(update, &source);
+                agent.reconcile()?;
             }
             result = verdicts.ready() => {
                 result?;
-                verdicts.drain(&agent.wanted);
+                verdicts.drain(&agent.wanted, &mut |pod, port| certificates.observe(pod, port));
             }
             _ = tick.tick() => {
                 agent.tick()?;
-                certificates.update(&agent.objects, &agent.wanted)?;
+                certificates.update(&agent.objects, &agent.wanted);
                 if let Some(lines) = &mut kernel_lines {
                     lines.flush();
                 }
             }
-            () = certificates.changed() => agent.block(certificates.blocked(&agent.wanted))?,
+            () = certificates.changed() => agent.take_checks(&certificates)?,
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
@@ -169,6 +180,7 @@ async fn open(options: &OpenOptions) -> Result<Datapath, OpenError> {
 impl Agent {
     fn new(config: Config, datapath: Datapath, tables: Tables) -> anyhow::Result<Self> {
         let path = state::path(&config.state_dir, &config.open.bpffs);
+        farewell::withdraw(&path)?;
         let last = State::read(&path).unwrap_or_else(|error| {
             warn!("{}: {error}: workloads get new ids", path.display());
             State::default()
@@ -187,35 +199,23 @@ impl Agent {
             config,
             datapath,
             tables,
+            source: SourceState::default(),
             objects: Objects::default(),
+            loaded: false,
             facts,
+            gaps: PodGaps::default(),
             wanted: Desired::default(),
             attachments: BTreeMap::new(),
             unsupported: BTreeMap::new(),
+            source_problems: Vec::new(),
+            source_warnings: Vec::new(),
             hooks: hooks::Hooks::default(),
-            manifest_problems: Vec::new(),
-            manifest_warnings: Vec::new(),
             node_problems: BTreeMap::new(),
             refused: BTreeSet::new(),
             started: Timestamp::now(),
             policy_applied: None,
             written: None,
         })
-    }
-
-    /// Takes new objects over; problems are told once.
-    fn load(&mut self, loaded: crate::source::manifest::Loaded) {
-        let problems: Vec<String> = loaded.problems.iter().map(ToString::to_string).collect();
-        for problem in problems.iter().filter(|problem| !self.manifest_problems.contains(problem)) {
-            error!("{problem}");
-        }
-        let warnings: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
-        for warning in warnings.iter().filter(|warning| !self.manifest_warnings.contains(warning)) {
-            warn!("{warning}");
-        }
-        self.manifest_warnings = warnings;
-        self.manifest_problems = problems;
-        self.objects = loaded.objects;
     }
 
     fn tick(&mut self) -> anyhow::Result<()> {
@@ -228,16 +228,23 @@ impl Agent {
         Ok(())
     }
 
-    /// Takes over which ports are blocked after their certificate checks.
-    fn block(&mut self, blocked: BTreeSet<(ObjectName, u16)>) -> anyhow::Result<()> {
+    /// Takes over what the certificate checks found: which ports are closed, and what a person should look at.
+    fn take_checks(&mut self, certificates: &Certificates) -> anyhow::Result<()> {
+        let (blocked, passed) = certificates.closed();
         for (pod, port) in blocked.difference(&self.facts.blocked) {
             warn!(%pod, port, "port is blocked: its server failed the certificate check; see enforcer certs");
         }
         for (pod, port) in self.facts.blocked.difference(&blocked) {
             info!(%pod, port, "port is open again: its server passed the certificate check");
         }
-        if self.facts.blocked != blocked {
-            self.facts.blocked = blocked;
+        match certificates.problem() {
+            Some(problem) => drop(self.node_problems.insert(CHECKS.to_owned(), problem)),
+            None => drop(self.node_problems.remove(CHECKS)),
+        }
+        if (&self.facts.blocked, &self.facts.passed) == (&blocked, &passed) {
+            self.write_state();
+        } else {
+            (self.facts.blocked, self.facts.passed) = (blocked, passed);
             self.reconcile()?;
         }
         Ok(())
@@ -251,9 +258,11 @@ impl Agent {
 
     fn stop(mut self) -> anyhow::Result<()> {
         self.tables.set_settings(&Settings { heartbeat_ns: 0, agent_pid: 0, ..self.config.settings })?;
-        if self.config.detach_on_exit {
+        let state = state::path(&self.config.state_dir, &self.config.open.bpffs);
+        if self.config.detach_on_exit || farewell::announced(&state) {
             let pins = self.datapath.pins().clone();
             let removed = crate::datapath::detach::remove_all(&pins)?;
+            farewell::remove_state(&state)?;
             info!(
                 links = removed.links.len(),
                 maps = removed.maps.len(),

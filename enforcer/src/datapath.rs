@@ -22,6 +22,7 @@ mod netlink;
 mod redirects;
 mod sys;
 mod tcx;
+pub mod trial;
 
 pub use attach::{Attachment, Hook};
 pub use interface::{Interface, InterfaceEvent, LinkWatch, Selector};

@@ -101,6 +101,12 @@ impl Lab {
         Ok(())
     }
 
+    /// How the pods are connected.
+    #[must_use]
+    pub const fn topology(&self) -> Topology {
+        self.topology
+    }
+
     /// The lab's folder: logs, records, certificates.
     #[must_use]
     pub fn dir(&self) -> &Path {

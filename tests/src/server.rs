@@ -79,9 +79,12 @@ pub enum Kind {
         /// Send this after the client's first bytes
         #[arg(long)]
         answer: Option<String>,
-        /// Send back what was read
+        /// Send back what was read, from the first byte on
         #[arg(long)]
         echo: bool,
+        /// Send back what was read, once it is this many bytes
+        #[arg(long, conflicts_with = "echo")]
+        echo_after: Option<usize>,
     },
 }
 
@@ -101,7 +104,8 @@ pub async fn serve(kind: Kind) -> Result<()> {
             })
             .await
         }
-        Kind::Raw { common, greet, answer, echo } => {
+        Kind::Raw { common, greet, answer, echo, echo_after } => {
+            let echo = if echo { Some(1) } else { echo_after };
             let server = Arc::new(raw::Raw { greet, answer, echo, journal: Journal::open(&common.record)? });
             each(common.port, move |stream| {
                 let server = Arc::clone(&server);

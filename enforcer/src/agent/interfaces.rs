@@ -16,7 +16,10 @@ use crate::datapath::{Interface, InterfaceEvent};
 impl Agent {
     pub(super) fn interface(&mut self, event: InterfaceEvent) {
         match event {
-            InterfaceEvent::Appeared(interface) => self.attach(&interface),
+            InterfaceEvent::Appeared(interface) => {
+                self.gaps.begin(interface.index);
+                self.attach(&interface);
+            }
             InterfaceEvent::Unsupported(interface) => {
                 warn!(
                     interface = interface.name,
@@ -30,6 +33,8 @@ impl Agent {
                 self.unsupported.remove(&interface.index);
                 self.node_problems.remove(&interface.name);
                 self.facts.places.retain(|_, place| place.ifindex != interface.index);
+                self.gaps.forget(interface.index);
+                self.forget_gone();
                 if let Err(error) = self.datapath.forget(interface.index) {
                     warn!(
                         interface = interface.name,

@@ -14,11 +14,16 @@ use crate::datapath::desired::{Desired, desired};
 impl Agent {
     /// Brings the maps to what is wanted.
     pub(super) fn reconcile(&mut self) -> anyhow::Result<()> {
+        if !self.loaded {
+            self.write_state();
+            return Ok(());
+        }
         let wanted = desired(&self.objects, &self.facts, &self.config.objects, &mut self.ids);
         let change = change(self.tables.held(), &wanted);
         let refusals = self.tables.apply(&change);
         self.tell_changes(&wanted);
         self.wanted = wanted;
+        self.gaps.close(&self.wanted);
         self.tell_refusals(&refusals);
         if !change.fresh.is_empty() {
             self.finish(&change.fresh)?;

@@ -49,19 +49,19 @@ impl Agent {
             hook: hook_name(attachment).to_owned(),
             neighbours: attachment.neighbours.iter().map(Neighbour::describe).collect(),
         });
-        let manifests: Vec<String> =
-            self.config.manifests.iter().map(|path| path.display().to_string()).collect();
         State {
             started: Some(self.started),
             policy_applied: self.policy_applied,
-            source: manifests.join(", "),
+            source: self.source.description.clone(),
+            kinds: self.source.kinds.clone(),
+            pod_gaps: self.gaps.seen.clone(),
             workloads: self.ids.all().iter().map(|(pod, id)| (pod.to_string(), *id)).collect(),
             endpoints: endpoints.collect(),
             interfaces: interfaces.collect(),
             unsupported_interfaces: self.unsupported.values().chain(&self.unhooked_pods()).cloned().collect(),
             unprotected_pods: self.wanted.unprotected.iter().map(ToString::to_string).collect(),
             problems: self
-                .manifest_problems
+                .source_problems
                 .iter()
                 .chain(self.node_problems.values())
                 .chain(&self.refused)

@@ -10,6 +10,9 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::pods::GapHistogram;
+use crate::source::KindState;
+
 /// Folder of the state files.
 pub const DEFAULT_DIR: &str = "/var/lib/enforcer";
 
@@ -23,6 +26,10 @@ pub struct State {
     pub policy_applied: Option<Timestamp>,
     /// Where the objects come from.
     pub source: String,
+    /// How each kind of the Kubernetes API is doing; empty for manifests.
+    pub kinds: Vec<KindState>,
+    /// How long new pods were without their policy.
+    pub pod_gaps: GapHistogram,
     /// Every pod that ever had a workload id, by `namespace/name`.
     pub workloads: BTreeMap<String, u32>,
     /// The endpoints.
@@ -82,6 +89,12 @@ pub struct InterfaceState {
 pub fn path(dir: &Path, bpffs: &Path) -> PathBuf {
     let name: String = bpffs.to_string_lossy().trim_matches('/').replace('/', "-");
     dir.join(format!("{name}.json"))
+}
+
+/// The file with the results of the certificate checks that belongs to a pin folder.
+#[must_use]
+pub fn certificates_path(dir: &Path, bpffs: &Path) -> PathBuf {
+    path(dir, bpffs).with_extension("certificates.json")
 }
 
 impl State {
