@@ -80,8 +80,10 @@ fn pointer<T: ?Sized>(to: *const T) -> [u32; 2] {
 
 /// `struct bpf_insn`.
 fn instruction(code: u8, to: u8, from: u8, offset: i16, immediate: u32) -> [u8; 8] {
-    let ([a, b], [c, d, e, f]) = (offset.to_ne_bytes(), immediate.to_ne_bytes());
-    [code, to | from << 4, a, b, c, d, e, f]
+    let mut bytes = [code, to | from << 4, 0, 0, 0, 0, 0, 0];
+    bytes[2..4].copy_from_slice(&offset.to_ne_bytes());
+    bytes[4..].copy_from_slice(&immediate.to_ne_bytes());
+    bytes
 }
 
 fn code(counter: u32, answer: Answer) -> Vec<u8> {

@@ -119,13 +119,13 @@ impl Neighbour {
     #[must_use]
     pub fn warning(&self, interface: &str) -> Option<String> {
         let (title, own) = (&self.on_hook, self.way.program());
-        if !self.before {
-            return None;
-        }
-        if self.on_hook.name == own {
+        if self.on_hook.name == own || self.on_hook.name == clsact::filter_name(self.way) {
             return Some(format!(
                 "a second program {own} is on {interface}, {title}: another enforcer with its own --bpffs folder is at work there"
             ));
+        }
+        if !self.before {
+            return None;
         }
         let effect = match self.redirects {
             Some(true) => "it redirects, and connections that it redirects are not held to any policy",
