@@ -55,7 +55,8 @@ impl Lab {
         self.listening(self.spawn(pod, words)?, pod, port)
     }
 
-    /// nginx with this value of `ssl_verify_client`; answers 200.
+    /// nginx with this value of `ssl_verify_client`; answers 200. SIGHUP has it read its certificates again, without a
+    /// gap.
     ///
     /// # Errors
     /// When it does not listen.
@@ -64,7 +65,7 @@ impl Lab {
         let own = self.new_file(&format!("nginx-{pod}"));
         let dir = own.display();
         let text = format!(
-            "daemon off; master_process off; pid {dir}/pid; error_log stderr;\n\
+            "daemon off; pid {dir}/pid; error_log stderr;\n\
              events {{}}\n\
              http {{ access_log off;\n\
                client_body_temp_path {dir}/a; proxy_temp_path {dir}/b; fastcgi_temp_path {dir}/c;\n\
