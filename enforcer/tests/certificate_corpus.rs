@@ -79,6 +79,6 @@ fn damaged_inputs_are_refused_not_fatal() {
             }
             read(&changed, &bundle);
         }
-        assert!(start.elapsed() < Duration::from_secs(60), "it takes {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_mins(1), "it takes {:?}", start.elapsed());
     }
 }

@@ -155,26 +155,3 @@ fn nobody_listening_is_unreachable() {
     let checked = mesh().check(free_port(), &settings());
     checked.is(State::Unreachable);
 }
-
-/// What one full round costs this process: `cargo test --release -p enforcer --test certs_servers cost_of -- --nocapture`
-/// with `ENFORCER_CHECKS=750`.
-#[test]
-fn cost_of_a_full_round() {
-    let mesh = mesh();
-    let server = s_server(&mesh, "server", &INSIST);
-    let cpu = || {
-        let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF).expect("usage");
-        let (user, system) = (usage.user_time(), usage.system_time());
-        let micros = |time: nix::sys::time::TimeVal| time.tv_sec() * 1_000_000 + time.tv_usec();
-        micros(user) + micros(system)
-    };
-    let rounds = std::env::var("ENFORCER_CHECKS").ok().and_then(|text| text.parse().ok()).unwrap_or(20);
-    let before = cpu();
-    for _ in 0..rounds {
-        mesh.check(server.address, &settings()).is(State::Verified);
-    }
-    let millis = (cpu() - before) / 1000;
-    println!("{rounds} checks of 6 connections: {millis} ms of processor time");
-    // 1 % of the default interval, 600 s, on one core. Not asserted without optimisation.
-    assert!(cfg!(debug_assertions) || millis < 6000, "{millis} ms");
-}

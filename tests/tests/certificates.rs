@@ -11,7 +11,7 @@ use serde_json::Value;
 
 const URL: &str = "https://frontend.hipstershopv1v2:8080";
 const INSIST: &[&str] = &["-Verify", "2", "-verify_return_error"];
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 fn strict_lab() -> Result<Lab> {
     let lab = Lab::new()?;

@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use rcgen::SanType;
 use serde_json::Value;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// Replaces a file as a mounted config map or a renewing agent does it.
 fn replace(path: &Path, text: &str) -> Result<()> {
