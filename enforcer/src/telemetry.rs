@@ -1,1 +1,3 @@
 //! To come: telemetry.
+
+pub mod readiness;
