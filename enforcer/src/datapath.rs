@@ -6,6 +6,7 @@
 pub mod apply;
 pub mod attach;
 pub mod bpffs;
+pub mod chain;
 pub mod desired;
 pub mod detach;
 pub mod interface;
@@ -18,6 +19,7 @@ pub mod sockdiag;
 
 mod clsact;
 mod netlink;
+mod redirects;
 mod sys;
 mod tcx;
 pub mod trial;

@@ -2,6 +2,7 @@
 
 mod bench;
 mod build;
+mod chart;
 mod clean_lab;
 mod demo;
 mod deny;
@@ -32,6 +33,9 @@ enum Task {
     Build(build::Options),
     /// Play the walk-through in a lab of network namespaces (as root)
     Demo(demo::Options),
+    /// The Helm chart and the plain manifests that come from it
+    #[command(subcommand)]
+    Chart(chart::Task),
     /// Build the agent's container image and its bill of materials
     Image(image::Options),
     /// Run every check and test (as root): set-up, format, clippy, unit and end-to-end tests
@@ -54,6 +58,7 @@ fn main() -> ExitCode {
         Task::Setup => setup::run(),
         Task::Build(options) => build::run(&options),
         Task::Demo(options) => demo::run(&options),
+        Task::Chart(task) => chart::run(&task),
         Task::Image(options) => image::run(&options),
         Task::Test(options) => return exit_code(test::run(&options)),
         Task::Lint => lint::run(),
