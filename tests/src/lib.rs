@@ -11,6 +11,7 @@
 //! - [`neighbour`]: programs of somebody else on the same hooks.
 //! - [`tls_server`]: servers of other makers that speak TLS: nginx, openssl, stunnel, Envoy.
 //! - [`record`]: what the servers write down about each connection, and waiting for it.
+//! - [`soak`]: the long run.
 //! - [`watch`]: a witness beside the agent.
 //!
 //! Nothing here sleeps for a guessed time: [`poll`] waits for a condition until a deadline.
@@ -25,6 +26,7 @@ pub mod poll;
 pub mod raw;
 pub mod record;
 pub mod server;
+pub mod soak;
 pub mod tls_server;
 pub mod watch;
 
