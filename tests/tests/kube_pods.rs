@@ -4,10 +4,10 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use enforcer::agent::state::{self, State};
 use enforcer_common::Mode;
 use enforcer_tests::agent::policy;
 use enforcer_tests::cluster::{KubeScene, NODE_NAME};
+use enforcer_tests::lab::NODE;
 use enforcer_tests::{Pod, poll};
 use kube::api::DeleteParams;
 use serde_json::json;
@@ -56,9 +56,15 @@ fn pods_of_this_node_at_all_their_addresses() -> Result<()> {
     })?;
     scene.lab.wait_mode("late", Mode::STRICT)?;
     assert_eq!(get(&scene)?.code, 56);
-    scene.wait_said("pod has its policy")?;
-    let state = State::read(&state::path(&scene.lab.state(), &scene.lab.bpffs()))?;
-    assert!(state.pod_gaps.count > 0 && state.pod_gaps.max_seconds < 60.0, "{:?}", state.pod_gaps);
+    // The time without it was measured.
+    let socket = scene.lab.socket().display().to_string();
+    poll::until("the gap of the pod", LIMIT, || {
+        let words = ["curl", "-sS", "--unix-socket", &socket, "http://agent/metrics"];
+        let text = scene.lab.exec(NODE, words)?.success()?.stdout;
+        let count = text.lines().find_map(|line| line.strip_prefix("enforcer_pod_gap_seconds_count "));
+        ensure!(count.is_some_and(|count| count.trim() != "0"), "{text}");
+        Ok(())
+    })?;
 
     for address in far.addresses() {
         assert_eq!(mode(&scene, address), None, "a pod of another node");

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use enforcer::agent::state::certificates_path;
+use enforcer::agent::state;
 use enforcer::certificate::report::CertificateReport;
 use enforcer_common::Mode;
 use enforcer_tests::agent::policy;
@@ -120,7 +120,7 @@ fn the_trust_bundle_may_rotate() -> Result<()> {
                "data": {"root-cert.pem": text}})
     };
     let roots = || -> Result<String> {
-        let report = CertificateReport::read(&certificates_path(&lab.state(), &lab.bpffs()))?;
+        let report = CertificateReport::read(&state::certificates_path(&lab.state(), &lab.bpffs()))?;
         report.bundle.context("there is no trust bundle")
     };
     cluster.apply(&bundle(std::fs::read_to_string(&lab.authority().certificate)?))?;
