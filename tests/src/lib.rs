@@ -3,6 +3,7 @@
 //!
 //! - [`lab`]: the namespaces, their network, processes in them, certificates, manifests.
 //! - [`agent`]: the agent under test: start, kill, what it reports.
+//! - [`cluster`]: a real Kubernetes API server for a lab.
 //! - [`client`]: sockets opened inside a namespace, and how they end.
 //! - [`raw`]: a client that writes its own packets.
 //! - [`load`]: steady load while something happens to the agent.
@@ -14,6 +15,7 @@
 
 pub mod agent;
 pub mod client;
+pub mod cluster;
 pub mod lab;
 pub mod load;
 pub mod poll;
