@@ -8,6 +8,7 @@
 //! - [`raw`]: a client that writes its own packets.
 //! - [`load`]: steady load while something happens to the agent.
 //! - [`server`]: the servers of the pods; the binary `lab-server` runs them.
+//! - [`node`]: a real node: kubelet, containerd, pods, the chart.
 //! - [`record`]: what the servers write down about each connection, and waiting for it.
 //! - [`watch`]: a witness beside the agent.
 //!
@@ -18,6 +19,7 @@ pub mod client;
 pub mod cluster;
 pub mod lab;
 pub mod load;
+pub mod node;
 pub mod poll;
 pub mod raw;
 pub mod record;
