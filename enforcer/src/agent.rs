@@ -2,6 +2,8 @@
 
 pub mod certificates;
 pub mod farewell;
+mod gap;
+mod hooks;
 mod interfaces;
 mod kernel_log;
 pub mod pods;
@@ -12,7 +14,9 @@ pub mod tables;
 mod verdicts;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -22,7 +26,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
 use self::certificates::{CertificateOptions, Certificates};
-use self::pods::{PodGaps, SourceState};
+use self::gap::Gaps;
+use self::pods::SourceState;
 use self::state::State;
 use self::tables::{ExistingFlows, Tables};
 use self::verdicts::Verdicts;
@@ -33,6 +38,7 @@ use crate::datapath::netns::{self};
 use crate::datapath::{Attachment, Datapath, LinkWatch, OpenOptions, Selector};
 use crate::object::{ObjectName, Objects};
 use crate::source::{self, Source};
+use crate::telemetry::{self, Shared, Telemetry};
 
 /// How often the agent shows that it lives, looks for pods' addresses and removes what is stale.
 const TICK: Duration = Duration::from_millis(500);
@@ -60,6 +66,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// How certificates are checked.
     pub certificates: CertificateOptions,
+    /// What is told, and where.
+    pub telemetry: telemetry::Options,
 }
 
 /// Under which the certificate checks' problem is kept; no interface has such a name.
@@ -74,24 +82,28 @@ struct Agent {
     tables: Tables,
     ids: WorkloadIds,
     source: SourceState,
-    objects: Objects,
+    objects: Arc<Objects>,
     /// Objects were there once: before, nothing that is pinned is changed.
     loaded: bool,
     facts: Facts,
-    /// When interfaces appeared that no policy is known for yet.
-    gaps: PodGaps,
-    wanted: Desired,
+    node_addresses: Arc<BTreeSet<IpAddr>>,
+    wanted: Arc<Desired>,
     attachments: BTreeMap<u32, Attachment>,
     unsupported: BTreeMap<u32, String>,
     /// Problems of the objects and their source, and of the node.
     source_problems: Vec<String>,
     source_warnings: Vec<String>,
+    hooks: hooks::Hooks,
     node_problems: BTreeMap<String, String>,
     /// Policy that the maps did not take.
     refused: BTreeSet<String>,
     started: Timestamp,
     policy_applied: Option<Timestamp>,
     written: Option<State>,
+    /// Workloads of pods, gone ones too, where they have other names.
+    owners: BTreeMap<String, String>,
+    telemetry: Arc<Shared>,
+    gaps: Gaps,
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -110,7 +122,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut kernel_lines = kernel_log::open(&mut datapath, config.open.log_level);
     let memory = state::path(&config.state_dir, &config.open.bpffs);
     let mut source = Source::open(config.source.clone(), &memory)?;
-    let mut agent = Agent::new(config, datapath, tables)?;
+    let telemetry = Telemetry::start(&config.telemetry, None)?;
+    let mut agent = Agent::new(config, datapath, tables, telemetry.shared().clone())?;
     agent.heartbeat()?;
     let mut certificates = Certificates::new(
         agent.config.certificates.clone(),
@@ -128,6 +141,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     while let Ok(event) = tokio::time::timeout(FIRST_LINKS, links.next()).await {
         agent.interface(event.context("cannot watch the interfaces")?);
     }
+    // How long these are without policy is not known.
+    agent.gaps = Gaps::default();
     agent.reconcile()?;
     agent.finish_earlier()?;
     let mut tick = tokio::time::interval(TICK);
@@ -159,6 +174,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             _ = interrupt.recv() => break,
         }
     }
+    drop(telemetry);
     agent.stop()
 }
 
@@ -176,7 +192,12 @@ async fn open(options: &OpenOptions) -> Result<Datapath, OpenError> {
 }
 
 impl Agent {
-    fn new(config: Config, datapath: Datapath, tables: Tables) -> anyhow::Result<Self> {
+    fn new(
+        config: Config,
+        datapath: Datapath,
+        tables: Tables,
+        telemetry: Arc<Shared>,
+    ) -> anyhow::Result<Self> {
         let path = state::path(&config.state_dir, &config.open.bpffs);
         farewell::withdraw(&path)?;
         let last = State::read(&path).unwrap_or_else(|error| {
@@ -192,35 +213,42 @@ impl Agent {
             node_addresses: node_addresses.into_iter().map(|found| found.address).collect(),
             ..Facts::default()
         };
+        let node_addresses = Arc::new(facts.node_addresses.clone());
         Ok(Self {
             ids: WorkloadIds::restore(known.collect()),
             config,
             datapath,
             tables,
             source: SourceState::default(),
-            objects: Objects::default(),
+            objects: Arc::default(),
             loaded: false,
             facts,
-            gaps: PodGaps::default(),
-            wanted: Desired::default(),
+            node_addresses,
+            wanted: Arc::default(),
             attachments: BTreeMap::new(),
             unsupported: BTreeMap::new(),
             source_problems: Vec::new(),
             source_warnings: Vec::new(),
+            hooks: hooks::Hooks::default(),
             node_problems: BTreeMap::new(),
             refused: BTreeSet::new(),
             started: Timestamp::now(),
             policy_applied: None,
             written: None,
+            owners: last.owners,
+            telemetry,
+            gaps: Gaps::default(),
         })
     }
 
     fn tick(&mut self) -> anyhow::Result<()> {
+        self.telemetry.beat();
         self.heartbeat()?;
         self.tables.sweep()?;
         if self.find_places() || !self.refused.is_empty() {
             self.reconcile()?;
         }
+        self.check_hooks();
         Ok(())
     }
 

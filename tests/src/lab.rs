@@ -132,6 +132,12 @@ impl Lab {
         self.dir().join("state")
     }
 
+    /// The control socket of the lab's agent.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.dir().join("agent.sock")
+    }
+
     /// The authority of the lab's mesh.
     #[must_use]
     pub const fn authority(&self) -> &Authority {
@@ -183,8 +189,8 @@ impl Lab {
             command = Command::new("ip");
             command.args(["netns", "exec", &namespace]);
         }
-        // An agent's state goes with its lab.
-        command.args(words).env("ENFORCER_STATE_DIR", self.dir().join("state"));
+        // An agent's state and socket go with its lab.
+        command.args(words).env("ENFORCER_STATE_DIR", self.state()).env("ENFORCER_SOCKET", self.socket());
         command
     }
 

@@ -9,6 +9,8 @@
 //! - [`load`]: steady load while something happens to the agent.
 //! - [`server`]: the servers of the pods; the binary `lab-server` runs them.
 //! - [`node`]: a real node: kubelet, containerd, pods, the chart.
+//! - [`neighbour`]: programs of somebody else on the same hooks.
+//! - [`tls_server`]: servers of other makers that speak TLS: nginx, openssl, stunnel, Envoy.
 //! - [`record`]: what the servers write down about each connection, and waiting for it.
 //! - [`watch`]: a witness beside the agent.
 //!
@@ -19,11 +21,13 @@ pub mod client;
 pub mod cluster;
 pub mod lab;
 pub mod load;
+pub mod neighbour;
 pub mod node;
 pub mod poll;
 pub mod raw;
 pub mod record;
 pub mod server;
+pub mod tls_server;
 pub mod watch;
 
 pub use agent::Scene;

@@ -114,7 +114,7 @@ impl Wire {
         Ok(())
     }
 
-    /// The next IP packet that comes in before `deadline`.
+    /// The next IP packet that comes in, without its VLAN tags, before `deadline`.
     ///
     /// # Errors
     /// When the socket fails.
@@ -141,7 +141,11 @@ impl Wire {
             let Ok(count) = usize::try_from(count) else {
                 bail!("cannot receive a frame: {}", io::Error::last_os_error());
             };
-            if let Some(packet) = frame.get(ETHERNET_LEN..count) {
+            let mut at = ETHERNET_LEN;
+            while frame.get(at - 2..at) == Some(&ETHERTYPE_VLAN.to_be_bytes()) {
+                at += 4;
+            }
+            if let Some(packet) = frame.get(at..count) {
                 return Ok(Some(packet.to_vec()));
             }
         }

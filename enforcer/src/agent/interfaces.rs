@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Instant;
 
 use enforcer_common::Address;
 use tracing::{error, info, warn};
@@ -17,7 +18,7 @@ impl Agent {
     pub(super) fn interface(&mut self, event: InterfaceEvent) {
         match event {
             InterfaceEvent::Appeared(interface) => {
-                self.gaps.begin(interface.index);
+                self.gaps.appeared(interface.index, Instant::now());
                 self.attach(&interface);
             }
             InterfaceEvent::Unsupported(interface) => {
@@ -29,11 +30,11 @@ impl Agent {
                 self.unsupported.insert(interface.index, format!("{} ({})", interface.name, interface.kind));
             }
             InterfaceEvent::Gone(interface) => {
+                self.gaps.gone(interface.index);
                 self.attachments.remove(&interface.index);
                 self.unsupported.remove(&interface.index);
                 self.node_problems.remove(&interface.name);
                 self.facts.places.retain(|_, place| place.ifindex != interface.index);
-                self.gaps.forget(interface.index);
                 self.forget_gone();
                 if let Err(error) = self.datapath.forget(interface.index) {
                     warn!(

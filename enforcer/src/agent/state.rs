@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::pods::GapHistogram;
 use crate::source::KindState;
 
 /// Folder of the state files.
@@ -28,10 +27,10 @@ pub struct State {
     pub source: String,
     /// How each kind of the Kubernetes API is doing; empty for manifests.
     pub kinds: Vec<KindState>,
-    /// How long new pods were without their policy.
-    pub pod_gaps: GapHistogram,
     /// Every pod that ever had a workload id, by `namespace/name`.
     pub workloads: BTreeMap<String, u32>,
+    /// The workload that a pod belongs to, by `namespace/name` of the pod, where it has another name than the pod.
+    pub owners: BTreeMap<String, String>,
     /// The endpoints.
     pub endpoints: Vec<EndpointState>,
     /// Hooked interfaces.

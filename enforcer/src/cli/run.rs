@@ -1,6 +1,7 @@
 //! `enforcer run`: the agent.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -21,6 +22,7 @@ use crate::datapath::pin::DEFAULT_DIR;
 use crate::datapath::{Hook, OpenOptions, Selector};
 use crate::source;
 use crate::source::kube::{self, Access, in_cluster};
+use crate::telemetry;
 
 /// Whether verdicts are carried out.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -185,6 +187,18 @@ pub struct Args {
     /// Its key (PEM).
     #[arg(long, env = "ENFORCER_CLIENT_KEY", requires = "client_certificate", value_name = "FILE")]
     client_key: Option<PathBuf>,
+    /// Control socket, for root: flow records, objects, metrics and health.
+    #[arg(long, env = "ENFORCER_SOCKET", default_value = telemetry::DEFAULT_SOCKET, value_name = "PATH")]
+    socket: PathBuf,
+    /// Serve /metrics, /healthz and /readyz at this address too, such as 127.0.0.1:9464.
+    #[arg(long, env = "ENFORCER_METRICS_ADDRESS", value_name = "ADDRESS:PORT")]
+    metrics_address: Option<SocketAddr>,
+    /// How many flow records the agent keeps.
+    #[arg(long, env = "ENFORCER_FLOW_LOG_SIZE", default_value_t = 8192, value_name = "N")]
+    flow_log_size: usize,
+    /// How many workloads have metrics of their own; those of the others are summed up.
+    #[arg(long, env = "ENFORCER_METRICS_WORKLOADS", default_value_t = 500, value_name = "N")]
+    metrics_workloads: usize,
     /// How log lines look.
     #[arg(long, env = "ENFORCER_LOG_FORMAT", value_enum, default_value = "human")]
     log_format: LogFormat,
@@ -262,10 +276,19 @@ fn config(args: Args, source: source::Origin) -> anyhow::Result<Config> {
         Unknown::Allow => UnknownPods::ALLOW,
         Unknown::Strict => UnknownPods::STRICT,
     };
+    let bpffs = std::path::absolute(&args.bpffs)?;
     let root_namespace = args.root_namespace;
     Ok(Config {
+        telemetry: telemetry::Options {
+            socket: args.socket,
+            metrics_address: args.metrics_address,
+            flow_log_size: args.flow_log_size,
+            metrics_workloads: args.metrics_workloads,
+            certificates: state::certificates_path(&args.state_dir, &bpffs),
+            bpffs: bpffs.clone(),
+        },
         open: OpenOptions {
-            bpffs: std::path::absolute(&args.bpffs)?,
+            bpffs,
             sizes: args.map_size.into_iter().collect::<BTreeMap<_, _>>(),
             log_level: match args.kernel_log {
                 KernelLog::Off => 0,
