@@ -6,7 +6,7 @@ use super::report;
 use crate::shell::{command, find, is_root, run};
 
 /// Program and the Debian package that brings it.
-const TOOLS: [(&str, &str); 11] = [
+const TOOLS: [(&str, &str); 14] = [
     ("ip", "iproute2"),
     ("tc", "iproute2"),
     ("curl", "curl"),
@@ -18,6 +18,9 @@ const TOOLS: [(&str, &str); 11] = [
     ("nginx", "nginx-light"),
     ("stunnel4", "stunnel4"),
     ("gnutls-cli", "gnutls-bin"),
+    ("jq", "jq"),
+    ("prometheus", "prometheus"),
+    ("promtool", "prometheus"),
 ];
 
 /// Every tool is there, or gets installed.
