@@ -2,4 +2,5 @@
 
 pub mod document;
 pub mod manifest;
+pub mod text;
 pub mod watch;
