@@ -48,6 +48,8 @@ fn policy(index: usize, policies: usize) -> PeerAuthentication {
 fn pod(index: usize) -> Pod {
     let address = Ipv4Addr::from_bits(0x0a00_0000 + u32::try_from(index).expect("in range"));
     Pod {
+        deleting: false,
+        claim: 0,
         name: ObjectName::new(format!("ns-{}", index * 8 % NAMESPACES), format!("pod-{index}")),
         labels: Map::from([
             label("app", index % 7),

@@ -2,8 +2,11 @@
 
 pub mod certificates;
 pub mod farewell;
+mod gap;
+mod hooks;
 mod interfaces;
 mod kernel_log;
+pub mod pods;
 mod reconcile;
 mod snapshot;
 pub mod state;
@@ -11,16 +14,20 @@ pub mod tables;
 mod verdicts;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use enforcer_common::settings::Settings;
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use self::certificates::{CertificateOptions, Certificates};
+use self::gap::Gaps;
+use self::pods::SourceState;
 use self::state::State;
 use self::tables::{ExistingFlows, Tables};
 use self::verdicts::Verdicts;
@@ -30,7 +37,8 @@ use crate::datapath::lock::LockError;
 use crate::datapath::netns::{self};
 use crate::datapath::{Attachment, Datapath, LinkWatch, OpenOptions, Selector};
 use crate::object::{ObjectName, Objects};
-use crate::source::watch::{Store, Watch};
+use crate::source::{self, Source};
+use crate::telemetry::{self, Shared, Telemetry};
 
 /// How often the agent shows that it lives, looks for pods' addresses and removes what is stale.
 const TICK: Duration = Duration::from_millis(500);
@@ -42,8 +50,8 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 pub struct Config {
     /// The datapath.
     pub open: OpenOptions,
-    /// Manifest files and folders.
-    pub manifests: Vec<PathBuf>,
+    /// Where objects come from.
+    pub source: source::Origin,
     /// Interfaces to hook.
     pub selector: Selector,
     /// How objects are read.
@@ -58,6 +66,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// How certificates are checked.
     pub certificates: CertificateOptions,
+    /// What is told, and where.
+    pub telemetry: telemetry::Options,
 }
 
 /// Under which the certificate checks' problem is kept; no interface has such a name.
@@ -71,20 +81,29 @@ struct Agent {
     datapath: Datapath,
     tables: Tables,
     ids: WorkloadIds,
-    objects: Objects,
+    source: SourceState,
+    objects: Arc<Objects>,
+    /// Objects were there once: before, nothing that is pinned is changed.
+    loaded: bool,
     facts: Facts,
-    wanted: Desired,
+    node_addresses: Arc<BTreeSet<IpAddr>>,
+    wanted: Arc<Desired>,
     attachments: BTreeMap<u32, Attachment>,
     unsupported: BTreeMap<u32, String>,
-    /// Problems of the manifests, and of the node.
-    manifest_problems: Vec<String>,
-    manifest_warnings: Vec<String>,
+    /// Problems of the objects and their source, and of the node.
+    source_problems: Vec<String>,
+    source_warnings: Vec<String>,
+    hooks: hooks::Hooks,
     node_problems: BTreeMap<String, String>,
     /// Policy that the maps did not take.
     refused: BTreeSet<String>,
     started: Timestamp,
     policy_applied: Option<Timestamp>,
     written: Option<State>,
+    /// Workloads of pods, gone ones too, where they have other names.
+    owners: BTreeMap<String, String>,
+    telemetry: Arc<Shared>,
+    gaps: Gaps,
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -101,7 +120,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut verdicts = Verdicts::open(&mut datapath)?;
     let tables = Tables::open(&mut datapath)?;
     let mut kernel_lines = kernel_log::open(&mut datapath, config.open.log_level);
-    let mut agent = Agent::new(config, datapath, tables)?;
+    let memory = state::path(&config.state_dir, &config.open.bpffs);
+    let mut source = Source::open(config.source.clone(), &memory)?;
+    let telemetry = Telemetry::start(&config.telemetry, None)?;
+    let mut agent = Agent::new(config, datapath, tables, telemetry.shared().clone())?;
     agent.heartbeat()?;
     let mut certificates = Certificates::new(
         agent.config.certificates.clone(),
@@ -109,12 +131,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     )?;
     // Before the first write: a port that an earlier agent closed is not open for a moment.
     (agent.facts.blocked, agent.facts.passed) = certificates.closed();
-    let mut store = Store::new(agent.config.manifests.clone()).with_memory(
-        state::path(&agent.config.state_dir, &agent.config.open.bpffs).with_extension("manifests"),
-    );
-    let mut watch = Watch::open(&agent.config.manifests);
-    if let Some(loaded) = store.reload() {
-        agent.load(loaded);
+    if let Some(update) = source.first() {
+        agent.load(update, &source);
     }
     let mut links = LinkWatch::open(agent.config.selector.clone()).context("cannot watch the interfaces")?;
     agent.forget_lost_interfaces();
@@ -123,6 +141,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     while let Ok(event) = tokio::time::timeout(FIRST_LINKS, links.next()).await {
         agent.interface(event.context("cannot watch the interfaces")?);
     }
+    // How long these are without policy is not known.
+    agent.gaps = Gaps::default();
     agent.reconcile()?;
     agent.finish_earlier()?;
     let mut tick = tokio::time::interval(TICK);
@@ -134,11 +154,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 agent.interface(event.context("cannot watch the interfaces")?);
                 agent.reconcile()?;
             }
-            () = watch.changed() => {
-                if let Some(loaded) = store.reload() {
-                    agent.load(loaded);
-                    agent.reconcile()?;
-                }
+            update = source.next() => {
+                agent.load(update, &source);
+                agent.reconcile()?;
             }
             result = verdicts.ready() => {
                 result?;
@@ -156,6 +174,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             _ = interrupt.recv() => break,
         }
     }
+    drop(telemetry);
     agent.stop()
 }
 
@@ -173,7 +192,12 @@ async fn open(options: &OpenOptions) -> Result<Datapath, OpenError> {
 }
 
 impl Agent {
-    fn new(config: Config, datapath: Datapath, tables: Tables) -> anyhow::Result<Self> {
+    fn new(
+        config: Config,
+        datapath: Datapath,
+        tables: Tables,
+        telemetry: Arc<Shared>,
+    ) -> anyhow::Result<Self> {
         let path = state::path(&config.state_dir, &config.open.bpffs);
         farewell::withdraw(&path)?;
         let last = State::read(&path).unwrap_or_else(|error| {
@@ -189,47 +213,42 @@ impl Agent {
             node_addresses: node_addresses.into_iter().map(|found| found.address).collect(),
             ..Facts::default()
         };
+        let node_addresses = Arc::new(facts.node_addresses.clone());
         Ok(Self {
             ids: WorkloadIds::restore(known.collect()),
             config,
             datapath,
             tables,
-            objects: Objects::default(),
+            source: SourceState::default(),
+            objects: Arc::default(),
+            loaded: false,
             facts,
-            wanted: Desired::default(),
+            node_addresses,
+            wanted: Arc::default(),
             attachments: BTreeMap::new(),
             unsupported: BTreeMap::new(),
-            manifest_problems: Vec::new(),
-            manifest_warnings: Vec::new(),
+            source_problems: Vec::new(),
+            source_warnings: Vec::new(),
+            hooks: hooks::Hooks::default(),
             node_problems: BTreeMap::new(),
             refused: BTreeSet::new(),
             started: Timestamp::now(),
             policy_applied: None,
             written: None,
+            owners: last.owners,
+            telemetry,
+            gaps: Gaps::default(),
         })
     }
 
-    /// Takes new objects over; problems are told once.
-    fn load(&mut self, loaded: crate::source::manifest::Loaded) {
-        let problems: Vec<String> = loaded.problems.iter().map(ToString::to_string).collect();
-        for problem in problems.iter().filter(|problem| !self.manifest_problems.contains(problem)) {
-            error!("{problem}");
-        }
-        let warnings: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
-        for warning in warnings.iter().filter(|warning| !self.manifest_warnings.contains(warning)) {
-            warn!("{warning}");
-        }
-        self.manifest_warnings = warnings;
-        self.manifest_problems = problems;
-        self.objects = loaded.objects;
-    }
-
     fn tick(&mut self) -> anyhow::Result<()> {
+        self.telemetry.beat();
         self.heartbeat()?;
         self.tables.sweep()?;
         if self.find_places() || !self.refused.is_empty() {
             self.reconcile()?;
         }
+        self.check_hooks();
         Ok(())
     }
 

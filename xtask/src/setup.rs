@@ -4,6 +4,7 @@ pub(crate) mod apt;
 pub(crate) mod cache;
 mod components;
 mod envoy;
+pub(crate) mod helm;
 mod linker;
 mod packages;
 mod rust_src;
