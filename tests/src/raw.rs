@@ -50,7 +50,8 @@ impl Wire {
                 Topology::Routed => (NODE, interface.as_str()),
                 Topology::Bridge => (to, "eth0"),
             };
-            lab.exec(member, ["ip", "neighbour", "add", &address, "lladdr", &mac, "dev", device])?.success()?;
+            lab.exec(member, ["ip", "neighbour", "add", &address, "lladdr", &mac, "dev", device])?
+                .success()?;
             if lab.topology() == Topology::Routed {
                 lab.exec(NODE, ["ip", "route", "add", &whole, "dev", device])?.success()?;
             }
@@ -131,8 +132,7 @@ impl Wire {
         let mut frame = vec![0; 1 << 18];
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let mut wanted =
-                libc::pollfd { fd: self.socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+            let mut wanted = libc::pollfd { fd: self.socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
             // SAFETY: one entry, as the count says.
             match unsafe { libc::poll(&raw mut wanted, 1, i32::try_from(left.as_millis())?) } {
                 0 => return Ok(None),
@@ -141,7 +141,12 @@ impl Wire {
             }
             // SAFETY: the pointer and the length are those of the buffer.
             let count = unsafe {
-                libc::recv(self.socket.as_raw_fd(), frame.as_mut_ptr().cast(), frame.len(), libc::MSG_DONTWAIT)
+                libc::recv(
+                    self.socket.as_raw_fd(),
+                    frame.as_mut_ptr().cast(),
+                    frame.len(),
+                    libc::MSG_DONTWAIT,
+                )
             };
             let Ok(count) = usize::try_from(count) else {
                 bail!("cannot receive a frame: {}", io::Error::last_os_error());
@@ -169,7 +174,8 @@ fn packet_socket(interface: &str) -> Result<OwnedFd> {
     let socket = unsafe {
         let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, i32::from(protocol));
         if fd < 0 {
-            return Err(io::Error::last_os_error()).context("cannot open a packet socket; the lab needs root");
+            return Err(io::Error::last_os_error())
+                .context("cannot open a packet socket; the lab needs root");
         }
         OwnedFd::from_raw_fd(fd)
     };

@@ -90,12 +90,7 @@ impl<'a> Client<'a> {
     }
 
     fn blank(&self) -> Tcp {
-        Tcp {
-            source: self.local.port(),
-            destination: self.remote.port(),
-            window: 0xfff0,
-            ..Tcp::default()
-        }
+        Tcp { source: self.local.port(), destination: self.remote.port(), window: 0xfff0, ..Tcp::default() }
     }
 
     /// The TCP part of a packet.
@@ -243,7 +238,8 @@ impl<'a> Client<'a> {
     /// When it does not.
     pub fn expect_acked(&mut self, count: u32) -> Result<()> {
         let end = self.isn.wrapping_add(1).wrapping_add(count);
-        if self.received.iter().any(|segment| segment.has(ACK) && segment.ack == end && !segment.is_syn_ack()) {
+        if self.received.iter().any(|segment| segment.has(ACK) && segment.ack == end && !segment.is_syn_ack())
+        {
             return Ok(());
         }
         self.wait(&format!("the acknowledgement of {count} bytes"), |segment| segment.ack == end)

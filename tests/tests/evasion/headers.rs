@@ -52,8 +52,7 @@ fn ip_options_are_stepped_over() -> Result<()> {
 #[test]
 fn extension_headers_are_stepped_over() -> Result<()> {
     let arena = Arena::new()?;
-    let (hop, destination, routing) =
-        (Extension::padding(0), Extension::padding(60), Extension::routing(0));
+    let (hop, destination, routing) = (Extension::padding(0), Extension::padding(60), Extension::routing(0));
     let chains = [
         vec![hop.clone()],
         vec![destination.clone()],
@@ -74,12 +73,8 @@ fn extension_headers_that_cannot_be_read_are_dropped() -> Result<()> {
     let arena = Arena::new()?;
     let authentication = Extension { kind: 51, rest: vec![1, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0] };
     let too_long = Extension { kind: 60, rest: vec![200, 1, 4, 0, 0, 0, 0] };
-    let chains = [
-        vec![Extension::routing(1)],
-        vec![authentication],
-        vec![too_long],
-        vec![Extension::padding(60); 9],
-    ];
+    let chains =
+        [vec![Extension::routing(1)], vec![authentication], vec![too_long], vec![Extension::padding(60); 9]];
     for chain in chains {
         let mut client = arena.open(true)?;
         arena.refused()?;

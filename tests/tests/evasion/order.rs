@@ -45,9 +45,16 @@ fn a_gap_in_front_of_the_first_bytes_keeps_the_rest_waiting() -> Result<()> {
         client.send(&client.data(6, &HELLO[6..]))?;
         client.send(&client.data(3, &HELLO[3..]))?;
         client.send(&client.data(1, &HELLO[1..]))?;
-        ensure!(client.listen(Duration::from_millis(100))?.is_empty(), "the pod saw it: {:?}", client.received);
+        ensure!(
+            client.listen(Duration::from_millis(100))?.is_empty(),
+            "the pod saw it: {:?}",
+            client.received
+        );
         let refused = arena.refused()?;
-        ensure!(refused.keys().all(|(verdict, reason)| verdict == "wait" && reason == "OUT_OF_ORDER"), "{refused:?}");
+        ensure!(
+            refused.keys().all(|(verdict, reason)| verdict == "wait" && reason == "OUT_OF_ORDER"),
+            "{refused:?}"
+        );
         ensure!(refused.len() == 1, "nothing waited");
         client.send(&client.data(0, HELLO))?;
         client.send(&client.data(HELLO_LEN, rest))?;
