@@ -7,6 +7,7 @@
 #![feature(asm_experimental_arch)]
 
 mod env;
+mod multipath;
 mod packet;
 mod report;
 mod reset;
@@ -15,12 +16,12 @@ mod tables;
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use enforcer_common::datapath::{self, Act, Decision};
-use enforcer_common::map::Endpoint;
-use enforcer_common::settings::UnknownPods;
+use enforcer_common::map::{Endpoint, endpoint_flags};
+use enforcer_common::settings::{Enforcement, UnknownPods};
 use enforcer_common::{Direction, Reason, Verdict};
 
 use crate::env::SkbEnv;
-use crate::packet::{Packet, Parsed};
+use crate::packet::{Network, Packet, Parsed};
 use crate::skb::{DROP, NEXT, Skb};
 
 /// Towards the pod: egress of its host-side interface.
@@ -38,8 +39,10 @@ pub fn from_pod(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn run(skb: &Skb, direction: Direction) -> i32 {
     let mut packet = Packet::new(direction);
-    if packet::network(skb, &mut packet).is_none() {
-        return NEXT;
+    match packet::network(skb, &mut packet) {
+        Network::Ip => {}
+        Network::Other => return NEXT,
+        Network::TooDeep => return too_deep(skb, &packet),
     }
     match tables::endpoint(&packet.key.pod) {
         Some(endpoint) if endpoint.ifindex == 0 || endpoint.ifindex == skb.ifindex() => {
@@ -60,13 +63,38 @@ fn judge(skb: &Skb, packet: &mut Packet, endpoint: &Endpoint) -> i32 {
     let mut decision = Decision::PASS;
     match packet::transport(skb, packet) {
         Parsed::Tcp => match packet.direction {
-            Direction::TO_POD => decide_to_pod(skb, packet, endpoint, &mut decision),
+            Direction::TO_POD => {
+                if multipath::may_ask(&packet.segment, packet) && rewrites(endpoint) {
+                    multipath::hide(skb, packet);
+                }
+                decide_to_pod(skb, packet, endpoint, &mut decision);
+            }
             Direction::FROM_POD => decide_from_pod(skb, packet, endpoint, &mut decision),
         },
         Parsed::Unreadable(reason) => decide_unreadable(skb, packet, endpoint, reason, &mut decision),
         Parsed::Other => return NEXT,
     }
     act(skb, packet, endpoint, &mut decision)
+}
+
+/// Whether packets to this endpoint may be changed: not in audit mode, and not those of a pod outside the mesh.
+#[inline(always)]
+fn rewrites(endpoint: &Endpoint) -> bool {
+    endpoint.flags & endpoint_flags::NOT_MESHED == 0
+        && tables::settings().enforcement() == Enforcement::ENFORCE
+}
+
+/// A frame behind more VLAN tags than are stepped over. The kernel of the pod unpacks any number of empty ones, so whatever it
+/// carries is held to STRICT, like all that cannot be read.
+#[inline(never)]
+fn too_deep(skb: &Skb, packet: &Packet) -> i32 {
+    if packet.direction != Direction::TO_POD {
+        return NEXT;
+    }
+    let endpoint = Endpoint { flags: endpoint_flags::ANY_STRICT, ..Endpoint::UNKNOWN };
+    let mut decision = Decision::PASS;
+    decide_unreadable(skb, packet, &endpoint, Reason::MALFORMED, &mut decision);
+    act(skb, packet, &endpoint, &mut decision)
 }
 
 // The decision and what follows from it are functions of their own, so that their stack frames share one place: the kernel

@@ -105,18 +105,46 @@ pub enum Parsed {
     Unreadable(Reason),
 }
 
-/// Fills in the addresses of an IP packet; `None` for everything else. Only what may be TCP gets through, so that no other packet
-/// costs a look-up.
+/// What the network layer says.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Network {
+    /// IP that may carry TCP: the addresses are filled in.
+    Ip,
+    /// None of our business.
+    Other,
+    /// More VLAN tags than are stepped over.
+    TooDeep,
+}
+
+/// Fills in the addresses of an IP packet. Only what may be TCP gets through, so that no other packet costs a look-up.
 #[inline(always)]
-pub fn network(skb: &Skb, packet: &mut Packet) -> Option<()> {
+pub fn network(skb: &Skb, packet: &mut Packet) -> Network {
+    let Some(ethertype) = addresses(skb, packet) else {
+        return Network::Other;
+    };
+    if is_vlan(ethertype) { Network::TooDeep } else { Network::Ip }
+}
+
+#[inline(always)]
+fn is_vlan(ethertype: u16) -> bool {
+    ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_QINQ
+}
+
+/// The type of what is behind the VLAN tags, its addresses filled in; a VLAN's type where there are too many.
+#[inline(always)]
+fn addresses(skb: &Skb, packet: &mut Packet) -> Option<u16> {
     if skb.linear_len() < ETHERNET_LEN + IPV6_LEN && skb.linear_len() < skb.len() {
         skb.pull(if skb.len() < 128 { skb.len() } else { 128 });
     }
     let mut ethertype = u16::from_be(skb.read::<u16>(12)?);
     let mut offset = ETHERNET_LEN;
-    if ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_QINQ {
+    if is_vlan(ethertype) {
+        let wanted = ETHERNET_LEN + MAX_VLAN_TAGS * VLAN_LEN + IPV6_LEN;
+        if skb.linear_len() < wanted && skb.linear_len() < skb.len() {
+            skb.pull(if skb.len() < 128 { skb.len() } else { 128 });
+        }
         let mut tags = 0;
-        while tags < MAX_VLAN_TAGS && (ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_QINQ) {
+        while tags < MAX_VLAN_TAGS && is_vlan(ethertype) {
             ethertype = u16::from_be(skb.read::<u16>(offset + 2)?);
             offset += VLAN_LEN;
             tags += 1;
@@ -135,10 +163,11 @@ pub fn network(skb: &Skb, packet: &mut Packet) -> Option<()> {
             packet.set_addresses(Address::from_v6(header.source), Address::from_v6(header.destination));
             packet.is_v6 = true;
         }
+        _ if is_vlan(ethertype) => {}
         _ => return None,
     }
     packet.ip_offset = offset;
-    Some(())
+    Some(ethertype)
 }
 
 /// The TCP part of a packet to or from a listed endpoint.

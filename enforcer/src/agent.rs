@@ -3,8 +3,10 @@
 pub mod certificates;
 pub mod farewell;
 mod gap;
+mod hooks;
 mod interfaces;
 mod kernel_log;
+pub mod pods;
 mod reconcile;
 mod snapshot;
 pub mod state;
@@ -21,10 +23,11 @@ use anyhow::Context as _;
 use enforcer_common::settings::Settings;
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use self::certificates::{CertificateOptions, Certificates};
 use self::gap::Gaps;
+use self::pods::SourceState;
 use self::state::State;
 use self::tables::{ExistingFlows, Tables};
 use self::verdicts::Verdicts;
@@ -34,7 +37,7 @@ use crate::datapath::lock::LockError;
 use crate::datapath::netns::{self};
 use crate::datapath::{Attachment, Datapath, LinkWatch, OpenOptions, Selector};
 use crate::object::{ObjectName, Objects};
-use crate::source::watch::{Store, Watch};
+use crate::source::{self, Source};
 use crate::telemetry::{self, Shared, Telemetry};
 
 /// How often the agent shows that it lives, looks for pods' addresses and removes what is stale.
@@ -47,8 +50,8 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 pub struct Config {
     /// The datapath.
     pub open: OpenOptions,
-    /// Manifest files and folders.
-    pub manifests: Vec<PathBuf>,
+    /// Where objects come from.
+    pub source: source::Origin,
     /// Interfaces to hook.
     pub selector: Selector,
     /// How objects are read.
@@ -78,15 +81,19 @@ struct Agent {
     datapath: Datapath,
     tables: Tables,
     ids: WorkloadIds,
+    source: SourceState,
     objects: Arc<Objects>,
+    /// Objects were there once: before, nothing that is pinned is changed.
+    loaded: bool,
     facts: Facts,
     node_addresses: Arc<BTreeSet<IpAddr>>,
     wanted: Arc<Desired>,
     attachments: BTreeMap<u32, Attachment>,
     unsupported: BTreeMap<u32, String>,
-    /// Problems of the manifests, and of the node.
-    manifest_problems: Vec<String>,
-    manifest_warnings: Vec<String>,
+    /// Problems of the objects and their source, and of the node.
+    source_problems: Vec<String>,
+    source_warnings: Vec<String>,
+    hooks: hooks::Hooks,
     node_problems: BTreeMap<String, String>,
     /// Policy that the maps did not take.
     refused: BTreeSet<String>,
@@ -113,6 +120,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut verdicts = Verdicts::open(&mut datapath)?;
     let tables = Tables::open(&mut datapath)?;
     let mut kernel_lines = kernel_log::open(&mut datapath, config.open.log_level);
+    let memory = state::path(&config.state_dir, &config.open.bpffs);
+    let mut source = Source::open(config.source.clone(), &memory)?;
     let telemetry = Telemetry::start(&config.telemetry, None)?;
     let mut agent = Agent::new(config, datapath, tables, telemetry.shared().clone())?;
     agent.heartbeat()?;
@@ -122,12 +131,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     )?;
     // Before the first write: a port that an earlier agent closed is not open for a moment.
     (agent.facts.blocked, agent.facts.passed) = certificates.closed();
-    let mut store = Store::new(agent.config.manifests.clone()).with_memory(
-        state::path(&agent.config.state_dir, &agent.config.open.bpffs).with_extension("manifests"),
-    );
-    let mut watch = Watch::open(&agent.config.manifests);
-    if let Some(loaded) = store.reload() {
-        agent.load(loaded);
+    if let Some(update) = source.first() {
+        agent.load(update, &source);
     }
     let mut links = LinkWatch::open(agent.config.selector.clone()).context("cannot watch the interfaces")?;
     agent.forget_lost_interfaces();
@@ -149,11 +154,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 agent.interface(event.context("cannot watch the interfaces")?);
                 agent.reconcile()?;
             }
-            () = watch.changed() => {
-                if let Some(loaded) = store.reload() {
-                    agent.load(loaded);
-                    agent.reconcile()?;
-                }
+            update = source.next() => {
+                agent.load(update, &source);
+                agent.reconcile()?;
             }
             result = verdicts.ready() => {
                 result?;
@@ -216,14 +219,17 @@ impl Agent {
             config,
             datapath,
             tables,
+            source: SourceState::default(),
             objects: Arc::default(),
+            loaded: false,
             facts,
             node_addresses,
             wanted: Arc::default(),
             attachments: BTreeMap::new(),
             unsupported: BTreeMap::new(),
-            manifest_problems: Vec::new(),
-            manifest_warnings: Vec::new(),
+            source_problems: Vec::new(),
+            source_warnings: Vec::new(),
+            hooks: hooks::Hooks::default(),
             node_problems: BTreeMap::new(),
             refused: BTreeSet::new(),
             started: Timestamp::now(),
@@ -235,21 +241,6 @@ impl Agent {
         })
     }
 
-    /// Takes new objects over; problems are told once.
-    fn load(&mut self, loaded: crate::source::manifest::Loaded) {
-        let problems: Vec<String> = loaded.problems.iter().map(ToString::to_string).collect();
-        for problem in problems.iter().filter(|problem| !self.manifest_problems.contains(problem)) {
-            error!("{problem}");
-        }
-        let warnings: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
-        for warning in warnings.iter().filter(|warning| !self.manifest_warnings.contains(warning)) {
-            warn!("{warning}");
-        }
-        self.manifest_warnings = warnings;
-        self.manifest_problems = problems;
-        self.objects = Arc::new(loaded.objects);
-    }
-
     fn tick(&mut self) -> anyhow::Result<()> {
         self.telemetry.beat();
         self.heartbeat()?;
@@ -257,6 +248,7 @@ impl Agent {
         if self.find_places() || !self.refused.is_empty() {
             self.reconcile()?;
         }
+        self.check_hooks();
         Ok(())
     }
 

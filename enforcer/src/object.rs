@@ -93,6 +93,12 @@ pub struct Pod {
     pub probe_ports: Vec<u16>,
     /// It ran to its end (`status.phase` Succeeded or Failed): its addresses are free again.
     pub finished: bool,
+    /// It is being deleted (`metadata.deletionTimestamp`): it may run on until its grace period is over, and its
+    /// addresses may be given away before the object is gone.
+    pub deleting: bool,
+    /// Counts up each time that addresses are seen at a pod for the first time: of two pods with one address, the one
+    /// with the higher number has it now. 0 where no order is known, in files.
+    pub claim: u64,
 }
 
 /// A `PeerAuthentication`, as the composition reads it. It passed validation.

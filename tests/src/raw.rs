@@ -69,6 +69,16 @@ impl Wire {
         Ok(Self { socket: socket?, macs: [mac_of(host), gateway], me })
     }
 
+    /// Only listens, at the interface of a pod.
+    ///
+    /// # Errors
+    /// When the socket cannot be opened.
+    pub fn listen(lab: &Lab, pod: &str) -> Result<Self> {
+        let socket = lab.inside(pod, || packet_socket("eth0"))?;
+        let me = lab.pod(pod);
+        Ok(Self { socket: socket?, macs: [mac_of(me), [0xee; 6]], me: me.clone() })
+    }
+
     /// The raw client's address.
     #[must_use]
     pub fn address(&self, v6: bool) -> IpAddr {
@@ -114,7 +124,7 @@ impl Wire {
         Ok(())
     }
 
-    /// The next IP packet that comes in before `deadline`.
+    /// The next IP packet that comes in, without its VLAN tags, before `deadline`.
     ///
     /// # Errors
     /// When the socket fails.
@@ -141,7 +151,11 @@ impl Wire {
             let Ok(count) = usize::try_from(count) else {
                 bail!("cannot receive a frame: {}", io::Error::last_os_error());
             };
-            if let Some(packet) = frame.get(ETHERNET_LEN..count) {
+            let mut at = ETHERNET_LEN;
+            while frame.get(at - 2..at) == Some(&ETHERTYPE_VLAN.to_be_bytes()) {
+                at += 4;
+            }
+            if let Some(packet) = frame.get(at..count) {
                 return Ok(Some(packet.to_vec()));
             }
         }

@@ -15,7 +15,15 @@ mod discarded;
 mod fragments;
 #[path = "evasion/headers.rs"]
 mod headers;
+#[path = "evasion/large.rs"]
+mod large;
+#[path = "evasion/multipath.rs"]
+mod multipath;
 #[path = "evasion/order.rs"]
 mod order;
 #[path = "evasion/reuse.rs"]
 mod reuse;
+#[path = "evasion/server.rs"]
+mod server;
+#[path = "evasion/tags.rs"]
+mod tags;

@@ -3,7 +3,7 @@
 
 pub(crate) mod archive;
 mod binary;
-pub(crate) mod lab;
+mod lab;
 mod reproduce;
 mod sbom;
 
@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 
+use crate::kube::binaries::{self, Part};
 use crate::setup;
 use crate::shell::root;
 use archive::{Entry, Image, digest};
@@ -34,41 +35,45 @@ pub(crate) struct Options {
     /// Build once more from a copy of the source in another folder, and compare
     #[arg(long)]
     check_reproducible: bool,
-}
-
-/// What was built.
-pub(crate) struct Built {
-    /// The archive: an OCI layout that `docker load` reads too.
-    pub(crate) archive: PathBuf,
-    /// Name with tag.
-    pub(crate) name: String,
+    /// Put this build's own program into the image, neither static nor optimised: for trying a change in a cluster
+    #[arg(long, conflicts_with = "check_reproducible")]
+    development: bool,
+    /// Also the image with the lab's servers and clients
+    #[arg(long)]
+    lab: bool,
 }
 
 /// Builds the image and says what it is.
 pub(crate) fn run(options: &Options) -> Result<()> {
     setup::run()?;
     let directory = options.output.clone().unwrap_or_else(folder);
+    fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    if options.lab {
+        let programs = binaries::ensure(&[Part::Node])?;
+        println!("{}", lab::build(&programs.join("busybox"), &directory.join("lab.tar"))?.display());
+    }
+    if options.development {
+        let archive = directory.join("enforcer.tar");
+        lab::development(&with_tag(&options.name), &archive)?;
+        println!("{}", archive.display());
+        return Ok(());
+    }
     let program = binary::build(root())?;
-    let built = write(&program, &options.name, &directory)?;
-    println!("{}", fs::canonicalize(&built.archive)?.display());
+    let archive = write(&program, &options.name, &directory)?;
+    println!("{}", archive.display());
     if options.check_reproducible {
-        reproduce::check(&program, &options.name, &built.archive)?;
+        reproduce::check(&program, &options.name, &archive)?;
     }
     Ok(())
 }
 
-/// The image under the name that the chart has as default, for the tests.
-pub(crate) fn build() -> Result<Built> {
-    write(&binary::build(root())?, "localhost/enforcer", &folder())
-}
-
 /// Where images go unless told otherwise.
-pub(crate) fn folder() -> PathBuf {
-    root().join("target/image")
+fn folder() -> PathBuf {
+    root().join("target/oci")
 }
 
 /// Writes archive and bill of materials for this program.
-fn write(program: &Path, name: &str, directory: &Path) -> Result<Built> {
+fn write(program: &Path, name: &str, directory: &Path) -> Result<PathBuf> {
     fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
     let content = fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
     let (size, program_digest) = (content.len(), digest(&content));
@@ -98,7 +103,7 @@ fn write(program: &Path, name: &str, directory: &Path) -> Result<Built> {
     println!("  program      {} KiB, {program_digest}", size / 1024);
     println!("  compressed   {} KiB (limit {} KiB)", archived.compressed / 1024, LIMIT / 1024);
     ensure!(archived.compressed < LIMIT, "the image is larger than {} MiB", LIMIT >> 20);
-    Ok(Built { archive, name })
+    Ok(archive)
 }
 
 /// The name with the version as tag, unless it has one.

@@ -3,6 +3,8 @@
 pub(crate) mod apt;
 pub(crate) mod cache;
 mod components;
+mod envoy;
+pub(crate) mod helm;
 mod linker;
 mod packages;
 mod rust_src;
@@ -19,7 +21,8 @@ pub(crate) fn run() -> Result<()> {
     components::ensure()?;
     rust_src::ensure()?;
     linker::ensure()?;
-    packages::ensure()
+    packages::ensure()?;
+    envoy::ensure()
 }
 
 /// One line about something that was found or is being done.

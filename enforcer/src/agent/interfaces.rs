@@ -35,6 +35,7 @@ impl Agent {
                 self.unsupported.remove(&interface.index);
                 self.node_problems.remove(&interface.name);
                 self.facts.places.retain(|_, place| place.ifindex != interface.index);
+                self.forget_gone();
                 if let Err(error) = self.datapath.forget(interface.index) {
                     warn!(
                         interface = interface.name,

@@ -16,6 +16,10 @@ use crate::datapath::desired::{Desired, desired};
 impl Agent {
     /// Brings the maps to what is wanted.
     pub(super) fn reconcile(&mut self) -> anyhow::Result<()> {
+        if !self.loaded {
+            self.write_state();
+            return Ok(());
+        }
         let begun = Instant::now();
         let wanted = desired(&self.objects, &self.facts, &self.config.objects, &mut self.ids);
         let change = change(self.tables.held(), &wanted);
@@ -46,6 +50,7 @@ impl Agent {
         for (address, plan) in self.wanted.endpoints.iter().filter(|(_, plan)| plan.meshed) {
             if let Some(gap) = self.gaps.found(*address, plan.ifindex) {
                 self.telemetry.timings.pod_gap.observe(gap.as_secs_f64());
+                info!(pod = %plan.pod, seconds = gap.as_secs_f64(), "pod has its policy");
             }
         }
     }

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::source::KindState;
+
 /// Folder of the state files.
 pub const DEFAULT_DIR: &str = "/var/lib/enforcer";
 
@@ -23,6 +25,8 @@ pub struct State {
     pub policy_applied: Option<Timestamp>,
     /// Where the objects come from.
     pub source: String,
+    /// How each kind of the Kubernetes API is doing; empty for manifests.
+    pub kinds: Vec<KindState>,
     /// Every pod that ever had a workload id, by `namespace/name`.
     pub workloads: BTreeMap<String, u32>,
     /// The workload that a pod belongs to, by `namespace/name` of the pod, where it has another name than the pod.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 use enforcer_common::settings::{Action, Enforcement, Settings, UnknownPods};
 use tracing_subscriber::EnvFilter;
@@ -20,6 +20,8 @@ use crate::certificate::state::{Consequences, OnFailure, UncheckedPorts};
 use crate::datapath::desired;
 use crate::datapath::pin::DEFAULT_DIR;
 use crate::datapath::{Hook, OpenOptions, Selector};
+use crate::source;
+use crate::source::kube::{self, Access, in_cluster};
 use crate::telemetry;
 
 /// Whether verdicts are carried out.
@@ -60,6 +62,9 @@ enum HookChoice {
     Clsact,
 }
 
+/// Libraries that tell every failed request by themselves; the agent tells it once. A filter of the user comes behind it.
+const QUIET: &str = "kube_client=off,kube_runtime=off,tower=off";
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum LogFormat {
@@ -80,12 +85,24 @@ enum KernelLog {
     Debug,
 }
 
-/// Run the agent: enforce the policies of a folder of manifests on this node's pods.
+/// Run the agent: enforce the policies of a cluster, or of a folder of manifests, on this node's pods.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Manifest file or folder to read and watch; may be given several times.
-    #[arg(long, env = "ENFORCER_MANIFESTS", value_delimiter = ',', num_args = 1.., required = true, value_name = "PATH")]
+    #[arg(long, env = "ENFORCER_MANIFESTS", value_delimiter = ',', num_args = 1.., value_name = "PATH", conflicts_with = "kube")]
     manifests: Vec<PathBuf>,
+    /// Read objects from the Kubernetes API; what a pod of a cluster does without --manifests anyway.
+    #[arg(long, env = "ENFORCER_KUBE")]
+    kube: bool,
+    /// How the cluster is reached; without it: the pod's service account, else what kubectl takes.
+    #[arg(long, env = "ENFORCER_KUBECONFIG", value_name = "FILE", conflicts_with = "manifests")]
+    kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig.
+    #[arg(long, env = "ENFORCER_CONTEXT", value_name = "NAME", conflicts_with = "manifests")]
+    context: Option<String>,
+    /// Name of this node in the cluster: its pods are watched. Without it: the variable `NODE_NAME`.
+    #[arg(long, env = "ENFORCER_NODE_NAME", value_name = "NAME")]
+    node_name: Option<String>,
     /// Whether verdicts are carried out.
     #[arg(long, env = "ENFORCER_MODE", value_enum, default_value = "enforce")]
     mode: Mode,
@@ -204,8 +221,8 @@ fn map_size(text: &str) -> Result<(String, u32), String> {
 /// # Errors
 /// When the arguments make no sense, or the datapath cannot be opened.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let filter =
-        EnvFilter::try_new(&args.log).with_context(|| format!("--log {:?} is no filter", args.log))?;
+    let filter = EnvFilter::try_new(format!("{QUIET},{}", args.log))
+        .with_context(|| format!("--log {:?} is no filter", args.log))?;
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match args.log_format {
         LogFormat::Human => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
@@ -219,13 +236,36 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             format!("--manifests {} cannot be read: give an existing file or folder", path.display())
         })?;
     }
-    let config = config(args)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(agent::run(config))?;
+    runtime.block_on(async {
+        let source = origin(&args).await?;
+        agent::run(config(args, source)?).await
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn config(args: Args) -> anyhow::Result<Config> {
+/// Where the objects come from.
+async fn origin(args: &Args) -> anyhow::Result<source::Origin> {
+    if !args.manifests.is_empty() {
+        return Ok(source::Origin::Manifests(args.manifests.clone()));
+    }
+    if !(args.kube || args.kubeconfig.is_some() || args.context.is_some() || in_cluster()) {
+        bail!("no source of policies: give --manifests PATH, or --kube for a cluster");
+    }
+    let node = args.node_name.clone().or_else(|| std::env::var("NODE_NAME").ok());
+    let node = node.filter(|name| !name.is_empty()).context(
+        "which node this is must be known to find its pods: give --node-name, or NODE_NAME from the pod's spec.nodeName",
+    )?;
+    let access = Access::find(args.kubeconfig.clone(), args.context.clone()).await?;
+    let options = kube::Options {
+        node,
+        root_namespace: args.root_namespace.clone(),
+        bundle: args.trust_bundle_config_map.clone(),
+    };
+    Ok(source::Origin::Kubernetes { access: Box::new(access), options })
+}
+
+fn config(args: Args, source: source::Origin) -> anyhow::Result<Config> {
     let undecided = Duration::try_from_secs_f64(args.undecided_timeout)
         .ok()
         .filter(|timeout| !timeout.is_zero())
@@ -262,7 +302,7 @@ fn config(args: Args) -> anyhow::Result<Config> {
             },
             ..OpenOptions::default()
         },
-        manifests: args.manifests,
+        source,
         selector: Selector::new(args.interfaces),
         objects: desired::Options {
             root_namespace: root_namespace.clone(),

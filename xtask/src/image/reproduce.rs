@@ -18,7 +18,7 @@ pub(super) fn check(program: &Path, name: &str, archive: &Path) -> Result<()> {
     copy(&source)?;
     let second = binary::build(&source)?;
     let again = write(&second, name, &elsewhere.join("image"))?;
-    for (what, one, other) in [("program", program, &*second), ("image", archive, &*again.archive)] {
+    for (what, one, other) in [("program", program, &*second), ("image", archive, &*again)] {
         let [one, other] = [one, other].map(|path| fs::read(path).map(|content| digest(&content)));
         let (one, other) = (one?, other?);
         ensure!(one == other, "the {what} differs between two builds: {one} and {other}");

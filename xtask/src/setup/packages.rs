@@ -6,7 +6,7 @@ use super::report;
 use crate::shell::{command, find, is_root, run};
 
 /// Program and the Debian package that brings it.
-const TOOLS: [(&str, &str); 14] = [
+const TOOLS: [(&str, &str); 15] = [
     ("ip", "iproute2"),
     ("tc", "iproute2"),
     ("curl", "curl"),
@@ -15,6 +15,7 @@ const TOOLS: [(&str, &str); 14] = [
     ("ethtool", "ethtool"),
     ("tcpdump", "tcpdump"),
     ("python3", "python3"),
+    ("pip3", "python3-pip"),
     ("nginx", "nginx-light"),
     ("stunnel4", "stunnel4"),
     ("gnutls-cli", "gnutls-bin"),

@@ -144,6 +144,13 @@ fn sources_and_probes_are_exempt_as_far_as_their_kind_goes() {
     let mut talk = Conversation::open(Mode::STRICT);
     talk.model.own_probe = true;
     allowed(talk.client(0, REQUEST), Reason::PROBE);
+    // The pod's answer to a check carries no mark.
+    let mut talk = Conversation::open(Mode::STRICT);
+    talk.model.own_probe = true;
+    allowed(talk.client(0, HELLO), Reason::PROBE);
+    talk.model.own_probe = false;
+    talk.received = 11;
+    passes(talk.pod(0, REQUEST));
 }
 
 #[test]
