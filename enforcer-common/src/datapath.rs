@@ -7,7 +7,7 @@
 
 use core::ops::DerefMut;
 
-use crate::flow::{Opinion, Order, Policy, Window};
+use crate::flow::{Opinion, Policy, Window};
 use crate::map::{
     Endpoint, ExemptKind, Flow, FlowKey, FlowState, HalfOpen, PortKey, PortMode, endpoint_flags, flow_flags,
 };
@@ -91,12 +91,16 @@ pub fn to_pod<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey, segment: &Seg
         if env.is_outbound(key) {
             return Decision::PASS;
         }
-        if let Some(half_open) = env.half_open(key)
-            && segment.has(ACK)
-            && segment.ack == half_open.pod_isn.wrapping_add(1)
-        {
-            found = promote(env, endpoint, key, &half_open);
-            full = found.is_none();
+        if let Some(half_open) = env.half_open(key) {
+            let acknowledges = segment.has(ACK) && segment.ack == half_open.pod_isn.wrapping_add(1);
+            if acknowledges && segment.seq == half_open.client_isn.wrapping_add(1) {
+                found = promote(env, endpoint, key, &half_open);
+                full = found.is_none();
+            } else if (acknowledges || segment.payload_len == 0) && holds(env, endpoint, key) {
+                // Under SYN cookies the pod makes a socket from any number it ever gave out for this tuple. Only the numbers
+                // known here may open one: anything else would be judged at the wrong place of its stream.
+                return Decision::WAIT;
+            }
         }
     }
     if let Some(mut flow) = found {
@@ -146,6 +150,14 @@ pub fn from_pod<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey, segment: &S
     let numbers =
         ResetNumbers { client_seq: segment.seq, client_ack: 0, pod_seq: segment.ack, pod_ack: segment.seq };
     unknown_flow(env, endpoint, key, segment, numbers, full)
+}
+
+/// Whether segments of this flow are kept waiting until they can be judged.
+#[inline(always)]
+fn holds<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey) -> bool {
+    endpoint.flags & endpoint_flags::LEARNING == 0
+        && env.enforcement() == Enforcement::ENFORCE
+        && policy(env, endpoint, key).is_enforced()
 }
 
 /// A SYN never touches an entry. Its data, if any, is cut off, so that the stream starts after the handshake.
@@ -204,22 +216,30 @@ fn client_segment<E: Env>(
         flow.bytes_to_pod += u64::from(segment.payload_len);
         return Decision::PASS;
     }
+    if env.is_own_probe() {
+        flow.flags |= flow_flags::OWN_PROBE;
+    }
     let policy = policy(env, endpoint, key);
     let hold = policy.is_enforced() && env.enforcement() == Enforcement::ENFORCE;
+    if hold && flow.is_unconfirmed() && segment.ack != flow.pod_start {
+        // Not of this handshake: for all we know, of another one that the pod answered for the same tuple.
+        return Decision::WAIT;
+    }
     let now = env.now_ns();
     let window = if flow.flags & flow_flags::PREFIX_ACKED == 0 && segment.payload_len > 0 {
         env.window(segment, flow.client_start, CLIENT_PREFIX)
     } else {
         Window::default()
     };
-    let order = flow.observe_client(segment, &window, hold, now, env.undecided_ns());
+    let seen = flow.observe_client(segment, &window, hold, now, env.undecided_ns());
     let payload = segment.payload_len > 0;
-    let opinion = flow.decide(&policy, key.pod_port, payload);
-    if order == Order::Early && hold && opinion == Opinion::Undecided {
+    let opinion = flow.decide(&policy, key.pod_port, payload).of(seen, &policy);
+    if seen.early && hold && opinion == Opinion::Undecided {
         return Decision::WAIT;
     }
-    let numbers =
-        ResetNumbers { client_seq: segment.ack, client_ack: 0, pod_seq: flow.pod_ack, pod_ack: segment.ack };
+    // The client's next byte is what the pod expects, unless it is sent again; then the pod's challenge is answered exactly.
+    let pod_seq = if flow.pod_ack_is_unknown() { segment.seq } else { flow.pod_ack };
+    let numbers = ResetNumbers { client_seq: segment.ack, client_ack: 0, pod_seq, pod_ack: segment.ack };
     let mut decision = conclude(env, flow, opinion, &policy, key.pod_port, now, numbers);
     if decision.act == Act::Pass {
         flow.bytes_to_pod += u64::from(segment.payload_len);
@@ -247,18 +267,22 @@ fn pod_segment<E: Env>(
         flow.bytes_from_pod += u64::from(segment.payload_len);
         return Decision::PASS;
     }
-    let policy = policy(env, endpoint, key);
+    let mut policy = policy(env, endpoint, key);
+    if flow.flags & flow_flags::OWN_PROBE != 0 {
+        // Whatever the server answers to a check is for the agent to judge.
+        policy.exempt = Reason::PROBE;
+    }
     let hold = policy.is_enforced() && env.enforcement() == Enforcement::ENFORCE;
     let window = if segment.payload_len > 0 && matches!(flow.state, FlowState::OPEN | FlowState::HELLO) {
         env.window(segment, flow.pod_start, POD_PREFIX)
     } else {
         Window::default()
     };
-    let order = flow.observe_pod(segment, &window, hold);
-    if order == Order::Early {
+    let seen = flow.observe_pod(segment, &window, hold);
+    if seen.early {
         return Decision::WAIT;
     }
-    let opinion = flow.decide(&policy, key.pod_port, false);
+    let opinion = flow.decide(&policy, key.pod_port, false).of(seen, &policy);
     let numbers =
         ResetNumbers { client_seq: segment.seq, client_ack: 0, pod_seq: segment.ack, pod_ack: segment.seq };
     let mut decision = conclude(env, flow, opinion, &policy, key.pod_port, env.now_ns(), numbers);

@@ -86,13 +86,19 @@ const fn spread(bits: u8) -> u64 {
     (((bits & 0x7f) as u64).wrapping_mul(0x0002_0408_1020_4081) & 0x0101_0101_0101_0101) * 0xff
 }
 
-/// What to do with a segment as far as the order of its bytes goes.
+/// What was seen of a segment, apart from the state of its flow, which another CPU may write at the same time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Order {
-    /// It may pass if the policy lets it.
-    Ready,
+pub struct Seen {
     /// It comes before bytes that are still missing for a judgement.
-    Early,
+    pub early: bool,
+    /// What is wrong with the segment itself; [`Reason::NONE`] when nothing is.
+    pub fault: Reason,
+}
+
+impl Seen {
+    /// It may pass if the policy lets it.
+    const READY: Self = Self { early: false, fault: Reason::NONE };
+    const EARLY: Self = Self { early: true, fault: Reason::NONE };
 }
 
 /// What the policy makes of a flow.
@@ -104,6 +110,19 @@ pub enum Opinion {
     Allow(Reason),
     /// End it.
     Refuse(Reason),
+}
+
+impl Opinion {
+    /// The opinion of the packet at hand, from that of its flow: what is at fault itself is refused under an enforced policy, also
+    /// when another CPU judged a packet of the flow otherwise meanwhile.
+    #[inline(always)]
+    #[must_use]
+    pub fn of(self, seen: Seen, policy: &Policy) -> Self {
+        if seen.fault != Reason::NONE && policy.is_enforced() && !matches!(self, Self::Refuse(_)) {
+            return Self::Refuse(seen.fault);
+        }
+        self
+    }
 }
 
 impl Flow {
@@ -138,6 +157,14 @@ impl Flow {
         }
     }
 
+    /// Whether nothing has come from the pod since the handshake: what was judged may have been discarded by its stack, and
+    /// the client has nothing to acknowledge but the pod's initial sequence number.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_unconfirmed(&self) -> bool {
+        self.packets_from_pod == 0 && matches!(self.state, FlowState::OPEN | FlowState::HELLO)
+    }
+
     /// Learns from a segment of the client. `hold`: segments may be kept waiting, so what is not in order yet is not
     /// recorded either. `budget_ns`: how long the client may take from its first byte to its sixth.
     #[inline(always)]
@@ -148,40 +175,39 @@ impl Flow {
         hold: bool,
         now_ns: u64,
         budget_ns: u64,
-    ) -> Order {
+    ) -> Seen {
         if self.flags & flow_flags::PREFIX_ACKED != 0
             || !matches!(self.state, FlowState::OPEN | FlowState::HELLO | FlowState::TLS)
         {
-            return Order::Ready;
+            return Seen::READY;
         }
         if segment.has(URG) {
-            self.condemn(Reason::MALFORMED);
-            return Order::Ready;
+            return self.condemn(Reason::MALFORMED);
         }
         let open = matches!(self.state, FlowState::OPEN);
-        let mut order = Order::Ready;
+        let mut seen = Seen::READY;
         if window.count > 0 {
             if hold && open && window.offset > self.client_mask.trailing_ones() {
-                order = Order::Early;
+                seen = Seen::EARLY;
             } else {
-                self.record_client(window, now_ns);
+                seen = self.record_client(window, now_ns);
             }
         } else if open && segment.payload_len > 0 && !is_before(segment.seq, self.client_start) {
-            order = Order::Early;
+            seen = Seen::EARLY;
         }
         if matches!(self.state, FlowState::OPEN) && self.client_mask != 0 {
             let end = segment.seq.wrapping_add(segment.payload_len).wrapping_sub(self.client_start);
             let ended = segment.has(FIN) && end == self.client_mask.trailing_ones();
             if ended || now_ns.wrapping_sub(self.phase_ns) > budget_ns {
-                self.condemn(Reason::UNDECIDED);
+                return self.condemn(Reason::UNDECIDED);
             }
         }
-        order
+        seen
     }
 
     /// Holds the bytes of a window against the rule of each offset and against earlier copies.
     #[inline(always)]
-    fn record_client(&mut self, window: &Window, now_ns: u64) {
+    fn record_client(&mut self, window: &Window, now_ns: u64) -> Seen {
         // The pod's stack discards what it has acknowledged, so a changed copy of that does no harm: old keepalive probes
         // carry a garbage byte there.
         let acked = if is_before(self.pod_ack, self.client_start) {
@@ -194,16 +220,14 @@ impl Flow {
         let live = window.mask() & !(recorded & acked);
         let known = word(self.client_prefix);
         if !tls::client_word_fits(window.word, live) {
-            self.condemn(Reason::PLAINTEXT);
-            return;
+            return self.condemn(Reason::PLAINTEXT);
         }
         if (window.word ^ known) & recorded & live != 0 {
-            self.condemn(Reason::MALFORMED);
-            return;
+            return self.condemn(Reason::MALFORMED);
         }
         let new = live & !recorded;
         if new == 0 {
-            return;
+            return Seen::READY;
         }
         let [content, major, minor, high, low, kind, ..] =
             ((known & !new) | (window.word & new)).to_le_bytes();
@@ -215,48 +239,49 @@ impl Flow {
             self.client_mask | ((((1_u32 << (window.count & 7)) - 1) << (window.offset & 7)) & 0x3f) as u8;
         self.client_mask = mask;
         if mask & LENGTH == LENGTH && !tls::client_length_fits(high, low) {
-            self.condemn(Reason::PLAINTEXT);
-        } else if mask == COMPLETE && matches!(self.state, FlowState::OPEN) {
+            return self.condemn(Reason::PLAINTEXT);
+        }
+        if mask == COMPLETE && matches!(self.state, FlowState::OPEN) {
             self.state = FlowState::HELLO;
         }
+        Seen::READY
     }
 
     /// Learns from a segment of the pod. `hold` as in [`Self::observe_client`].
     #[inline(always)]
-    pub fn observe_pod(&mut self, segment: &Segment, window: &Window, hold: bool) -> Order {
+    pub fn observe_pod(&mut self, segment: &Segment, window: &Window, hold: bool) -> Seen {
         self.note_pod_ack(segment);
         match self.state {
             FlowState::OPEN if segment.payload_len > 0 => {
                 // Copies of bytes below the stream's start are keepalive probes of the pod, not an answer.
                 if window.count > 0 || !is_before(segment.seq, self.pod_start) {
-                    self.condemn(Reason::SERVER_FIRST);
+                    return self.condemn(Reason::SERVER_FIRST);
                 }
-                Order::Ready
+                Seen::READY
             }
             FlowState::HELLO if segment.payload_len > 0 => {
                 let judged = u32::from(self.pod_judged);
                 if window.count == 0 {
                     return if hold && !is_before(segment.seq, self.pod_start) {
-                        Order::Early
+                        Seen::EARLY
                     } else {
-                        Order::Ready
+                        Seen::READY
                     };
                 }
                 if window.offset > judged {
                     // Permitted flows go on unjudged; the pod sends in order, so this is a lost packet on its way here.
-                    return if hold { Order::Early } else { Order::Ready };
+                    return if hold { Seen::EARLY } else { Seen::READY };
                 }
-                self.record_pod(window);
-                Order::Ready
+                self.record_pod(window)
             }
-            _ => Order::Ready,
+            _ => Seen::READY,
         }
     }
 
     /// Keeps the pod's acknowledgement, the exact number for a reset towards it. Called for every segment of the pod.
     #[inline(always)]
     pub fn note_pod_ack(&mut self, segment: &Segment) {
-        if segment.has(ACK) && is_before(self.pod_ack, segment.ack) {
+        if segment.has(ACK) && (self.pod_ack_is_unknown() || is_before(self.pod_ack, segment.ack)) {
             self.pod_ack = segment.ack;
             if segment.ack.wrapping_sub(self.client_start) >= CLIENT_PREFIX && self.client_mask == COMPLETE {
                 self.flags |= flow_flags::PREFIX_ACKED;
@@ -264,11 +289,17 @@ impl Flow {
         }
     }
 
+    /// True until the pod has sent a packet of a connection that was open before: nothing was seen of it yet.
     #[inline(always)]
-    fn record_pod(&mut self, window: &Window) {
+    #[must_use]
+    pub fn pod_ack_is_unknown(&self) -> bool {
+        matches!(self.state, FlowState::EXISTING) && self.pod_ack == 0
+    }
+
+    #[inline(always)]
+    fn record_pod(&mut self, window: &Window) -> Seen {
         if !tls::pod_word_fits(window.word, window.mask()) {
-            self.condemn(Reason::SERVER_NOT_TLS);
-            return;
+            return self.condemn(Reason::SERVER_NOT_TLS);
         }
         let end = window.offset + window.count;
         if end > u32::from(self.pod_judged) {
@@ -277,13 +308,15 @@ impl Flow {
         if u32::from(self.pod_judged) >= POD_PREFIX {
             self.state = FlowState::TLS;
         }
+        Seen::READY
     }
 
     /// What is wrong with the flow once it is known not to be TLS; the first fault stays.
     #[inline(always)]
-    fn condemn(&mut self, fault: Reason) {
+    fn condemn(&mut self, fault: Reason) -> Seen {
         self.state = FlowState::PLAINTEXT;
         self.fault = fault;
+        Seen { early: false, fault }
     }
 
     /// What the policy of this moment makes of the flow; `payload`: the segment at hand carries data.

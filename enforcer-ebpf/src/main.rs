@@ -10,6 +10,7 @@
 
 mod env;
 mod hello;
+mod multipath;
 mod packet;
 mod report;
 mod reset;
@@ -18,12 +19,12 @@ mod tables;
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use enforcer_common::datapath::{self, Act, Decision};
-use enforcer_common::map::Endpoint;
-use enforcer_common::settings::UnknownPods;
+use enforcer_common::map::{Endpoint, endpoint_flags};
+use enforcer_common::settings::{Enforcement, UnknownPods};
 use enforcer_common::{Direction, Reason, Verdict};
 
 use crate::env::SkbEnv;
-use crate::packet::{Network, Parsed};
+use crate::packet::{Layer, Network, Parsed};
 use crate::skb::{DROP, NEXT, Skb};
 use crate::tables::Work;
 
@@ -42,8 +43,10 @@ pub fn from_pod(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn run(skb: &Skb, direction: Direction) -> i32 {
     let mut network = Network::new();
-    if packet::network(skb, &mut network).is_none() {
-        return NEXT;
+    match packet::network(skb, &mut network) {
+        Layer::Ip => {}
+        Layer::Other => return NEXT,
+        Layer::TooDeep => return too_deep(skb, direction),
     }
     let pod = match direction {
         Direction::TO_POD => &network.destination,
@@ -65,13 +68,40 @@ fn run(skb: &Skb, direction: Direction) -> i32 {
     work.endpoint = endpoint;
     let decided = match packet::transport(skb, &mut work.packet) {
         Parsed::Tcp => match direction {
-            Direction::TO_POD => decide_to_pod(skb, work),
+            Direction::TO_POD => {
+                if multipath::may_ask(&work.packet.segment, &work.packet) && rewrites(&work.endpoint) {
+                    multipath::hide(skb, &work.packet);
+                }
+                decide_to_pod(skb, work)
+            }
             Direction::FROM_POD => decide_from_pod(skb, work),
         },
         Parsed::Unreadable(reason) => decide_unreadable(skb, work, reason),
         Parsed::Other => false,
     };
     if decided { act(skb, work, direction) } else { NEXT }
+}
+
+/// Whether packets to this endpoint may be changed: not in audit mode, and not those of a pod outside the mesh.
+#[inline(always)]
+fn rewrites(endpoint: &Endpoint) -> bool {
+    endpoint.flags & endpoint_flags::NOT_MESHED == 0
+        && tables::settings().enforcement() == Enforcement::ENFORCE
+}
+
+/// A frame behind more VLAN tags than are stepped over. The kernel of the pod unpacks any number of empty ones, so whatever it
+/// carries is held to STRICT, like all that cannot be read.
+#[inline(always)]
+fn too_deep(skb: &Skb, direction: Direction) -> i32 {
+    if direction != Direction::TO_POD {
+        return NEXT;
+    }
+    let Some(work) = tables::work() else {
+        return DROP;
+    };
+    work.packet.begin(&Network::new(), direction);
+    work.endpoint = Endpoint { flags: endpoint_flags::ANY_STRICT, ..Endpoint::UNKNOWN };
+    if decide_unreadable(skb, work, Reason::MALFORMED) { act(skb, work, direction) } else { NEXT }
 }
 
 // The decision and what follows from it are functions of their own, so that their stack frames share one place: the kernel

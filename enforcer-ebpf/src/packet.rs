@@ -16,6 +16,9 @@ const TCP_MIN_LEN: u32 = 20;
 /// IPv6 extension headers that are stepped over.
 const MAX_EXTENSION_HEADERS: u32 = 8;
 
+/// Furthest that a TCP header may begin: it must lie whole where [`Skb::read`] reaches.
+const MAX_TCP_OFFSET: u32 = 0x7ff - TCP_MIN_LEN;
+
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERTYPE_VLAN: u16 = 0x8100;
@@ -113,18 +116,46 @@ pub enum Parsed {
     Unreadable(Reason),
 }
 
-/// Fills in the network layer of an IP packet; `None` for everything else. Only what may be TCP gets through, so that no other packet
-/// costs a look-up.
+/// Whether a packet is one that may be TCP.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Layer {
+    /// IP that may carry TCP: the network layer is filled in.
+    Ip,
+    /// None of our business.
+    Other,
+    /// More VLAN tags than are stepped over.
+    TooDeep,
+}
+
+/// Fills in the network layer of an IP packet. Only what may be TCP gets through, so that no other packet costs a look-up.
 #[inline(always)]
-pub fn network(skb: &Skb, network: &mut Network) -> Option<()> {
+pub fn network(skb: &Skb, network: &mut Network) -> Layer {
+    let Some(ethertype) = addresses(skb, network) else {
+        return Layer::Other;
+    };
+    if is_vlan(ethertype) { Layer::TooDeep } else { Layer::Ip }
+}
+
+#[inline(always)]
+fn is_vlan(ethertype: u16) -> bool {
+    ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_QINQ
+}
+
+/// The type of what is behind the VLAN tags, its addresses filled in; a VLAN's type where there are too many.
+#[inline(always)]
+fn addresses(skb: &Skb, network: &mut Network) -> Option<u16> {
     if skb.linear_len() < ETHERNET_LEN + IPV6_LEN && skb.linear_len() < skb.len() {
         skb.pull(if skb.len() < 128 { skb.len() } else { 128 });
     }
     let mut ethertype = u16::from_be(skb.read::<u16>(12)?);
     let mut offset = ETHERNET_LEN;
-    if ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_QINQ {
+    if is_vlan(ethertype) {
+        let wanted = ETHERNET_LEN + MAX_VLAN_TAGS * VLAN_LEN + IPV6_LEN;
+        if skb.linear_len() < wanted && skb.linear_len() < skb.len() {
+            skb.pull(if skb.len() < 128 { skb.len() } else { 128 });
+        }
         let mut tags = 0;
-        while tags < MAX_VLAN_TAGS && (ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_QINQ) {
+        while tags < MAX_VLAN_TAGS && is_vlan(ethertype) {
             ethertype = u16::from_be(skb.read::<u16>(offset + 2)?);
             offset += VLAN_LEN;
             tags += 1;
@@ -145,10 +176,11 @@ pub fn network(skb: &Skb, network: &mut Network) -> Option<()> {
             network.destination = Address::from_v6(header.destination);
             network.is_v6 = true;
         }
+        _ if is_vlan(ethertype) => {}
         _ => return None,
     }
     network.ip_offset = offset;
-    Some(())
+    Some(ethertype)
 }
 
 /// The TCP part of a packet to or from a listed endpoint.
@@ -167,6 +199,10 @@ pub fn transport(skb: &Skb, packet: &mut Packet) -> Parsed {
             Err(reason) => return Parsed::Unreadable(reason),
         }
     };
+    // The kernel reads as far as the header lies; what we would have to look for beyond our reach is refused, not guessed.
+    if tcp_offset > MAX_TCP_OFFSET {
+        return Parsed::Unreadable(Reason::MALFORMED);
+    }
     let tcp_offset = tcp_offset & 0x7ff;
     let end = if skb.is_gso() { skb.len() } else { end };
     if end > skb.len() || end < tcp_offset + TCP_MIN_LEN {

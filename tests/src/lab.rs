@@ -26,7 +26,7 @@ use identity::{Identity, namespace_name};
 pub use network::{NODE_V4, NODE_V6, Topology};
 pub use pki::{Authority, Credentials};
 pub use pod::Pod;
-pub use process::{Output, Running, quote, run};
+pub use process::{Output, Running, finish_within, quote, run};
 
 use crate::record::Records;
 use crate::server;
@@ -101,6 +101,12 @@ impl Lab {
         Ok(())
     }
 
+    /// How the pods are connected.
+    #[must_use]
+    pub const fn topology(&self) -> Topology {
+        self.topology
+    }
+
     /// The lab's folder: logs, records, certificates.
     #[must_use]
     pub fn dir(&self) -> &Path {
@@ -124,6 +130,12 @@ impl Lab {
     #[must_use]
     pub fn state(&self) -> PathBuf {
         self.dir().join("state")
+    }
+
+    /// The control socket of the lab's agent.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.dir().join("agent.sock")
     }
 
     /// The authority of the lab's mesh.
@@ -177,8 +189,8 @@ impl Lab {
             command = Command::new("ip");
             command.args(["netns", "exec", &namespace]);
         }
-        // An agent's state goes with its lab.
-        command.args(words).env("ENFORCER_STATE_DIR", self.dir().join("state"));
+        // An agent's state and socket go with its lab.
+        command.args(words).env("ENFORCER_STATE_DIR", self.state()).env("ENFORCER_SOCKET", self.socket());
         command
     }
 

@@ -12,6 +12,9 @@ use serde_json::{Value, json};
 
 use crate::poll;
 
+/// How many of the first bytes read a record keeps.
+pub const HEAD: usize = 64;
+
 /// How an accepted socket ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum End {
@@ -42,6 +45,8 @@ pub struct Record {
     pub class: String,
     /// Bytes read from the accepted socket.
     pub read: u64,
+    /// The first of them, at most [`HEAD`].
+    pub head: Vec<u8>,
     /// Bytes written to it.
     pub written: u64,
     /// How it ended.
@@ -53,7 +58,7 @@ pub struct Record {
 impl Record {
     fn to_json(&self) -> Value {
         json!({
-            "peer": self.peer.map(|peer| peer.to_string()), "class": self.class, "read": self.read,
+            "peer": self.peer.map(|peer| peer.to_string()), "class": self.class, "read": self.read, "head": self.head,
             "written": self.written, "end": self.end.name(), "error": self.error,
         })
     }
@@ -65,6 +70,7 @@ impl Record {
             peer: text("peer").map(str::parse).transpose()?,
             class: text("class").context("class is missing")?.to_owned(),
             read: number("read")?,
+            head: serde_json::from_value(value.get("head").context("head is missing")?.clone())?,
             written: number("written")?,
             end: match text("end") {
                 Some("eof") => End::Eof,

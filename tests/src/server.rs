@@ -79,9 +79,15 @@ pub enum Kind {
         /// Send this after the client's first bytes
         #[arg(long)]
         answer: Option<String>,
-        /// Send back what was read
+        /// Send back what was read, from the first byte on
         #[arg(long)]
         echo: bool,
+        /// Send back what was read, once it is this many bytes
+        #[arg(long, conflicts_with = "echo")]
+        echo_after: Option<usize>,
+        /// Accept multipath TCP too, as servers in Go do by default
+        #[arg(long)]
+        multipath: bool,
     },
 }
 
@@ -95,15 +101,16 @@ pub async fn serve(kind: Kind) -> Result<()> {
             let app = app::start(app::App { greeting, files }).await?;
             let acceptor = sidecar::acceptor(&cert, &key, &ca)?;
             let front = Arc::new(sidecar::Front { acceptor, app, journal: Journal::open(&common.record)? });
-            each(common.port, move |stream| {
+            each(common.port, false, move |stream| {
                 let front = Arc::clone(&front);
                 async move { front.serve(stream).await }
             })
             .await
         }
-        Kind::Raw { common, greet, answer, echo } => {
+        Kind::Raw { common, greet, answer, echo, echo_after, multipath } => {
+            let echo = if echo { Some(1) } else { echo_after };
             let server = Arc::new(raw::Raw { greet, answer, echo, journal: Journal::open(&common.record)? });
-            each(common.port, move |stream| {
+            each(common.port, multipath, move |stream| {
                 let server = Arc::clone(&server);
                 async move { server.serve(stream).await }
             })
@@ -113,12 +120,12 @@ pub async fn serve(kind: Kind) -> Result<()> {
 }
 
 /// Listens and serves every connection on a task of its own.
-async fn each<F, Fut>(port: u16, serve: F) -> Result<()>
+async fn each<F, Fut>(port: u16, multipath: bool, serve: F) -> Result<()>
 where
     F: Fn(tokio::net::TcpStream) -> Fut,
     Fut: Future<Output = Result<()>> + Send + 'static,
 {
-    let mut connections = accept_on(port)?;
+    let mut connections = accept_on(port, multipath)?;
     println!("{READY} on port {port}");
     while let Some(stream) = connections.recv().await {
         let stream = tokio::net::TcpStream::from_std(stream)?;
@@ -134,8 +141,8 @@ where
 
 /// Accepts without asking for the peer's address: with it, the kernel withholds connections that were reset before
 /// they were accepted, and those are the ones that a test wants to see.
-fn accept_on(port: u16) -> Result<mpsc::UnboundedReceiver<TcpStream>> {
-    let listener = listen_on(port).with_context(|| format!("cannot listen on port {port}"))?;
+fn accept_on(port: u16, multipath: bool) -> Result<mpsc::UnboundedReceiver<TcpStream>> {
+    let listener = listen_on(port, multipath).with_context(|| format!("cannot listen on port {port}"))?;
     let (sender, receiver) = mpsc::unbounded_channel();
     thread::spawn(move || {
         loop {
@@ -156,8 +163,17 @@ fn accept_on(port: u16) -> Result<mpsc::UnboundedReceiver<TcpStream>> {
 
 /// Listens on all addresses of both families, sharing the port with sockets that ask for it too: a pod may use its
 /// server port as the source port of its own connections.
-fn listen_on(port: u16) -> Result<OwnedFd> {
-    let fd = socket(AddressFamily::Inet6, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+fn listen_on(port: u16, multipath: bool) -> Result<OwnedFd> {
+    let fd = if multipath {
+        let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC;
+        // SAFETY: no pointer is passed.
+        let fd = unsafe { libc::socket(libc::AF_INET6, kind, libc::IPPROTO_MPTCP) };
+        anyhow::ensure!(fd >= 0, "no multipath TCP: {}", io::Error::last_os_error());
+        // SAFETY: the kernel has just given us this descriptor; nobody else has it.
+        unsafe { OwnedFd::from_raw_fd(fd) }
+    } else {
+        socket(AddressFamily::Inet6, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?
+    };
     setsockopt(&fd, sockopt::ReuseAddr, &true)?;
     setsockopt(&fd, sockopt::ReusePort, &true)?;
     setsockopt(&fd, sockopt::Ipv6V6Only, &false)?;

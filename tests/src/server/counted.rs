@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::record::{End, Record};
+use crate::record::{End, HEAD, Record};
 
 /// A TCP stream that counts.
 #[derive(Debug)]
@@ -30,6 +30,7 @@ impl Counted {
             peer: stream.peer_addr().ok().map(canonical),
             class: "none".to_owned(),
             read: 0,
+            head: Vec::new(),
             written: 0,
             end: End::Other,
             error: None,
@@ -100,8 +101,12 @@ impl AsyncRead for Counted {
         match &result {
             Ok(()) if buf.filled().len() == before && buf.capacity() > before => self.ended(&Ok(0)),
             Ok(()) => {
-                let count = (buf.filled().len() - before) as u64;
-                self.update(|record| record.read += count);
+                let new = buf.filled().get(before..).unwrap_or_default();
+                self.update(|record| {
+                    record.read += new.len() as u64;
+                    let room = HEAD.saturating_sub(record.head.len()).min(new.len());
+                    record.head.extend(new.get(..room).unwrap_or_default());
+                });
             }
             Err(error) => self.ended(&Err(io::Error::from(error.kind()))),
         }

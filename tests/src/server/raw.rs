@@ -14,7 +14,8 @@ const HANDSHAKE: u8 = 0x16;
 pub(super) struct Raw {
     pub(super) greet: Option<String>,
     pub(super) answer: Option<String>,
-    pub(super) echo: bool,
+    /// How many bytes must have come before they are sent back; `None`: they never are.
+    pub(super) echo: Option<usize>,
     pub(super) journal: Journal,
 }
 
@@ -33,6 +34,7 @@ impl Raw {
         }
         let mut buffer = vec![0; 64 * 1024];
         let mut first = true;
+        let (mut pending, mut total) = (Vec::new(), 0);
         loop {
             let count = stream.read(&mut buffer).await?;
             let Some(bytes) = buffer.get(..count).filter(|bytes| !bytes.is_empty()) else {
@@ -45,8 +47,13 @@ impl Raw {
                     stream.write_all(answer.as_bytes()).await?;
                 }
             }
-            if self.echo {
-                stream.write_all(bytes).await?;
+            if let Some(least) = self.echo {
+                total += count;
+                pending.extend(bytes);
+                if total >= least {
+                    stream.write_all(&pending).await?;
+                    pending.clear();
+                }
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Who opened the flow.
 
-use super::conversation::{REQUEST, allowed, passes, reset};
+use super::conversation::{REQUEST, allowed, passes, reset, waits};
 use super::{CLIENT_ISN, Conversation, HELLO, Model, POD_ISN, SERVER_HELLO};
 use crate::datapath::{Act, Decision};
 use crate::map::{FlowState, endpoint_flags, flow_flags};
@@ -14,7 +14,8 @@ fn only_the_exact_acknowledgement_makes_a_flow() {
         let talk = Conversation::new(Mode::STRICT);
         talk.to_pod(SYN, CLIENT_ISN, 0, &[]);
         talk.pod_sends(SYN | ACK, POD_ISN, CLIENT_ISN + 1, &[]);
-        passes(talk.to_pod(ACK, CLIENT_ISN + 1, wrong, &[]));
+        // Under SYN cookies it might open a connection of other numbers.
+        waits(talk.to_pod(ACK, CLIENT_ISN + 1, wrong, &[]));
         assert_eq!(talk.model.flow_entry(&talk.key), None);
         assert!(talk.model.half_open_entry(&talk.key).is_some());
         // Data with such an acknowledgement is data of a connection that is not known.
@@ -274,4 +275,41 @@ fn new_connections_to_an_unknown_pod() {
     for flags in [ACK, SYN | ACK, RST, SYN | RST, FIN | ACK, 0] {
         assert_eq!(super::super::unknown_pod(&model, &segment(flags, 9)), Decision::PASS);
     }
+}
+
+/// Under SYN cookies the pod keeps nothing of a handshake, so that two can be open for one tuple: only the one whose numbers
+/// are known here may become a connection.
+#[test]
+fn a_second_handshake_of_one_tuple_speaks_for_no_other() {
+    let shadow = CLIENT_ISN.wrapping_sub(1000);
+    for pod_isn in [POD_ISN.wrapping_sub(1000), POD_ISN] {
+        let talk = Conversation::new(Mode::STRICT);
+        talk.pod_sends(SYN | ACK, POD_ISN, CLIENT_ISN + 1, &[]);
+        talk.pod_sends(SYN | ACK, pod_isn, shadow + 1, &[]);
+        // The first handshake is completed, with and without data.
+        waits(talk.to_pod(ACK, CLIENT_ISN + 1, POD_ISN + 1, &[]));
+        let data = talk.to_pod(ACK, CLIENT_ISN + 1, POD_ISN + 1, REQUEST);
+        assert_ne!(data.act, Act::Pass, "{data:?}");
+        // The second is, by a packet that the pod discards; so is its hello.
+        passes(talk.to_pod(ACK, shadow + 1, pod_isn + 1, &[]));
+        allowed(talk.to_pod(ACK, shadow + 1, pod_isn + 1, HELLO), Reason::TLS);
+        if pod_isn != POD_ISN {
+            waits(talk.to_pod(ACK, CLIENT_ISN + 1, POD_ISN + 1, &[]));
+            waits(talk.to_pod(ACK, CLIENT_ISN + 1, POD_ISN + 1, REQUEST));
+        }
+        // Once the pod has answered, its socket is the one of these numbers, and the client may acknowledge what came.
+        passes(talk.pod_sends(ACK, pod_isn + 1, shadow + 1, &[]));
+        passes(talk.to_pod(ACK, shadow + 1, pod_isn + 9, &[]));
+    }
+}
+
+/// A first segment that overtakes the one before it waits for it; it does not make the flow.
+#[test]
+fn a_segment_that_overtakes_the_first_one_makes_no_flow() {
+    let talk = Conversation::new(Mode::STRICT);
+    talk.pod_sends(SYN | ACK, POD_ISN, CLIENT_ISN + 1, &[]);
+    waits(talk.client(6, HELLO));
+    assert_eq!(talk.model.flow_entry(&talk.key), None);
+    allowed(talk.client(0, HELLO), Reason::TLS);
+    passes(talk.client(6, HELLO));
 }

@@ -1,0 +1,56 @@
+//! VLAN tags. The pods are on one bridge, which carries tagged frames from one to the other as they are.
+
+use anyhow::{Result, ensure};
+use enforcer_common::Reason;
+use enforcer_tests::Topology;
+
+use crate::arena::{Arena, ECHO, HELLO, REQUEST, each_family_in};
+
+/// Tags with VLAN id 0 only carry a priority: the pod's stack unpacks any number of them without being told of a VLAN.
+#[test]
+fn priority_tags_hide_nothing() -> Result<()> {
+    let arena = Arena::with(Topology::Bridge, ECHO)?;
+    each_family_in(&arena, |arena, v6| {
+        for depth in 0..12 {
+            let seen = arena.records.all()?.len();
+            let mut client = arena.open(v6)?;
+            client.tags = (0..depth).map(|priority| priority % 8 << 13).collect();
+            client.send(&client.data(0, REQUEST))?;
+            if depth <= 5 {
+                client.expect_reset().map_err(|error| error.context(format!("{depth} tags")))?;
+                arena
+                    .pod_was_reset(seen, &client, b"")
+                    .map_err(|error| error.context(format!("{depth} tags")))?;
+                arena.was_reset_for(Reason::PLAINTEXT)?;
+                continue;
+            }
+            // Too many to be stepped over: dropped, so that the same bytes can still be said right.
+            let refused = arena.refused()?;
+            ensure!(
+                refused.keys().eq([&("drop".to_owned(), "MALFORMED".to_owned())]),
+                "{depth} tags: {refused:?}"
+            );
+            client.tags.clear();
+            arena.hello(&mut client).map_err(|error| error.context(format!("{depth} tags")))?;
+            arena.lives_on(&mut client)?;
+        }
+        Ok(())
+    })
+}
+
+/// A VLAN that the pod is not in: its stack takes nothing of it, and what is judged of it clears no way.
+#[test]
+fn a_hello_in_a_foreign_vlan_does_not_clear_the_way() -> Result<()> {
+    let arena = Arena::with(Topology::Bridge, ECHO)?;
+    each_family_in(&arena, |arena, v6| {
+        let seen = arena.records.all()?.len();
+        let mut client = arena.open(v6)?;
+        client.tags = vec![5];
+        client.send(&client.data(0, HELLO))?;
+        client.tags.clear();
+        client.send(&client.data(0, REQUEST))?;
+        client.expect_reset()?;
+        arena.pod_was_reset(seen, &client, b"")?;
+        arena.was_reset_for(Reason::PLAINTEXT)
+    })
+}
