@@ -58,7 +58,8 @@ fn set_batch_size(device: &str) -> Result<()> {
     message.extend(u16::try_from(libc::NLM_F_REQUEST | libc::NLM_F_ACK)?.to_ne_bytes());
     message.extend([0; 8]);
     message.extend(body);
-    let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
+    let socket =
+        socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
     send(socket.as_raw_fd(), &message, MsgFlags::empty())?;
     let mut answer = [0; 64];
     recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
