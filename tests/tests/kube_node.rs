@@ -18,6 +18,7 @@ fn plaintext(node: &Node, server: &str) -> Result<String> {
     let write = "%{http_code} %{exitcode}";
     let output =
         node.exec("noistio/sleep", &["curl", "-s", "-m", "10", "-o", "/dev/null", "-w", write, &url])?;
+    ensure!(!output.stdout.is_empty(), "no answer from curl: {} (exit code {})", output.stderr, output.code);
     Ok(output.stdout)
 }
 
