@@ -10,6 +10,7 @@ pub mod hello;
 pub mod metrics;
 pub mod names;
 pub mod protocol;
+pub mod readiness;
 pub mod record;
 pub mod ring;
 pub mod server;
