@@ -140,6 +140,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     agent.read_node_addresses()?;
     let mut links = LinkWatch::open(agent.config.selector.clone()).context("cannot watch the interfaces")?;
     agent.forget_lost_interfaces();
+    agent.prepare();
     // What is there already is hooked before any policy is new to it: connections that are open then can be found behind
     // the interfaces, and all others are followed from their first packet.
     while let Ok(event) = tokio::time::timeout(FIRST_LINKS, links.next()).await {
@@ -149,6 +150,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     agent.gaps = Gaps::default();
     agent.reconcile()?;
     agent.finish_earlier()?;
+    agent.retire_old_layouts();
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     info!(pid = std::process::id(), "agent is running");

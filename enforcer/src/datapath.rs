@@ -18,6 +18,7 @@ pub mod netns;
 pub mod pin;
 pub mod sockdiag;
 
+mod carry;
 mod clsact;
 mod netlink;
 mod redirects;

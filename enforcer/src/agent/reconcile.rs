@@ -37,6 +37,30 @@ impl Agent {
         Ok(())
     }
 
+    /// After an upgrade that could not take the policy over: the programs of the layout before enforce until the new ones
+    /// replace them, and these must not find their maps empty.
+    pub(super) fn prepare(&mut self) {
+        if !self.loaded || !self.tables.held().endpoints.is_empty() {
+            return;
+        }
+        let wanted = desired(&self.objects, &self.facts, &self.config.objects, &mut self.ids);
+        let change = change(self.tables.held(), &wanted);
+        // What is refused is refused again, and told, when all is written for good.
+        drop(self.tables.prepare(&change));
+    }
+
+    /// Lets go of what earlier layouts have pinned, now that none of their programs is on a hook.
+    pub(super) fn retire_old_layouts(&self) {
+        match self.datapath.retire_old_versions() {
+            Ok(old) => {
+                for path in old {
+                    info!("upgraded: {} is not used any more and was removed", path.display());
+                }
+            }
+            Err(error) => warn!("what an earlier version pinned cannot be removed: {error}"),
+        }
+    }
+
     /// How long the change took, and how long new pods were without it.
     fn measure(&mut self, change: &Change, begun: Instant) {
         let now = Instant::now();
