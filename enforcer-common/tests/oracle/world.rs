@@ -11,7 +11,7 @@ use enforcer_common::tcp::{ACK, FIN, RST, SYN, URG};
 use enforcer_common::tls::{Class, classify, pod_byte_fits};
 use enforcer_common::{Address, Direction, Mode};
 
-use super::model::{Model, Packet};
+use super::model::{Model, Packet, tuple};
 
 const HELLO: &[u8] = b"\x16\x03\x01\x00\xf0\x01\x00\x00\xec\x03\x03\x16\x03\x01\x00\x05\x01";
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
@@ -104,7 +104,7 @@ impl World {
     fn run(&self, direction: Direction, flags: u8, seq: u32, ack: u32, payload: &[u8]) -> (bool, u32) {
         let packet = Packet { direction, flags, seq, ack, payload: payload.to_vec() };
         let decision = self.model.run(&self.key, &packet);
-        let reset = if decision.act == Act::Reset { decision.pod_seq } else { 0 };
+        let reset = if decision.act == Act::Reset { decision.numbers.pod_seq } else { 0 };
         (decision.act == Act::Pass || decision.act == Act::TrimSyn, reset)
     }
 
@@ -253,7 +253,7 @@ impl World {
     /// The pod's socket is gone, and with it what is known of the flow.
     fn close(&mut self) {
         self.socket = None;
-        self.model.remove_flow(&self.key);
+        self.model.flows.borrow_mut().remove(&tuple(&self.key));
         if !self.cookies {
             self.answered.clear();
         }
