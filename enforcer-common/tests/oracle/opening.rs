@@ -13,8 +13,7 @@ use enforcer_common::{Mode, Reason};
 /// RFC 8446, sections 4 and 5.1, read once more and written down otherwise.
 fn reference(stream: &[u8]) -> Class {
     let fits = match stream {
-        [] => true,
-        [22] | [22, 3] => true,
+        [] | [22] | [22, 3] => true,
         [22, 3, minor] => *minor < 5,
         [22, 3, minor, high] => *minor < 5 && *high <= 64,
         [22, 3, minor, high, low, rest @ ..] => {

@@ -34,6 +34,10 @@ impl Feed<'_> {
         }
     }
 
+    fn once_in(&mut self, times: u8) -> bool {
+        self.byte().is_multiple_of(times)
+    }
+
     fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[usize::from(self.byte()) % from.len()]
     }
@@ -111,9 +115,9 @@ impl World {
     /// A SYN, maybe with data; the pod answers as its state has it.
     fn syn(&mut self, feed: &mut Feed) {
         let isn = BASE.wrapping_add(feed.pick(&[0, 1, 2, 3, 6, 7, 20, 0x8000_0000, u32::MAX - 5]));
-        let payload = if feed.byte() & 3 == 0 { REQUEST } else { b"" };
+        let payload = if feed.once_in(4) { REQUEST } else { b"" };
         self.run(Direction::TO_POD, SYN, isn, 0, payload);
-        if feed.byte() & 7 == 0 {
+        if feed.once_in(8) {
             // Discarded by the pod.
             return;
         }
@@ -153,7 +157,7 @@ impl World {
         let length = usize::from(feed.byte() % 19).min(script.len());
         let from = if feed.byte() & 1 == 0 { offset as usize % script.len() } else { 0 };
         let mut payload = script[from..(from + length).min(script.len())].to_vec();
-        if feed.byte() & 7 == 0
+        if feed.once_in(8)
             && let Some(last) = payload.last_mut()
         {
             *last = feed.byte();

@@ -8,7 +8,7 @@ use enforcer_common::Reason;
 use enforcer_common::tcp::{ACK, FIN, RST, SYN};
 use enforcer_tests::raw::Tcp;
 
-use crate::arena::{HELLO, HELLO_LEN, ISN, REQUEST, each_family};
+use crate::arena::{HELLO, HELLO_LEN, ISN, REQUEST, REQUEST_LEN, each_family, hello};
 
 /// A judged flow, reset by its client, and the same tuple again at once with plaintext.
 #[test]
@@ -29,7 +29,7 @@ fn a_tuple_reopened_at_once_is_judged_anew() -> Result<()> {
             client.received.clear();
             client.isn = isn.wrapping_add(77_777);
             client.shake()?;
-            arena.hello(&mut client)?;
+            hello(&mut client)?;
             arena.nothing_refused()?;
         }
         for record in arena.records.all()? {
@@ -164,11 +164,11 @@ fn two_handshakes_under_syn_cookies_do_not_cross() -> Result<()> {
                 shadow.send(&shadow_hello)?;
                 shadow.send(&shadow.data(0, REQUEST))?;
             }
-            shadow.send(&shadow.data(REQUEST.len() as u32, REQUEST))?;
+            shadow.send(&shadow.data(REQUEST_LEN, REQUEST))?;
             shadow.listen(Duration::from_millis(200))?;
             shadow.abort(0)?;
-            shadow.abort(REQUEST.len() as u32)?;
-            shadow.abort(2 * REQUEST.len() as u32)?;
+            shadow.abort(REQUEST_LEN)?;
+            shadow.abort(2 * REQUEST_LEN)?;
             shadow.listen(Duration::from_millis(200))?;
             for record in arena.records.all()?.get(seen..).unwrap_or_default() {
                 ensure!(record.head.is_empty(), "damaged {damaged}: the pod read {record:?}");
