@@ -216,6 +216,9 @@ fn client_segment<E: Env>(
         flow.bytes_to_pod += u64::from(segment.payload_len);
         return Decision::PASS;
     }
+    if env.is_own_probe() {
+        flow.flags |= flow_flags::OWN_PROBE;
+    }
     let policy = policy(env, endpoint, key);
     let hold = policy.is_enforced() && env.enforcement() == Enforcement::ENFORCE;
     if hold && flow.is_unconfirmed() && segment.ack != flow.pod_start {
@@ -234,8 +237,9 @@ fn client_segment<E: Env>(
     if seen.early && hold && opinion == Opinion::Undecided {
         return Decision::WAIT;
     }
-    let numbers =
-        ResetNumbers { client_seq: segment.ack, client_ack: 0, pod_seq: flow.pod_ack, pod_ack: segment.ack };
+    // The client's next byte is what the pod expects, unless it is sent again; then the pod's challenge is answered exactly.
+    let pod_seq = if flow.pod_ack_is_unknown() { segment.seq } else { flow.pod_ack };
+    let numbers = ResetNumbers { client_seq: segment.ack, client_ack: 0, pod_seq, pod_ack: segment.ack };
     let mut decision = conclude(env, flow, opinion, &policy, key.pod_port, now, numbers);
     if decision.act == Act::Pass {
         flow.bytes_to_pod += u64::from(segment.payload_len);
@@ -263,7 +267,11 @@ fn pod_segment<E: Env>(
         flow.bytes_from_pod += u64::from(segment.payload_len);
         return Decision::PASS;
     }
-    let policy = policy(env, endpoint, key);
+    let mut policy = policy(env, endpoint, key);
+    if flow.flags & flow_flags::OWN_PROBE != 0 {
+        // Whatever the server answers to a check is for the agent to judge.
+        policy.exempt = Reason::PROBE;
+    }
     let hold = policy.is_enforced() && env.enforcement() == Enforcement::ENFORCE;
     let window = if segment.payload_len > 0 && matches!(flow.state, FlowState::OPEN | FlowState::HELLO) {
         env.window(segment, flow.pod_start, POD_PREFIX)

@@ -281,12 +281,19 @@ impl Flow {
     /// Keeps the pod's acknowledgement, the exact number for a reset towards it. Called for every segment of the pod.
     #[inline(always)]
     pub fn note_pod_ack(&mut self, segment: &Segment) {
-        if segment.has(ACK) && is_before(self.pod_ack, segment.ack) {
+        if segment.has(ACK) && (self.pod_ack_is_unknown() || is_before(self.pod_ack, segment.ack)) {
             self.pod_ack = segment.ack;
             if segment.ack.wrapping_sub(self.client_start) >= CLIENT_PREFIX && self.client_mask == COMPLETE {
                 self.flags |= flow_flags::PREFIX_ACKED;
             }
         }
+    }
+
+    /// True until the pod has sent a packet of a connection that was open before: nothing was seen of it yet.
+    #[inline(always)]
+    #[must_use]
+    pub fn pod_ack_is_unknown(&self) -> bool {
+        matches!(self.state, FlowState::EXISTING) && self.pod_ack == 0
     }
 
     #[inline(always)]

@@ -227,6 +227,8 @@ pub mod flow_flags {
     pub const PREFIX_ACKED: u16 = 2;
     /// Allowed, and nothing but a new generation can change that: no byte is looked at any more.
     pub const SETTLED: u16 = 4;
+    /// A check of the agent's own, known by the mark of its packets, which the pod's answers do not carry.
+    pub const OWN_PROBE: u16 = 8;
 }
 
 map_type! {

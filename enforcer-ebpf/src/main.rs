@@ -24,7 +24,7 @@ use enforcer_common::settings::{Enforcement, UnknownPods};
 use enforcer_common::{Direction, Reason, Verdict};
 
 use crate::env::SkbEnv;
-use crate::packet::{Found, Network, Parsed};
+use crate::packet::{Layer, Network, Parsed};
 use crate::skb::{DROP, NEXT, Skb};
 use crate::tables::Work;
 
@@ -44,9 +44,9 @@ pub fn from_pod(ctx: TcContext) -> i32 {
 fn run(skb: &Skb, direction: Direction) -> i32 {
     let mut network = Network::new();
     match packet::network(skb, &mut network) {
-        Found::Ip => {}
-        Found::Other => return NEXT,
-        Found::TooDeep => return too_deep(skb, &network, direction),
+        Layer::Ip => {}
+        Layer::Other => return NEXT,
+        Layer::TooDeep => return too_deep(skb, direction),
     }
     let pod = match direction {
         Direction::TO_POD => &network.destination,
@@ -69,7 +69,7 @@ fn run(skb: &Skb, direction: Direction) -> i32 {
     let decided = match packet::transport(skb, &mut work.packet) {
         Parsed::Tcp => match direction {
             Direction::TO_POD => {
-                if multipath::may_ask(&work.packet) && rewrites(&work.endpoint) {
+                if multipath::may_ask(&work.packet.segment, &work.packet) && rewrites(&work.endpoint) {
                     multipath::hide(skb, &work.packet);
                 }
                 decide_to_pod(skb, work)
@@ -92,11 +92,14 @@ fn rewrites(endpoint: &Endpoint) -> bool {
 /// A frame behind more VLAN tags than are stepped over. The kernel of the pod unpacks any number of empty ones, so whatever it
 /// carries is held to STRICT, like all that cannot be read.
 #[inline(always)]
-fn too_deep(skb: &Skb, network: &Network, direction: Direction) -> i32 {
-    let Some(work) = tables::work().filter(|_| direction == Direction::TO_POD) else {
+fn too_deep(skb: &Skb, direction: Direction) -> i32 {
+    if direction != Direction::TO_POD {
         return NEXT;
+    }
+    let Some(work) = tables::work() else {
+        return DROP;
     };
-    work.packet.begin(network, direction);
+    work.packet.begin(&Network::new(), direction);
     work.endpoint = Endpoint { flags: endpoint_flags::ANY_STRICT, ..Endpoint::UNKNOWN };
     if decide_unreadable(skb, work, Reason::MALFORMED) { act(skb, work, direction) } else { NEXT }
 }

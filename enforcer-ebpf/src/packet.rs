@@ -116,9 +116,9 @@ pub enum Parsed {
     Unreadable(Reason),
 }
 
-/// What the network layer says.
+/// Whether a packet is one that may be TCP.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Found {
+pub enum Layer {
     /// IP that may carry TCP: the network layer is filled in.
     Ip,
     /// None of our business.
@@ -129,12 +129,11 @@ pub enum Found {
 
 /// Fills in the network layer of an IP packet. Only what may be TCP gets through, so that no other packet costs a look-up.
 #[inline(always)]
-pub fn network(skb: &Skb, network: &mut Network) -> Found {
-    match fill(skb, network) {
-        None => Found::Other,
-        Some(ethertype) if is_vlan(ethertype) => Found::TooDeep,
-        Some(_) => Found::Ip,
-    }
+pub fn network(skb: &Skb, network: &mut Network) -> Layer {
+    let Some(ethertype) = addresses(skb, network) else {
+        return Layer::Other;
+    };
+    if is_vlan(ethertype) { Layer::TooDeep } else { Layer::Ip }
 }
 
 #[inline(always)]
@@ -144,7 +143,7 @@ fn is_vlan(ethertype: u16) -> bool {
 
 /// The type of what is behind the VLAN tags, its addresses filled in; a VLAN's type where there are too many.
 #[inline(always)]
-fn fill(skb: &Skb, network: &mut Network) -> Option<u16> {
+fn addresses(skb: &Skb, network: &mut Network) -> Option<u16> {
     if skb.linear_len() < ETHERNET_LEN + IPV6_LEN && skb.linear_len() < skb.len() {
         skb.pull(if skb.len() < 128 { skb.len() } else { 128 });
     }

@@ -1,8 +1,12 @@
 //! The agent: objects and facts about the node in, map writes out.
 
 pub mod certificates;
+pub mod farewell;
+mod gap;
+mod hooks;
 mod interfaces;
 mod kernel_log;
+pub mod pods;
 mod reconcile;
 mod snapshot;
 pub mod state;
@@ -10,16 +14,20 @@ pub mod tables;
 mod verdicts;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use enforcer_common::settings::Settings;
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use self::certificates::{CertificateOptions, Certificates};
+use self::gap::Gaps;
+use self::pods::SourceState;
 use self::state::State;
 use self::tables::{ExistingFlows, Tables};
 use self::verdicts::Verdicts;
@@ -29,7 +37,8 @@ use crate::datapath::lock::LockError;
 use crate::datapath::netns::{self};
 use crate::datapath::{Attachment, Datapath, LinkWatch, OpenOptions, Selector};
 use crate::object::{ObjectName, Objects};
-use crate::source::watch::{Store, Watch};
+use crate::source::{self, Source};
+use crate::telemetry::{self, Shared, Telemetry};
 
 /// How often the agent shows that it lives, looks for pods' addresses and removes what is stale.
 const TICK: Duration = Duration::from_millis(500);
@@ -41,8 +50,8 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 pub struct Config {
     /// The datapath.
     pub open: OpenOptions,
-    /// Manifest files and folders.
-    pub manifests: Vec<PathBuf>,
+    /// Where objects come from.
+    pub source: source::Origin,
     /// Interfaces to hook.
     pub selector: Selector,
     /// How objects are read.
@@ -57,7 +66,12 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// How certificates are checked.
     pub certificates: CertificateOptions,
+    /// What is told, and where.
+    pub telemetry: telemetry::Options,
 }
+
+/// Under which the certificate checks' problem is kept; no interface has such a name.
+const CHECKS: &str = "certificate checks";
 
 /// The interfaces that are there at the start are told at once; this long after the last one all are known.
 const FIRST_LINKS: Duration = Duration::from_millis(30);
@@ -67,20 +81,29 @@ struct Agent {
     datapath: Datapath,
     tables: Tables,
     ids: WorkloadIds,
-    objects: Objects,
+    source: SourceState,
+    objects: Arc<Objects>,
+    /// Objects were there once: before, nothing that is pinned is changed.
+    loaded: bool,
     facts: Facts,
-    wanted: Desired,
+    node_addresses: Arc<BTreeSet<IpAddr>>,
+    wanted: Arc<Desired>,
     attachments: BTreeMap<u32, Attachment>,
     unsupported: BTreeMap<u32, String>,
-    /// Problems of the manifests, and of the node.
-    manifest_problems: Vec<String>,
-    manifest_warnings: Vec<String>,
+    /// Problems of the objects and their source, and of the node.
+    source_problems: Vec<String>,
+    source_warnings: Vec<String>,
+    hooks: hooks::Hooks,
     node_problems: BTreeMap<String, String>,
     /// Policy that the maps did not take.
     refused: BTreeSet<String>,
     started: Timestamp,
     policy_applied: Option<Timestamp>,
     written: Option<State>,
+    /// Workloads of pods, gone ones too, where they have other names.
+    owners: BTreeMap<String, String>,
+    telemetry: Arc<Shared>,
+    gaps: Gaps,
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -97,16 +120,19 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut verdicts = Verdicts::open(&mut datapath)?;
     let tables = Tables::open(&mut datapath)?;
     let mut kernel_lines = kernel_log::open(&mut datapath, config.open.log_level);
-    let mut agent = Agent::new(config, datapath, tables)?;
+    let memory = state::path(&config.state_dir, &config.open.bpffs);
+    let mut source = Source::open(config.source.clone(), &memory)?;
+    let telemetry = Telemetry::start(&config.telemetry, None)?;
+    let mut agent = Agent::new(config, datapath, tables, telemetry.shared().clone())?;
     agent.heartbeat()?;
-    let mut certificates =
-        Certificates::new(agent.config.certificates.clone(), agent.config.state_dir.clone());
-    let mut store = Store::new(agent.config.manifests.clone()).with_memory(
-        state::path(&agent.config.state_dir, &agent.config.open.bpffs).with_extension("manifests"),
-    );
-    let mut watch = Watch::open(&agent.config.manifests);
-    if let Some(loaded) = store.reload() {
-        agent.load(loaded);
+    let mut certificates = Certificates::new(
+        agent.config.certificates.clone(),
+        state::certificates_path(&agent.config.state_dir, &agent.config.open.bpffs),
+    )?;
+    // Before the first write: a port that an earlier agent closed is not open for a moment.
+    (agent.facts.blocked, agent.facts.passed) = certificates.closed();
+    if let Some(update) = source.first() {
+        agent.load(update, &source);
     }
     let mut links = LinkWatch::open(agent.config.selector.clone()).context("cannot watch the interfaces")?;
     agent.forget_lost_interfaces();
@@ -115,6 +141,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     while let Ok(event) = tokio::time::timeout(FIRST_LINKS, links.next()).await {
         agent.interface(event.context("cannot watch the interfaces")?);
     }
+    // How long these are without policy is not known.
+    agent.gaps = Gaps::default();
     agent.reconcile()?;
     agent.finish_earlier()?;
     let mut tick = tokio::time::interval(TICK);
@@ -126,28 +154,27 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 agent.interface(event.context("cannot watch the interfaces")?);
                 agent.reconcile()?;
             }
-            () = watch.changed() => {
-                if let Some(loaded) = store.reload() {
-                    agent.load(loaded);
-                    agent.reconcile()?;
-                }
+            update = source.next() => {
+                agent.load(update, &source);
+                agent.reconcile()?;
             }
             result = verdicts.ready() => {
                 result?;
-                verdicts.drain(&agent.wanted);
+                verdicts.drain(&agent.wanted, &mut |pod, port| certificates.observe(pod, port));
             }
             _ = tick.tick() => {
                 agent.tick()?;
-                certificates.update(&agent.objects, &agent.wanted)?;
+                certificates.update(&agent.objects, &agent.wanted);
                 if let Some(lines) = &mut kernel_lines {
                     lines.flush();
                 }
             }
-            () = certificates.changed() => agent.block(certificates.blocked(&agent.wanted))?,
+            () = certificates.changed() => agent.take_checks(&certificates)?,
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
     }
+    drop(telemetry);
     agent.stop()
 }
 
@@ -165,8 +192,14 @@ async fn open(options: &OpenOptions) -> Result<Datapath, OpenError> {
 }
 
 impl Agent {
-    fn new(config: Config, datapath: Datapath, tables: Tables) -> anyhow::Result<Self> {
+    fn new(
+        config: Config,
+        datapath: Datapath,
+        tables: Tables,
+        telemetry: Arc<Shared>,
+    ) -> anyhow::Result<Self> {
         let path = state::path(&config.state_dir, &config.open.bpffs);
+        farewell::withdraw(&path)?;
         let last = State::read(&path).unwrap_or_else(|error| {
             warn!("{}: {error}: workloads get new ids", path.display());
             State::default()
@@ -180,60 +213,62 @@ impl Agent {
             node_addresses: node_addresses.into_iter().map(|found| found.address).collect(),
             ..Facts::default()
         };
+        let node_addresses = Arc::new(facts.node_addresses.clone());
         Ok(Self {
             ids: WorkloadIds::restore(known.collect()),
             config,
             datapath,
             tables,
-            objects: Objects::default(),
+            source: SourceState::default(),
+            objects: Arc::default(),
+            loaded: false,
             facts,
-            wanted: Desired::default(),
+            node_addresses,
+            wanted: Arc::default(),
             attachments: BTreeMap::new(),
             unsupported: BTreeMap::new(),
-            manifest_problems: Vec::new(),
-            manifest_warnings: Vec::new(),
+            source_problems: Vec::new(),
+            source_warnings: Vec::new(),
+            hooks: hooks::Hooks::default(),
             node_problems: BTreeMap::new(),
             refused: BTreeSet::new(),
             started: Timestamp::now(),
             policy_applied: None,
             written: None,
+            owners: last.owners,
+            telemetry,
+            gaps: Gaps::default(),
         })
     }
 
-    /// Takes new objects over; problems are told once.
-    fn load(&mut self, loaded: crate::source::manifest::Loaded) {
-        let problems: Vec<String> = loaded.problems.iter().map(ToString::to_string).collect();
-        for problem in problems.iter().filter(|problem| !self.manifest_problems.contains(problem)) {
-            error!("{problem}");
-        }
-        let warnings: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
-        for warning in warnings.iter().filter(|warning| !self.manifest_warnings.contains(warning)) {
-            warn!("{warning}");
-        }
-        self.manifest_warnings = warnings;
-        self.manifest_problems = problems;
-        self.objects = loaded.objects;
-    }
-
     fn tick(&mut self) -> anyhow::Result<()> {
+        self.telemetry.beat();
         self.heartbeat()?;
         self.tables.sweep()?;
         if self.find_places() || !self.refused.is_empty() {
             self.reconcile()?;
         }
+        self.check_hooks();
         Ok(())
     }
 
-    /// Takes over which ports are blocked after their certificate checks.
-    fn block(&mut self, blocked: BTreeSet<(ObjectName, u16)>) -> anyhow::Result<()> {
+    /// Takes over what the certificate checks found: which ports are closed, and what a person should look at.
+    fn take_checks(&mut self, certificates: &Certificates) -> anyhow::Result<()> {
+        let (blocked, passed) = certificates.closed();
         for (pod, port) in blocked.difference(&self.facts.blocked) {
             warn!(%pod, port, "port is blocked: its server failed the certificate check; see enforcer certs");
         }
         for (pod, port) in self.facts.blocked.difference(&blocked) {
             info!(%pod, port, "port is open again: its server passed the certificate check");
         }
-        if self.facts.blocked != blocked {
-            self.facts.blocked = blocked;
+        match certificates.problem() {
+            Some(problem) => drop(self.node_problems.insert(CHECKS.to_owned(), problem)),
+            None => drop(self.node_problems.remove(CHECKS)),
+        }
+        if (&self.facts.blocked, &self.facts.passed) == (&blocked, &passed) {
+            self.write_state();
+        } else {
+            (self.facts.blocked, self.facts.passed) = (blocked, passed);
             self.reconcile()?;
         }
         Ok(())
@@ -247,9 +282,11 @@ impl Agent {
 
     fn stop(mut self) -> anyhow::Result<()> {
         self.tables.set_settings(&Settings { heartbeat_ns: 0, agent_pid: 0, ..self.config.settings })?;
-        if self.config.detach_on_exit {
+        let state = state::path(&self.config.state_dir, &self.config.open.bpffs);
+        if self.config.detach_on_exit || farewell::announced(&state) {
             let pins = self.datapath.pins().clone();
             let removed = crate::datapath::detach::remove_all(&pins)?;
+            farewell::remove_state(&state)?;
             info!(
                 links = removed.links.len(),
                 maps = removed.maps.len(),

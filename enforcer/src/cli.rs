@@ -7,10 +7,13 @@ use std::fmt;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
+mod capabilities;
 pub mod certs;
+pub mod completions;
 pub mod detach;
+pub mod doctor;
 pub mod endpoints;
 pub mod flows;
 pub mod node;
@@ -36,7 +39,7 @@ struct Root {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// The agent: enforces policy on this node's pods.
-    Run(run::Args),
+    Run(Box<run::Args>),
     /// This node: agent, hooks, maps, policy, counters, problems.
     Status(status::Args),
     /// The pods that are enforced, and what is in force for them.
@@ -47,19 +50,28 @@ enum Command {
     Certs(certs::Args),
     /// Explain, check and compare `PeerAuthentication` policies; offline, without root.
     Policy(policy::Args),
+    /// What the agent needs of this machine, and whether it is there; before the agent was ever run.
+    Doctor(doctor::Args),
     /// Remove programs, links and maps from this node.
     Detach(detach::DetachArgs),
+    /// Print the completions for a shell.
+    Completions(completions::Args),
+    /// Write the manual pages.
+    Man(completions::ManArgs),
 }
 
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Run(args) => run::run(args),
+        Command::Run(args) => run::run(*args),
         Command::Status(args) => status::run(&args),
         Command::Endpoints(args) => endpoints::run(&args),
         Command::Flows(args) => flows::run(&args),
         Command::Certs(args) => certs::run(args),
         Command::Policy(args) => policy::run(args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Detach(args) => detach::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Completions(args) => completions::run(&args, Root::command()).map(|()| ExitCode::SUCCESS),
+        Command::Man(args) => completions::man(&args, Root::command()).map(|()| ExitCode::SUCCESS),
     }
 }
 

@@ -6,6 +6,7 @@
 pub mod apply;
 pub mod attach;
 pub mod bpffs;
+pub mod chain;
 pub mod desired;
 pub mod detach;
 pub mod interface;
@@ -18,8 +19,10 @@ pub mod sockdiag;
 
 mod clsact;
 mod netlink;
+mod redirects;
 mod sys;
 mod tcx;
+pub mod trial;
 
 pub use attach::{Attachment, Hook};
 pub use interface::{Interface, InterfaceEvent, LinkWatch, Selector};

@@ -8,12 +8,15 @@ use std::path::PathBuf;
 
 use enforcer_common::Mode;
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+mod serial;
 
 /// Labels or annotations.
 pub type Map = BTreeMap<String, String>;
 
 /// Namespace and name of an object; orders by namespace, then name.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 pub struct ObjectName {
     /// The namespace.
     pub namespace: String,
@@ -35,7 +38,7 @@ impl fmt::Display for ObjectName {
 }
 
 /// Where a document was read from, for messages.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 pub struct Origin {
     /// The manifest file; `None` for the API server.
     pub file: Option<PathBuf>,
@@ -44,7 +47,7 @@ pub struct Origin {
 }
 
 /// A `Namespace`.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Namespace {
     /// The name.
     pub name: String,
@@ -53,7 +56,7 @@ pub struct Namespace {
 }
 
 /// A container port that a pod declares.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ContainerPort {
     /// Its name, which Services and probes may refer to.
     pub name: Option<String>,
@@ -64,7 +67,7 @@ pub struct ContainerPort {
 }
 
 /// A `Pod`.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Pod {
     /// Namespace and name.
     pub name: ObjectName,
@@ -90,10 +93,16 @@ pub struct Pod {
     pub probe_ports: Vec<u16>,
     /// It ran to its end (`status.phase` Succeeded or Failed): its addresses are free again.
     pub finished: bool,
+    /// It is being deleted (`metadata.deletionTimestamp`): it may run on until its grace period is over, and its
+    /// addresses may be given away before the object is gone.
+    pub deleting: bool,
+    /// Counts up each time that addresses are seen at a pod for the first time: of two pods with one address, the one
+    /// with the higher number has it now. 0 where no order is known, in files.
+    pub claim: u64,
 }
 
 /// A `PeerAuthentication`, as the composition reads it. It passed validation.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct PeerAuthentication {
     /// Namespace and name.
     pub name: ObjectName,
@@ -104,15 +113,17 @@ pub struct PeerAuthentication {
     /// `spec.selector.matchLabels`; empty when the policy has no selector.
     pub selector: Map,
     /// `spec.mtls.mode`; `None` for absent and UNSET alike.
+    #[serde(default, with = "serial::mode")]
     pub mode: Option<Mode>,
     /// `spec.portLevelMtls`; `None` for UNSET.
+    #[serde(default, with = "serial::modes")]
     pub ports: BTreeMap<u16, Option<Mode>>,
     /// Where it was read from.
     pub origin: Origin,
 }
 
 /// A port of a `Service`.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ServicePort {
     /// Its name.
     pub name: Option<String>,
@@ -123,7 +134,7 @@ pub struct ServicePort {
 }
 
 /// `targetPort` of a Service.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum TargetPort {
     /// A port number.
     Number(u16),
@@ -132,7 +143,7 @@ pub enum TargetPort {
 }
 
 /// A `Service`, for warnings.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Service {
     /// Namespace and name.
     pub name: ObjectName,
@@ -143,7 +154,7 @@ pub struct Service {
 }
 
 /// A `ConfigMap`, for the trust bundle.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct ConfigMap {
     /// Namespace and name.
     pub name: ObjectName,
@@ -152,7 +163,7 @@ pub struct ConfigMap {
 }
 
 /// A webhook or `APIService` that the API server calls without a mesh certificate, for warnings.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ApiServerClient {
     /// What it is, e.g. `ValidatingWebhookConfiguration istio-validator`.
     pub description: String,
@@ -162,18 +173,23 @@ pub struct ApiServerClient {
     pub port: u16,
 }
 
-/// Every object that is known at one moment.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+/// Every object that is known at one moment. As JSON: a list of objects for each kind.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Objects {
     /// Namespaces by name.
+    #[serde(with = "serial::list")]
     pub namespaces: BTreeMap<String, Namespace>,
     /// Pods.
+    #[serde(with = "serial::list")]
     pub pods: BTreeMap<ObjectName, Pod>,
     /// Policies that passed validation.
+    #[serde(with = "serial::list")]
     pub policies: BTreeMap<ObjectName, PeerAuthentication>,
     /// Services.
+    #[serde(with = "serial::list")]
     pub services: BTreeMap<ObjectName, Service>,
     /// Config maps (the source keeps only those that are asked for).
+    #[serde(with = "serial::list")]
     pub config_maps: BTreeMap<ObjectName, ConfigMap>,
     /// Webhooks and `APIService`s.
     pub api_server_clients: Vec<ApiServerClient>,

@@ -1,1 +1,205 @@
-//! To come: telemetry.
+//! What the agent tells: flow records, metrics and health, on a unix socket and at an address for scrapes.
+//!
+//! All of it runs on threads of its own and reads what the policy loop publishes ([`Shared::publish`]) and the pinned maps:
+//! however slow a reader is, policy is not delayed, and a record that nobody takes is counted, not waited for.
+
+pub mod client;
+pub mod filter;
+pub mod health;
+pub mod hello;
+pub mod metrics;
+pub mod names;
+pub mod protocol;
+pub mod readiness;
+pub mod record;
+pub mod ring;
+pub mod server;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use enforcer_common::Address;
+use tokio::runtime::Runtime;
+
+use self::metrics::{Metrics, Timings};
+use self::names::{Index, Remote};
+use self::ring::FlowLog;
+use crate::agent::monotonic_ns;
+use crate::agent::state::State;
+use crate::datapath::desired::Desired;
+use crate::object::Objects;
+
+/// Where the control socket is by default.
+pub const DEFAULT_SOCKET: &str = "/run/enforcer/agent.sock";
+
+/// How many remote addresses are remembered with the pods behind them.
+const REMOTE_PODS: usize = 4096;
+
+/// What is told, and where.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The control socket.
+    pub socket: PathBuf,
+    /// Address for scrapes and health checks; `None`: the socket only.
+    pub metrics_address: Option<SocketAddr>,
+    /// How many flow records are kept.
+    pub flow_log_size: usize,
+    /// How many workloads have metrics of their own.
+    pub metrics_workloads: usize,
+    /// The pins.
+    pub bpffs: PathBuf,
+    /// The file with the results of the certificate checks.
+    pub certificates: PathBuf,
+}
+
+/// What the policy loop publishes. Never changed, only replaced.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// The agent's objects.
+    pub objects: Arc<Objects>,
+    /// What the maps are meant to hold.
+    pub wanted: Arc<Desired>,
+    /// Generation of each endpoint's policy in the maps.
+    pub generations: BTreeMap<Address, u16>,
+    /// This node's own addresses.
+    pub node_addresses: Arc<BTreeSet<IpAddr>>,
+    /// What `status` and `endpoints` read.
+    pub state: State,
+    /// Interfaces of pods that could not be hooked, with the reason.
+    pub unhooked: Vec<String>,
+}
+
+/// A snapshot with what follows from it.
+#[derive(Debug, Default)]
+pub struct View {
+    /// The snapshot.
+    pub snapshot: Snapshot,
+    /// Its pods by address.
+    pub index: Arc<Index>,
+}
+
+/// What the policy loop and telemetry share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The view in force and the one before.
+    views: RwLock<[Arc<View>; 2]>,
+    /// The flow log.
+    pub log: FlowLog,
+    /// Pods elsewhere.
+    pub remote: Remote,
+    /// What the policy loop measures.
+    pub timings: Timings,
+    /// When the policy loop last went round, `CLOCK_MONOTONIC` ns.
+    alive_ns: AtomicU64,
+}
+
+impl Shared {
+    /// With nothing published.
+    #[must_use]
+    pub fn new(flow_log_size: usize, remote: Remote) -> Self {
+        Self {
+            views: RwLock::default(),
+            log: FlowLog::new(flow_log_size),
+            remote,
+            timings: Timings::default(),
+            alive_ns: AtomicU64::new(monotonic_ns()),
+        }
+    }
+
+    /// Replaces what is known.
+    pub fn publish(&self, snapshot: Snapshot) {
+        let [now, _] = self.views();
+        let index = if Arc::ptr_eq(&now.snapshot.objects, &snapshot.objects) {
+            now.index.clone()
+        } else {
+            Arc::new(Index::new(&snapshot.objects))
+        };
+        let view = Arc::new(View { snapshot, index });
+        *self.views.write().unwrap_or_else(PoisonError::into_inner) = [view, now];
+    }
+
+    /// The view in force, and the one before.
+    #[must_use]
+    pub fn views(&self) -> [Arc<View>; 2] {
+        self.views.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The view in force.
+    #[must_use]
+    pub fn view(&self) -> Arc<View> {
+        let [now, _] = self.views();
+        now
+    }
+
+    /// The policy loop lives.
+    pub fn beat(&self) {
+        self.alive_ns.store(monotonic_ns(), Ordering::Relaxed);
+    }
+
+    /// How long ago the policy loop last went round.
+    #[must_use]
+    pub fn silent_for(&self) -> Duration {
+        Duration::from_nanos(monotonic_ns().saturating_sub(self.alive_ns.load(Ordering::Relaxed)))
+    }
+}
+
+/// The running telemetry; dropping it ends it.
+#[derive(Debug)]
+pub struct Telemetry {
+    shared: Arc<Shared>,
+    runtime: Option<Runtime>,
+    /// Removes the socket.
+    _socket: Option<server::SocketFile>,
+}
+
+impl Telemetry {
+    /// Starts it. A socket or address that cannot be had is logged and does not stop the agent: enforcing comes first.
+    ///
+    /// # Errors
+    /// When there can be no threads.
+    pub fn start(options: &Options, lookup: Option<Box<dyn names::Lookup>>) -> anyhow::Result<Self> {
+        let shared = Arc::new(Shared::new(options.flow_log_size, Remote::new(lookup, REMOTE_PODS)));
+        let metrics = Metrics::new(shared.clone(), options);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            // One for a scrape, one in reserve.
+            .max_blocking_threads(2)
+            .thread_name("telemetry")
+            .enable_all()
+            .build()
+            .context("cannot start the threads of telemetry")?;
+        let service = Arc::new(server::Service::new(shared.clone(), metrics));
+        let socket = {
+            let _inside = runtime.enter();
+            server::start(options, &service)
+        };
+        Ok(Self { shared, runtime: Some(runtime), _socket: socket })
+    }
+
+    /// What it shares with the policy loop.
+    #[must_use]
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Runs a task on its threads.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        if let Some(runtime) = &self.runtime {
+            runtime.spawn(task);
+        }
+    }
+}
+
+impl Drop for Telemetry {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // Whoever still reads is cut off: the agent's end is not put off for it.
+            runtime.shutdown_background();
+        }
+    }
+}

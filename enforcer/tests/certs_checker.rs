@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use enforcer::certificate::bundle::TrustBundle;
-use enforcer::certificate::checker::{Checker, CheckerConfig, Target};
+use enforcer::certificate::checker::{Checker, CheckerConfig, Front, Target};
 use enforcer::certificate::report::CertificateReport;
 use enforcer::certificate::schedule::ScheduleSettings;
 use enforcer::certificate::spiffe::TrustDomains;
@@ -25,7 +25,7 @@ fn target(port: u16) -> Target {
         address: [127, 0, 0, 1].into(),
         port,
         expected: TrustDomains::default().expected("shop", "web").expect("an identity"),
-        service: Some("web".to_owned()),
+        service: Some(Front { name: "web".to_owned(), port: 80 }),
     }
 }
 
@@ -55,6 +55,7 @@ async fn a_lax_server_is_blocked_and_opened_when_it_is_fixed() {
         consequences: Consequences { on_failure: OnFailure::Block, ..Consequences::default() },
         trust_domain: None,
         file: Some(file.clone()),
+        earlier: CertificateReport::default(),
     };
     let checker = Checker::spawn(config).expect("it starts");
     let mut reports = checker.subscribe();
@@ -63,7 +64,8 @@ async fn a_lax_server_is_blocked_and_opened_when_it_is_fixed() {
     checker.set_bundle(bundle());
     checker.set_targets(vec![target(address.port())]);
     let key = (address.ip(), address.port());
-    let report = until(&mut reports, "blocked", |report| report.blocked().contains(&key)).await;
+    let port = (ObjectName::new("shop", "web-1"), address.port());
+    let report = until(&mut reports, "blocked", |report| report.blocked().contains(&port)).await;
     assert_eq!(report.state(key.0, key.1), State::NoClientAuth);
     drop(server);
 

@@ -26,7 +26,7 @@ use identity::{Identity, namespace_name};
 pub use network::{NODE_V4, NODE_V6, Topology};
 pub use pki::{Authority, Credentials};
 pub use pod::Pod;
-pub use process::{Output, Running, quote, run};
+pub use process::{Output, Running, finish_within, quote, run};
 
 use crate::record::Records;
 use crate::server;
@@ -132,6 +132,12 @@ impl Lab {
         self.dir().join("state")
     }
 
+    /// The control socket of the lab's agent.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.dir().join("agent.sock")
+    }
+
     /// The authority of the lab's mesh.
     #[must_use]
     pub const fn authority(&self) -> &Authority {
@@ -183,8 +189,8 @@ impl Lab {
             command = Command::new("ip");
             command.args(["netns", "exec", &namespace]);
         }
-        // An agent's state goes with its lab.
-        command.args(words).env("ENFORCER_STATE_DIR", self.dir().join("state"));
+        // An agent's state and socket go with its lab.
+        command.args(words).env("ENFORCER_STATE_DIR", self.state()).env("ENFORCER_SOCKET", self.socket());
         command
     }
 

@@ -1,12 +1,14 @@
 //! `cargo xtask setup`: finds or installs what a build and the tests need. Does nothing when nothing is missing.
 
-mod apt;
-mod cache;
+pub(crate) mod apt;
+pub(crate) mod cache;
 mod components;
+mod envoy;
+pub(crate) mod helm;
 mod linker;
 mod packages;
 mod rust_src;
-mod sources;
+pub(crate) mod sources;
 
 use std::fmt::Display;
 
@@ -19,10 +21,11 @@ pub(crate) fn run() -> Result<()> {
     components::ensure()?;
     rust_src::ensure()?;
     linker::ensure()?;
-    packages::ensure()
+    packages::ensure()?;
+    envoy::ensure()
 }
 
 /// One line about something that was found or is being done.
-fn report(what: &str, how: impl Display) {
+pub(crate) fn report(what: &str, how: impl Display) {
     println!("  {what:<12} {how}");
 }

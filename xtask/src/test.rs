@@ -10,7 +10,7 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 
 use crate::shell::{require_root, run as run_command};
-use crate::{demo, lint, setup};
+use crate::{demo, kube, lint, setup};
 use runner::run_tests;
 use summary::{Outcome, Record, Tally};
 
@@ -35,6 +35,8 @@ enum Step {
     Clippy,
     /// Every program, the eBPF object included
     Build,
+    /// The Helm chart and the manifests that are rendered from it
+    Chart,
     /// Unit tests of all packages
     Unit,
     /// Examples in the documentation
@@ -50,6 +52,7 @@ impl Step {
             Self::Format => "format",
             Self::Clippy => "clippy",
             Self::Build => "build",
+            Self::Chart => "chart",
             Self::Unit => "unit tests",
             Self::Doc => "documentation tests",
             Self::EndToEnd => "end-to-end tests",
@@ -65,11 +68,16 @@ impl Step {
         let commands = match self {
             Self::Setup => {
                 setup::run()?;
+                // The end-to-end tests ask a real API server.
+                kube::binaries::ensure(&[kube::binaries::Part::ControlPlane])?;
                 Vec::new()
             }
             Self::Format => lint::format(),
             Self::Clippy => lint::clippy(),
             Self::Build => vec![demo::all_binaries()],
+            Self::Chart => {
+                return crate::chart::check().map(|passed| Tally { passed, ..Tally::default() });
+            }
             Self::Unit => return run_tests(&["--lib", "--bins"], true),
             Self::Doc => return run_tests(&["--doc"], false),
             Self::EndToEnd => return run_tests(&["--test", "*"], true),

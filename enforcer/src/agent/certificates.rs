@@ -1,28 +1,30 @@
-//! Certificate checks in the agent: which servers are checked against which bundle, and which ports are blocked for it.
+//! Certificate checks in the agent: which servers are checked against which bundle, and which ports are closed for it.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::path::PathBuf;
-use std::time::SystemTime;
+use std::time::Instant;
 
 use anyhow::Context as _;
-use enforcer_common::Mode;
-use enforcer_common::map::port_flags;
 use enforcer_common::settings::OWN_PROBE_MARK;
 use tokio::sync::watch;
+use tracing::warn;
 
-use crate::certificate::bundle::TrustBundle;
+use self::inputs::Inputs;
+use self::targets::{Observed, targets};
 use crate::certificate::checker::{Checker, CheckerConfig, Target};
-use crate::certificate::report::{CertificateReport, FILE_NAME};
+use crate::certificate::probe;
+use crate::certificate::report::CertificateReport;
 use crate::certificate::schedule::ScheduleSettings;
 use crate::certificate::spiffe::TrustDomains;
-use crate::certificate::state::Consequences;
-use crate::certificate::{client, probe};
+use crate::certificate::state::{Consequences, OnFailure, UncheckedPorts};
 use crate::datapath::desired::Desired;
 use crate::object::{ObjectName, Objects};
 
-/// Key of the root certificates in the mesh's config map.
-const BUNDLE_KEY: &str = "root-cert.pem";
+mod inputs;
+mod targets;
+
+/// Ports of pods.
+type Ports = BTreeSet<(ObjectName, u16)>;
 
 /// How certificates are checked.
 #[derive(Clone, Debug, Default)]
@@ -31,6 +33,12 @@ pub struct CertificateOptions {
     pub trust_bundle: Option<PathBuf>,
     /// Name of the mesh's config map.
     pub config_map: String,
+    /// File with revocation lists; without it the config map is used, where there is one.
+    pub crl: Option<PathBuf>,
+    /// Name of the mesh's config map with revocation lists.
+    pub crl_config_map: String,
+    /// Istio's root namespace, whose config maps are preferred.
+    pub root_namespace: String,
     /// The mesh's trust domain.
     pub trust_domain: String,
     /// Other trust domains that are accepted.
@@ -43,117 +51,120 @@ pub struct CertificateOptions {
     pub schedule: ScheduleSettings,
 }
 
+impl CertificateOptions {
+    fn blocks_unchecked(&self) -> bool {
+        self.consequences.on_failure == OnFailure::Block
+            && self.consequences.unchecked == UncheckedPorts::Block
+    }
+}
+
 /// The checks; idle until there is a bundle.
 pub(super) struct Certificates {
     options: CertificateOptions,
     domains: TrustDomains,
-    state_dir: PathBuf,
-    checker: Option<(Checker, watch::Receiver<CertificateReport>)>,
-    loaded: Option<Loaded>,
+    inputs: Inputs,
+    checker: Checker,
+    report: watch::Receiver<CertificateReport>,
+    observed: Observed,
+    /// What an earlier agent left, until the first targets are named.
+    earlier: Option<CertificateReport>,
     targets: Vec<Target>,
 }
 
-/// What the bundle in force was read from.
-#[derive(PartialEq, Eq)]
-enum Loaded {
-    File(Option<SystemTime>),
-    Text(String),
-}
-
 impl Certificates {
-    pub(super) fn new(options: CertificateOptions, state_dir: PathBuf) -> Self {
-        let domains = TrustDomains::new(&options.trust_domain, options.aliases.clone());
-        Self { options, domains, state_dir, checker: None, loaded: None, targets: Vec::new() }
-    }
-
-    /// Hands on what is to be checked, and a bundle that changed.
-    pub(super) fn update(&mut self, objects: &Objects, wanted: &Desired) -> anyhow::Result<()> {
-        let (source, bundle) = match &self.options.trust_bundle {
-            Some(path) => {
-                let changed = std::fs::metadata(path).and_then(|meta| meta.modified()).ok();
-                (Loaded::File(changed), TrustBundle::from_file(path))
+    /// `file` keeps the results; what an earlier agent left there goes on.
+    pub(super) fn new(options: CertificateOptions, file: PathBuf) -> anyhow::Result<Self> {
+        let earlier = match CertificateReport::read(&file) {
+            Ok(earlier) => earlier,
+            Err(error) => {
+                if error.kind() != std::io::ErrorKind::NotFound {
+                    warn!("{} cannot be read ({error}): certificate checks start anew", file.display());
+                }
+                CertificateReport::default()
             }
-            None => match config_map(objects, &self.options.config_map) {
-                Some(text) => (Loaded::Text(text.clone()), TrustBundle::from_pem(text.as_bytes())),
-                None => return Ok(()),
-            },
         };
-        if self.checker.is_none() {
-            self.checker = Some(self.spawn()?);
+        let mut observed = Observed::default();
+        for entry in &earlier.entries {
+            observed.note(&ObjectName::new(&*entry.namespace, &*entry.pod), entry.port);
         }
-        let targets = self.targets(objects, wanted);
-        let Some((checker, _)) = &self.checker else { return Ok(()) };
-        if self.loaded.as_ref() != Some(&source) {
-            checker.set_bundle(bundle);
-            self.loaded = Some(source);
-        }
-        if self.targets != targets {
-            checker.set_targets(targets.clone());
-            self.targets = targets;
-        }
-        Ok(())
-    }
-
-    fn spawn(&self) -> anyhow::Result<(Checker, watch::Receiver<CertificateReport>)> {
         let config = CheckerConfig {
             probe: probe::Settings { mark: Some(OWN_PROBE_MARK), ..probe::Settings::default() },
-            schedule: self.options.schedule,
-            consequences: self.options.consequences,
-            trust_domain: Some(self.options.trust_domain.clone()),
-            file: Some(self.state_dir.join(FILE_NAME)),
+            schedule: options.schedule,
+            consequences: options.consequences,
+            trust_domain: Some(options.trust_domain.clone()),
+            file: Some(file),
+            earlier: earlier.clone(),
         };
         let checker = Checker::spawn(config).context("cannot make the certificates of forbidden clients")?;
-        if let Some((certificate, key)) = &self.options.client {
-            checker.set_mesh_client(Some(client::load(certificate, key)?));
-        }
-        let report = checker.subscribe();
-        Ok((checker, report))
+        Ok(Self {
+            domains: TrustDomains::new(&options.trust_domain, options.aliases.clone()),
+            inputs: Inputs::new(&options),
+            report: checker.subscribe(),
+            checker,
+            observed,
+            earlier: Some(earlier),
+            targets: Vec::new(),
+            options,
+        })
     }
 
-    /// Every STRICT port that a meshed pod declares or that a policy names.
-    fn targets(&self, objects: &Objects, wanted: &Desired) -> Vec<Target> {
-        let mut targets = Vec::new();
-        for (address, plan) in wanted.endpoints.iter().filter(|(_, plan)| plan.meshed) {
-            let Some(pod) = objects.pods.get(&plan.pod) else { continue };
-            let Ok(expected) = self.domains.expected(&pod.name.namespace, &pod.service_account) else {
-                continue;
-            };
-            let declared = pod.ports.iter().filter(|port| port.tcp).map(|port| port.port);
-            let ports: BTreeSet<u16> = declared.chain(plan.ports.keys().copied()).collect();
-            for port in ports {
-                let (mode, flags) =
-                    plan.ports.get(&port).map_or((plan.mode, 0), |entry| (entry.mode, entry.flags));
-                if mode == Mode::STRICT && flags & port_flags::EXEMPT == 0 {
-                    let pod = plan.pod.clone();
-                    let address = IpAddr::from(*address);
-                    targets.push(Target { pod, address, port, expected: expected.clone(), service: None });
-                }
+    /// A client was seen at this port.
+    pub(super) fn observe(&mut self, pod: &ObjectName, port: u16) {
+        self.observed.note(pod, port);
+    }
+
+    /// Hands on what is to be checked, and bundle and client certificate when they changed.
+    pub(super) fn update(&mut self, objects: &Objects, wanted: &Desired) {
+        let now = Instant::now();
+        let bundle = self.inputs.bundle(objects, now);
+        if self.inputs.has_bundle() || self.options.blocks_unchecked() {
+            self.observed.retain(objects);
+            let targets = targets(objects, wanted, &self.observed, &self.domains);
+            if self.targets != targets {
+                self.checker.set_targets(targets.clone());
+                self.targets = targets;
+                self.earlier = None;
             }
         }
-        targets
+        if let Some(client) = self.inputs.client(now) {
+            self.checker.set_mesh_client(client);
+        }
+        if let Some(bundle) = bundle {
+            self.checker.set_bundle(bundle);
+        }
     }
 
     /// Waits for results.
     pub(super) async fn changed(&mut self) {
-        let told = match &mut self.checker {
-            Some((_, report)) => report.changed().await.is_ok(),
-            None => false,
-        };
-        if !told {
+        if self.report.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
     }
 
-    /// The ports that are blocked now.
-    pub(super) fn blocked(&self, wanted: &Desired) -> BTreeSet<(ObjectName, u16)> {
-        let Some((_, report)) = &self.checker else { return BTreeSet::new() };
-        let blocked = report.borrow().blocked();
-        let pod = |address: IpAddr| wanted.endpoints.get(&address.into()).map(|plan| plan.pod.clone());
-        blocked.into_iter().filter_map(|(address, port)| Some((pod(address)?, port))).collect()
+    /// The ports that are closed now, and, where unchecked ports are closed too, those that are open.
+    pub(super) fn closed(&self) -> (Ports, Option<Ports>) {
+        let current = self.report.borrow();
+        let report = self.earlier.as_ref().unwrap_or(&current);
+        let block = self.options.consequences.on_failure == OnFailure::Block;
+        let blocked = if block { report.blocked() } else { BTreeSet::new() };
+        (blocked, self.options.blocks_unchecked().then(|| report.open()))
     }
-}
 
-/// The bundle's text: of any namespace, they are all the same; the first one with a name in order.
-fn config_map<'a>(objects: &'a Objects, name: &str) -> Option<&'a String> {
-    objects.config_maps.values().filter(|map| map.name.name == name).find_map(|map| map.data.get(BUNDLE_KEY))
+    /// What a person should look at.
+    pub(super) fn problem(&self) -> Option<String> {
+        let report = self.report.borrow();
+        let no_bundle = "ports are to be closed for failed certificate checks, but there is no trust bundle, so that nothing is checked: give --trust-bundle, or see that the mesh's config map is among the objects";
+        let blocks = self.options.consequences.on_failure == OnFailure::Block;
+        let kept = |problem: &String, what: &str| {
+            format!("{problem}; the last good {what}, if there was one, stays in use")
+        };
+        let problems: Vec<String> = report
+            .bundle_problem
+            .iter()
+            .map(|problem| kept(problem, "trust bundle"))
+            .chain(report.client_problem.iter().map(|problem| kept(problem, "client certificate")))
+            .chain((blocks && !self.inputs.has_bundle()).then(|| no_bundle.to_owned()))
+            .collect();
+        (!problems.is_empty()).then(|| problems.join("; "))
+    }
 }

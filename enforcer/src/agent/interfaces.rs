@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Instant;
 
 use enforcer_common::Address;
 use tracing::{error, info, warn};
@@ -16,7 +17,10 @@ use crate::datapath::{Interface, InterfaceEvent};
 impl Agent {
     pub(super) fn interface(&mut self, event: InterfaceEvent) {
         match event {
-            InterfaceEvent::Appeared(interface) => self.attach(&interface),
+            InterfaceEvent::Appeared(interface) => {
+                self.gaps.appeared(interface.index, Instant::now());
+                self.attach(&interface);
+            }
             InterfaceEvent::Unsupported(interface) => {
                 warn!(
                     interface = interface.name,
@@ -26,10 +30,12 @@ impl Agent {
                 self.unsupported.insert(interface.index, format!("{} ({})", interface.name, interface.kind));
             }
             InterfaceEvent::Gone(interface) => {
+                self.gaps.gone(interface.index);
                 self.attachments.remove(&interface.index);
                 self.unsupported.remove(&interface.index);
                 self.node_problems.remove(&interface.name);
                 self.facts.places.retain(|_, place| place.ifindex != interface.index);
+                self.forget_gone();
                 if let Err(error) = self.datapath.forget(interface.index) {
                     warn!(
                         interface = interface.name,

@@ -1,6 +1,8 @@
 //! Bringing the maps to what is wanted, and saying what changed.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Instant;
 
 use enforcer_common::Address;
 use jiff::Timestamp;
@@ -8,17 +10,23 @@ use tracing::{error, info, warn};
 
 use super::Agent;
 use super::tables::Refusal;
-use crate::datapath::apply::change;
+use crate::datapath::apply::{Change, change};
 use crate::datapath::desired::{Desired, desired};
 
 impl Agent {
     /// Brings the maps to what is wanted.
     pub(super) fn reconcile(&mut self) -> anyhow::Result<()> {
+        if !self.loaded {
+            self.write_state();
+            return Ok(());
+        }
+        let begun = Instant::now();
         let wanted = desired(&self.objects, &self.facts, &self.config.objects, &mut self.ids);
         let change = change(self.tables.held(), &wanted);
         let refusals = self.tables.apply(&change);
         self.tell_changes(&wanted);
-        self.wanted = wanted;
+        self.wanted = Arc::new(wanted);
+        self.measure(&change, begun);
         self.tell_refusals(&refusals);
         if !change.fresh.is_empty() {
             self.finish(&change.fresh)?;
@@ -26,6 +34,25 @@ impl Agent {
         self.policy_applied = Some(Timestamp::now());
         self.write_state();
         Ok(())
+    }
+
+    /// How long the change took, and how long new pods were without it.
+    fn measure(&mut self, change: &Change, begun: Instant) {
+        let now = Instant::now();
+        if !change.writes.is_empty() {
+            self.telemetry.timings.policy_apply.observe(now.duration_since(begun).as_secs_f64());
+        }
+        let held = &self.tables.held().endpoints;
+        for address in change.fresh.iter().filter(|address| held.contains_key(*address)) {
+            self.gaps.entered(*address, now);
+        }
+        self.gaps.retain(|address| held.contains_key(address));
+        for (address, plan) in self.wanted.endpoints.iter().filter(|(_, plan)| plan.meshed) {
+            if let Some(gap) = self.gaps.found(*address, plan.ifindex) {
+                self.telemetry.timings.pod_gap.observe(gap.as_secs_f64());
+                info!(pod = %plan.pod, seconds = gap.as_secs_f64(), "pod has its policy");
+            }
+        }
     }
 
     /// Refused writes are told once, shown by `status` while they last, and tried again.

@@ -1,16 +1,22 @@
 //! What the agent knows, as the file that is read when it is dead.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use tracing::warn;
 
-use super::Agent;
 use super::state::{self, DecisionState, EndpointState, InterfaceState, State};
+use super::{Agent, CHECKS};
 use crate::datapath::Attachment;
+use crate::datapath::chain::Neighbour;
+use crate::telemetry::Snapshot;
+use crate::telemetry::names::workload_name;
 
 impl Agent {
     pub(super) fn write_state(&mut self) {
+        self.remember_owners();
         let state = self.state();
+        self.publish(&state);
         if self.written.as_ref().is_some_and(|written| {
             *written == State { policy_applied: written.policy_applied, ..state.clone() }
         }) {
@@ -24,6 +30,39 @@ impl Agent {
             );
         }
         self.written = Some(state);
+    }
+
+    /// Once per pod, whatever number of addresses it has.
+    fn unhooked_pods(&self) -> BTreeSet<String> {
+        self.hooks.unhooked.values().cloned().collect()
+    }
+
+    /// Hands what is known on to telemetry.
+    fn publish(&self, state: &State) {
+        let endpoints = &self.tables.held().endpoints;
+        self.telemetry.publish(Snapshot {
+            objects: self.objects.clone(),
+            wanted: self.wanted.clone(),
+            generations: endpoints.iter().map(|(address, held)| (*address, held.generation)).collect(),
+            node_addresses: self.node_addresses.clone(),
+            state: state.clone(),
+            unhooked: self
+                .node_problems
+                .iter()
+                .filter(|(name, _)| *name != CHECKS)
+                .map(|(name, why)| format!("{name}: {why}"))
+                .collect(),
+        });
+    }
+
+    /// Counters of pods that are gone still count for their workload.
+    fn remember_owners(&mut self) {
+        for pod in self.objects.pods.values() {
+            let workload = workload_name(pod);
+            if workload != pod.name.name && self.ids.all().contains_key(&pod.name) {
+                self.owners.entry(pod.name.to_string()).or_insert_with(|| workload.to_owned());
+            }
+        }
     }
 
     pub(super) fn state(&self) -> State {
@@ -40,21 +79,21 @@ impl Agent {
             index: attachment.interface.index,
             name: attachment.interface.name.clone(),
             hook: hook_name(attachment).to_owned(),
-            neighbours: attachment.neighbours.iter().map(neighbour).collect(),
+            neighbours: attachment.neighbours.iter().map(Neighbour::describe).collect(),
         });
-        let manifests: Vec<String> =
-            self.config.manifests.iter().map(|path| path.display().to_string()).collect();
         State {
             started: Some(self.started),
             policy_applied: self.policy_applied,
-            source: manifests.join(", "),
+            source: self.source.description.clone(),
+            kinds: self.source.kinds.clone(),
             workloads: self.ids.all().iter().map(|(pod, id)| (pod.to_string(), *id)).collect(),
+            owners: self.owners.clone(),
             endpoints: endpoints.collect(),
             interfaces: interfaces.collect(),
-            unsupported_interfaces: self.unsupported.values().cloned().collect(),
+            unsupported_interfaces: self.unsupported.values().chain(&self.unhooked_pods()).cloned().collect(),
             unprotected_pods: self.wanted.unprotected.iter().map(ToString::to_string).collect(),
             problems: self
-                .manifest_problems
+                .source_problems
                 .iter()
                 .chain(self.node_problems.values())
                 .chain(&self.refused)
@@ -62,11 +101,6 @@ impl Agent {
                 .collect(),
         }
     }
-}
-
-fn neighbour(neighbour: &crate::datapath::attach::Neighbour) -> String {
-    let place = if neighbour.before { "before" } else { "behind" };
-    format!("{} (program {}) {place} {}", neighbour.name, neighbour.program, neighbour.way.program())
 }
 
 pub(super) fn hook_name(attachment: &Attachment) -> &'static str {

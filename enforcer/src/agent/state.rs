@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::source::KindState;
+
 /// Folder of the state files.
 pub const DEFAULT_DIR: &str = "/var/lib/enforcer";
 
@@ -23,8 +25,12 @@ pub struct State {
     pub policy_applied: Option<Timestamp>,
     /// Where the objects come from.
     pub source: String,
+    /// How each kind of the Kubernetes API is doing; empty for manifests.
+    pub kinds: Vec<KindState>,
     /// Every pod that ever had a workload id, by `namespace/name`.
     pub workloads: BTreeMap<String, u32>,
+    /// The workload that a pod belongs to, by `namespace/name` of the pod, where it has another name than the pod.
+    pub owners: BTreeMap<String, String>,
     /// The endpoints.
     pub endpoints: Vec<EndpointState>,
     /// Hooked interfaces.
@@ -82,6 +88,12 @@ pub struct InterfaceState {
 pub fn path(dir: &Path, bpffs: &Path) -> PathBuf {
     let name: String = bpffs.to_string_lossy().trim_matches('/').replace('/', "-");
     dir.join(format!("{name}.json"))
+}
+
+/// The file with the results of the certificate checks that belongs to a pin folder.
+#[must_use]
+pub fn certificates_path(dir: &Path, bpffs: &Path) -> PathBuf {
+    path(dir, bpffs).with_extension("certificates.json")
 }
 
 impl State {

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use aya::maps::{MapData, RingBuf};
 use enforcer_common::event::{Event, InvalidRecord, Record, decode};
-use enforcer_common::{Address, Verdict};
+use enforcer_common::{Address, Reason, Verdict};
 use tokio::io::unix::AsyncFd;
 use tracing::{debug, info, warn};
 
 use crate::datapath::Datapath;
-use crate::datapath::desired::Desired;
+use crate::datapath::desired::{Desired, EndpointPlan};
+use crate::object::ObjectName;
 
 /// Lines per second; what is beyond is counted and told in one line.
 const LINES_PER_SECOND: u32 = 200;
@@ -41,12 +42,19 @@ impl Verdicts {
         Ok(())
     }
 
-    /// Logs all events that are there.
-    pub(super) fn drain(&mut self, wanted: &Desired) {
+    /// Logs all events that are there. `observe` is told at which ports of which pods clients were seen.
+    pub(super) fn drain(&mut self, wanted: &Desired, observe: &mut dyn FnMut(&ObjectName, u16)) {
         while let Some(event) = self.next() {
             match event {
-                Ok(Some(event)) if self.may_log() => log(&event, wanted),
-                Ok(_) => {}
+                Ok(Some(event)) => {
+                    if let Some(plan) = plan(&event, wanted).filter(|_| event.reason != Reason::PROBE) {
+                        observe(&plan.pod, event.key.pod_port);
+                    }
+                    if self.may_log() {
+                        log(&event, wanted);
+                    }
+                }
+                Ok(None) => {}
                 Err(error) => debug!("a record in EVENTS is not valid: {error}"),
             }
         }
@@ -80,10 +88,14 @@ impl Verdicts {
     }
 }
 
+fn plan<'a>(event: &Event, wanted: &'a Desired) -> Option<&'a EndpointPlan> {
+    wanted.endpoints.get(&event.key.pod).filter(|plan| plan.workload == event.workload)
+}
+
 fn log(event: &Event, wanted: &Desired) {
     let client = socket(event.key.client, event.key.client_port);
     let server = socket(event.key.pod, event.key.pod_port);
-    let plan = wanted.endpoints.get(&event.key.pod).filter(|plan| plan.workload == event.workload);
+    let plan = plan(event, wanted);
     let pod = plan.map_or_else(String::new, |plan| plan.pod.to_string());
     let decision = plan.and_then(|plan| {
         let for_port = plan.decided_by.iter().rfind(|decision| decision.port == Some(event.key.pod_port));

@@ -10,12 +10,16 @@ use webpki::{CertRevocationList, OwnedCertRevocationList};
 
 use super::x509::{self, Certificate};
 
+/// The `ConfigMap` into which istiod writes the mesh's revocation lists, where that is enabled.
+pub const DEFAULT_CRL_CONFIG_MAP: &str = "istio-ca-crl";
+/// The key of that `ConfigMap`.
+pub const CRL_CONFIG_MAP_KEY: &str = "ca-crl.pem";
 /// The `ConfigMap` into which istiod writes the mesh's roots, one per namespace.
 pub const DEFAULT_CONFIG_MAP: &str = "istio-ca-root-cert";
 /// The key of that `ConfigMap`.
 pub const DEFAULT_CONFIG_MAP_KEY: &str = "root-cert.pem";
 /// Larger bundles are refused: no mesh has that many roots, and a wrong file must not fill the memory.
-const MAX_BYTES: usize = 4 << 20;
+pub const MAX_BYTES: usize = 4 << 20;
 
 /// Why a bundle cannot be used.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -28,6 +32,20 @@ pub enum BundleError {
         /// What the system says.
         reason: String,
     },
+    /// There is none.
+    #[error("there is no trust bundle: {0}")]
+    Missing(String),
+    /// The revocation lists cannot be read.
+    #[error("revocation lists {path:?} cannot be read: {reason}")]
+    UnreadableLists {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        reason: String,
+    },
+    /// The text of the revocation lists holds none.
+    #[error("there is no PEM revocation list (no -----BEGIN X509 CRL----- block) where one is expected")]
+    NoRevocationList,
     /// The text is larger than any bundle of roots.
     #[error("trust bundle has {0} bytes, more than the {MAX_BYTES} that are read; is this the right file?")]
     TooLarge(usize),
@@ -100,7 +118,7 @@ impl TrustBundle {
     /// The same bundle with the revocation lists of a PEM text.
     ///
     /// # Errors
-    /// A list is broken.
+    /// There is none in the text, or one is broken.
     pub fn with_revocation_lists(mut self, text: &[u8]) -> Result<Self, BundleError> {
         if text.len() > MAX_BYTES {
             return Err(BundleError::TooLarge(text.len()));
@@ -111,6 +129,9 @@ impl TrustBundle {
             let der = der.map_err(|error| bad(error.to_string()))?;
             let list = OwnedCertRevocationList::from_der(&der).map_err(|error| bad(error.to_string()))?;
             self.revocation.push(list.into());
+        }
+        if self.revocation.is_empty() {
+            return Err(BundleError::NoRevocationList);
         }
         self.fingerprint = self.compute_fingerprint(text);
         Ok(self)

@@ -37,8 +37,17 @@ pub struct Target {
     pub port: u16,
     /// The identity that it must have; see [`super::spiffe::TrustDomains::expected`].
     pub expected: Expected,
-    /// Name of a Service in front of it, for the server name; the pod's own name will do.
-    pub service: Option<String>,
+    /// A Service in front of it, for the server name; without one it is made of the pod's own name.
+    pub service: Option<Front>,
+}
+
+/// A Service in front of a port, by which mesh clients ask for it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Front {
+    /// Name of the Service, in the pod's namespace.
+    pub name: String,
+    /// The Service's own port.
+    pub port: u16,
 }
 
 /// How the checker works.
@@ -52,15 +61,18 @@ pub struct CheckerConfig {
     pub consequences: Consequences,
     /// The mesh's trust domain, which forbidden clients claim; `None` for Istio's default.
     pub trust_domain: Option<String>,
-    /// Where results are kept, see [`super::report::FILE_NAME`]; `None` for nowhere.
+    /// Where results are kept; `None` for nowhere.
     pub file: Option<PathBuf>,
+    /// What an earlier checker left there: its results stand until there are new ones, so that a restart neither
+    /// opens a closed port nor forgets what is known.
+    pub earlier: CertificateReport,
 }
 
 #[derive(Debug)]
 enum Command {
     Targets(Vec<Target>),
     Bundle(Result<TrustBundle, BundleError>),
-    MeshClient(Option<Arc<CertifiedKey>>),
+    MeshClient(Result<Arc<CertifiedKey>, String>),
 }
 
 /// The running checker. It ends when this is dropped.
@@ -78,12 +90,16 @@ impl Checker {
     pub fn spawn(config: CheckerConfig) -> Result<Self, GenerateError> {
         let forbidden = ForbiddenClients::generate(config.trust_domain.as_deref(), Timestamp::now())?;
         let (commands, receiver) = mpsc::unbounded_channel();
+        let mut config = config;
+        let earlier = std::mem::take(&mut config.earlier).entries;
         let (publish, reports) = watch::channel(CertificateReport::default());
         let task = Task {
             schedule: Schedule::new(config.schedule),
             config,
+            earlier: earlier.into_iter().map(|entry| ((entry.address, entry.port), entry)).collect(),
             forbidden: Arc::new(forbidden),
             mesh_client: None,
+            mesh_client_problem: None,
             bundle: CurrentBundle::default(),
             targets: BTreeMap::new(),
             start: Instant::now(),
@@ -107,8 +123,9 @@ impl Checker {
         let _ = self.commands.send(Command::Bundle(loaded));
     }
 
-    /// The agent's own mesh certificate, again whenever it is renewed.
-    pub fn set_mesh_client(&self, client: Option<Arc<CertifiedKey>>) {
+    /// The outcome of reading the agent's own mesh certificate, again whenever it is renewed. A broken one is
+    /// reported and leaves the last good one in use.
+    pub fn set_mesh_client(&self, client: Result<Arc<CertifiedKey>, String>) {
         let _ = self.commands.send(Command::MeshClient(client));
     }
 
@@ -141,7 +158,10 @@ struct Task {
     schedule: Schedule<Key>,
     forbidden: Arc<ForbiddenClients>,
     mesh_client: Option<Arc<CertifiedKey>>,
+    mesh_client_problem: Option<String>,
     bundle: CurrentBundle,
+    /// Results of an earlier checker that no target has claimed yet.
+    earlier: BTreeMap<Key, Entry>,
     targets: BTreeMap<Key, Known>,
     start: Instant,
     running: JoinSet<Done>,
@@ -180,7 +200,14 @@ impl Task {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Targets(targets) => self.set_targets(targets),
-            Command::MeshClient(client) => self.mesh_client = client,
+            Command::MeshClient(Ok(client)) => {
+                self.mesh_client = Some(client);
+                self.mesh_client_problem = None;
+            }
+            Command::MeshClient(Err(problem)) => {
+                tracing::warn!("{problem}; the last good client certificate stays in use");
+                self.mesh_client_problem = Some(problem);
+            }
             Command::Bundle(loaded) => {
                 if let Err(problem) = &loaded {
                     tracing::warn!("{problem}; the last good trust bundle stays in use");
@@ -200,9 +227,14 @@ impl Task {
             let key = (target.address, target.port);
             let known = match old.remove(&key) {
                 Some(known) if known.target == target => known,
+                // Asked for by another name, it is still the same server: a closed port stays closed.
+                Some(known) if known.target.pod == target.pod && known.target.expected == target.expected => {
+                    self.schedule.request(key, now);
+                    Known { entry: known.entry, target }
+                }
                 Some(_) | None => {
                     self.schedule.request(key, now);
-                    Known { entry: self.new_entry(&target), target }
+                    Known { entry: self.new_entry(key, &target), target }
                 }
             };
             self.targets.insert(key, known);
@@ -212,13 +244,22 @@ impl Task {
         }
     }
 
-    fn new_entry(&self, target: &Target) -> Entry {
+    fn new_entry(&mut self, key: Key, target: &Target) -> Entry {
+        let expected = target.expected.id.to_string();
+        let earlier = self.earlier.remove(&key).filter(|earlier| {
+            (&earlier.namespace, &earlier.pod) == (&target.pod.namespace, &target.pod.name)
+                && earlier.expected.as_ref() == Some(&expected)
+        });
+        if let Some(mut earlier) = earlier {
+            earlier.history.resume(self.config.consequences);
+            return earlier;
+        }
         Entry {
             namespace: target.pod.namespace.clone(),
             pod: target.pod.name.clone(),
             address: target.address,
             port: target.port,
-            expected: Some(target.expected.id.to_string()),
+            expected: Some(expected),
             history: History::new(self.config.consequences),
             checked: None,
             expires: None,
@@ -228,6 +269,10 @@ impl Task {
 
     /// Starts what is due; when to look again.
     fn start_due(&mut self) -> Option<Instant> {
+        if self.bundle.good().is_none() && self.bundle.problem().is_none() {
+            // Whether there is a bundle has not been told yet.
+            return None;
+        }
         loop {
             match self.schedule.next(self.now()) {
                 Next::Idle => return None,
@@ -247,8 +292,11 @@ impl Task {
         let (forbidden, mesh_client) = (Arc::clone(&self.forbidden), self.mesh_client.clone());
         let (bundle, settings) = (self.bundle.good().cloned(), self.config.probe.clone());
         async move {
-            let service = target.service.as_deref().unwrap_or(&target.pod.name);
-            let server_name = istio_server_name(target.port, service, &target.pod.namespace);
+            let (service, port) = match &target.service {
+                Some(front) => (front.name.as_str(), front.port),
+                None => (target.pod.name.as_str(), target.port),
+            };
+            let server_name = istio_server_name(port, service, &target.pod.namespace);
             let request = Request {
                 address: SocketAddr::from(key),
                 server_name: server_name.as_ref(),
@@ -296,6 +344,8 @@ impl Task {
             time: Timestamp::now(),
             bundle: self.bundle.good().map(|bundle| bundle.fingerprint().to_owned()),
             bundle_problem: self.bundle.problem().map(ToString::to_string),
+            revocation_lists: self.bundle.good().map_or(0, |bundle| bundle.revocation_lists().len()),
+            client_problem: self.mesh_client_problem.clone(),
             entries: self.targets.values().map(|known| known.entry.clone()).collect(),
         };
         self.publish.send_replace(report);

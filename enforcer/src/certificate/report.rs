@@ -1,6 +1,6 @@
 //! The published results of all checks, and the file that keeps them readable when the agent is dead.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
@@ -10,9 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::probe::Probe;
 use super::state::{History, State};
-
-/// Name of the file in the agent's state folder.
-pub const FILE_NAME: &str = "certificates.json";
+use crate::object::ObjectName;
 
 /// What is known about one endpoint and port.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -38,6 +36,21 @@ pub struct Entry {
     pub probe: Option<Probe>,
 }
 
+/// One pod's port, all addresses of the pod together: what metrics show.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Sample {
+    /// The pod.
+    pub pod: ObjectName,
+    /// The port.
+    pub port: u16,
+    /// The worst state of its addresses.
+    pub state: State,
+    /// The earliest end of a validity that was seen; `None` where no chain was.
+    pub expires: Option<Timestamp>,
+    /// The port is closed.
+    pub blocked: bool,
+}
+
 /// All results at one moment.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct CertificateReport {
@@ -47,16 +60,52 @@ pub struct CertificateReport {
     pub bundle: Option<String>,
     /// Why the newest trust bundle is not used, if it is not.
     pub bundle_problem: Option<String>,
+    /// Revocation lists in use.
+    #[serde(default)]
+    pub revocation_lists: usize,
+    /// Why the agent's newest own mesh certificate is not used, if it is not.
+    #[serde(default)]
+    pub client_problem: Option<String>,
     /// All endpoints and ports, in a stable order.
     pub entries: Vec<Entry>,
 }
 
 impl CertificateReport {
-    /// The ports that are to be closed.
+    /// The ports that are closed.
     #[must_use]
-    pub fn blocked(&self) -> BTreeSet<(IpAddr, u16)> {
-        let blocked = self.entries.iter().filter(|entry| entry.history.blocked);
-        blocked.map(|entry| (entry.address, entry.port)).collect()
+    pub fn blocked(&self) -> BTreeSet<(ObjectName, u16)> {
+        self.ports(|entry| entry.history.blocked)
+    }
+
+    /// The ports that are known and not closed at any address.
+    #[must_use]
+    pub fn open(&self) -> BTreeSet<(ObjectName, u16)> {
+        let blocked = self.blocked();
+        let mut open = self.ports(|entry| !entry.history.blocked);
+        open.retain(|port| !blocked.contains(port));
+        open
+    }
+
+    fn ports(&self, wanted: impl Fn(&Entry) -> bool) -> BTreeSet<(ObjectName, u16)> {
+        let entries = self.entries.iter().filter(|entry| wanted(entry));
+        entries.map(|entry| (ObjectName::new(&*entry.namespace, &*entry.pod), entry.port)).collect()
+    }
+
+    /// One sample per pod and port, in their order.
+    #[must_use]
+    pub fn samples(&self) -> Vec<Sample> {
+        let mut samples: BTreeMap<(ObjectName, u16), Sample> = BTreeMap::new();
+        for entry in &self.entries {
+            let pod = ObjectName::new(&*entry.namespace, &*entry.pod);
+            let History { state, blocked, .. } = entry.history;
+            let (port, expires) = (entry.port, entry.expires);
+            let new = Sample { pod: pod.clone(), port, state, expires, blocked };
+            let sample = samples.entry((pod, port)).or_insert(new);
+            sample.state = sample.state.worse(state);
+            sample.expires = sample.expires.into_iter().chain(expires).min();
+            sample.blocked |= blocked;
+        }
+        samples.into_values().collect()
     }
 
     /// The state of one endpoint and port; `unchecked` when it is not known at all.
@@ -82,5 +131,50 @@ impl CertificateReport {
     /// There is no such file, or it holds something else.
     pub fn read(path: &Path) -> io::Result<Self> {
         Ok(serde_json::from_slice(&std::fs::read(path)?)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(address: &str, port: u16, state: State, expires: Option<i64>, blocked: bool) -> Entry {
+        Entry {
+            namespace: "shop".to_owned(),
+            pod: "web".to_owned(),
+            address: address.parse().expect("an address"),
+            port,
+            expected: None,
+            history: History { state, blocked, ..History::default() },
+            checked: None,
+            expires: expires.map(|second| Timestamp::from_second(second).expect("an instant")),
+            probe: None,
+        }
+    }
+
+    #[test]
+    fn the_addresses_of_a_pod_are_one_sample_with_the_worst_of_them() {
+        let report = CertificateReport {
+            entries: vec![
+                entry("10.0.0.1", 80, State::Verified, Some(200), false),
+                entry("fd00::1", 80, State::NoClientAuth, Some(100), true),
+                entry("10.0.0.1", 81, State::Expiring, None, false),
+                entry("fd00::1", 81, State::Verified, Some(7), false),
+            ],
+            ..CertificateReport::default()
+        };
+        let samples = report.samples();
+        let summary: Vec<_> = samples
+            .iter()
+            .map(|sample| {
+                (sample.port, sample.state, sample.expires.map(Timestamp::as_second), sample.blocked)
+            })
+            .collect();
+        assert_eq!(
+            summary,
+            [(80, State::NoClientAuth, Some(100), true), (81, State::Expiring, Some(7), false)]
+        );
+        let web = |port| BTreeSet::from([(ObjectName::new("shop", "web"), port)]);
+        assert_eq!((report.blocked(), report.open()), (web(80), web(81)));
     }
 }

@@ -79,6 +79,12 @@ impl State {
         !self.is_good() && !matches!(self, Self::Unreachable | Self::Unchecked)
     }
 
+    /// The weightier of two.
+    #[must_use]
+    pub fn worse(self, other: Self) -> Self {
+        PRECEDENCE.into_iter().find(|state| *state == self || *state == other).unwrap_or(self)
+    }
+
     /// What a person should do about it.
     #[must_use]
     pub fn remedy(self) -> &'static str {
@@ -223,6 +229,11 @@ impl History {
         let mut history = Self::default();
         history.blocked = history.wants_block(consequences);
         history
+    }
+
+    /// Goes on after a restart: what is known stays known, and the consequences are those of now.
+    pub fn resume(&mut self, consequences: Consequences) {
+        self.blocked = self.wants_block(consequences);
     }
 
     /// Takes in the state of one more check. True when the reported state or the block has changed.

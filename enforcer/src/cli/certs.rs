@@ -1,14 +1,14 @@
 //! `enforcer certs`: results of the certificate checks, and one check by hand.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Subcommand;
 
 use super::EXIT_NO;
+use super::node::NodeArgs;
 use super::output::{OutputFormat, print_json, print_table, table};
-use crate::certificate::report::{CertificateReport, FILE_NAME};
+use crate::certificate::report::CertificateReport;
 
 mod probe;
 mod text;
@@ -33,9 +33,8 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct List {
-    /// Folder in which the agent keeps its results.
-    #[arg(long, env = "ENFORCER_STATE_DIR", default_value = crate::agent::state::DEFAULT_DIR, value_name = "DIR")]
-    state_dir: PathBuf,
+    #[command(flatten)]
+    node: NodeArgs,
     /// Form of the output.
     #[arg(short, long, value_enum, default_value_t)]
     output: OutputFormat,
@@ -53,39 +52,54 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 fn list(args: &List) -> anyhow::Result<ExitCode> {
-    let path = args.state_dir.join(FILE_NAME);
+    let path = args.node.certificates()?;
     let report = CertificateReport::read(&path).with_context(|| {
         format!(
-            "no results of certificate checks in {}; is the agent running with this --state-dir?",
+            "no results of certificate checks in {}: start enforcer run, or give the --bpffs and --state-dir that it has",
             path.display()
         )
     })?;
     match args.output {
         OutputFormat::Json => print_json(&report)?,
-        OutputFormat::Table => {
-            let mut rows = table([
-                "POD",
-                "ADDRESS",
-                "PORT",
-                "STATE",
-                "SINCE",
-                "SPIFFE ID",
-                "ISSUER",
-                "VALID",
-                "KEY",
-                "TLS",
-                "FINDINGS",
-            ]);
-            for entry in &report.entries {
-                rows.add_row(text::row(entry, report.time));
-            }
-            print_table(&rows)?;
-            println!("\nas of {}", text::relative(report.time, jiff::Timestamp::now()));
-            if let Some(problem) = &report.bundle_problem {
-                println!("{problem}; the last good trust bundle is in use");
-            }
-        }
+        OutputFormat::Table => print(&report)?,
     }
     let bad = report.entries.iter().any(|entry| entry.history.state.is_bad());
     Ok(if bad { ExitCode::from(EXIT_NO) } else { ExitCode::SUCCESS })
+}
+
+fn print(report: &CertificateReport) -> anyhow::Result<()> {
+    let mut rows = table([
+        "POD",
+        "ADDRESS",
+        "PORT",
+        "STATE",
+        "SINCE",
+        "SUBJECT",
+        "SPIFFE ID",
+        "ISSUER",
+        "VALID",
+        "KEY",
+        "TLS",
+        "CLIENTS",
+        "FINDINGS",
+    ]);
+    let now = jiff::Timestamp::now();
+    for entry in &report.entries {
+        rows.add_row(text::row(entry, now));
+    }
+    print_table(&rows)?;
+    println!("\nas of {}", text::relative(report.time, now));
+    match (&report.bundle, &report.bundle_problem) {
+        (_, None) if report.revocation_lists > 0 => println!("revocation lists: {}", report.revocation_lists),
+        (Some(_), None) => {}
+        (Some(_), Some(problem)) => println!("{problem}; the last good trust bundle is in use"),
+        (None, Some(problem)) => println!("{problem}; chains are not checked until it is repaired"),
+        (None, None) => println!(
+            "there is no trust bundle, so that nothing is checked: give enforcer run --trust-bundle, or the mesh's config map"
+        ),
+    }
+    if let Some(problem) = &report.client_problem {
+        println!("{problem}");
+    }
+    Ok(())
 }

@@ -1,12 +1,15 @@
 //! `enforcer detach`: removes programs, links and maps.
 
+mod remote;
+
 use std::io::Write as _;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
 
-use crate::agent::state;
-use crate::datapath::detach::detach;
+use crate::agent::{farewell, state};
+use crate::datapath::detach::{DetachError, detach};
+use crate::datapath::lock::LockError;
 use crate::datapath::pin::DEFAULT_DIR;
 
 /// Remove everything that an agent left on this node: links, filters, programs, maps. Nothing is enforced afterwards.
@@ -21,6 +24,12 @@ pub struct DetachArgs {
     /// Detach although an agent is running.
     #[arg(long)]
     pub force: bool,
+    /// Where an agent is running: it goes on, and removes everything when it stops. For uninstalling.
+    #[arg(long, conflicts_with = "force")]
+    pub on_exit: bool,
+    /// Agents elsewhere.
+    #[command(flatten)]
+    pub remote: remote::RemoteArgs,
 }
 
 /// Runs the subcommand.
@@ -28,18 +37,24 @@ pub struct DetachArgs {
 /// # Errors
 /// When an agent is running, or a pin resists.
 pub fn run(args: &DetachArgs) -> anyhow::Result<()> {
-    let removed = detach(&args.bpffs, args.force)?;
-    let mut out = std::io::stdout().lock();
+    if args.remote.kube {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        return runtime.block_on(remote::announce(&args.remote));
+    }
     let file = state::path(&args.state_dir, &std::path::absolute(&args.bpffs)?);
-    let manifests = file.with_extension("manifests");
-    for (path, removal) in
-        [(&manifests, std::fs::remove_dir_all(&manifests)), (&file, std::fs::remove_file(&file))]
-    {
-        match removal {
-            Ok(()) => writeln!(out, "removed state: {}", path.display())?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error).with_context(|| format!("{} cannot be removed", path.display())),
+    let mut out = std::io::stdout().lock();
+    let removed = match detach(&args.bpffs, args.force) {
+        Err(DetachError::Running(LockError::Held { .. })) if args.on_exit => {
+            farewell::announce(&file).with_context(|| {
+                format!("cannot leave word for the agent in {}", args.state_dir.display())
+            })?;
+            writeln!(out, "the agent removes everything when it stops")?;
+            return Ok(());
         }
+        removed => removed?,
+    };
+    for path in farewell::remove_state(&file)? {
+        writeln!(out, "removed state: {}", path.display())?;
     }
     if removed.is_empty() {
         writeln!(out, "nothing to remove in {}", args.bpffs.display())?;

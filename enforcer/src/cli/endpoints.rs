@@ -5,12 +5,15 @@ use std::net::IpAddr;
 use std::process::ExitCode;
 
 use enforcer_common::map::{Endpoint, endpoint_flags, port_flags};
-use enforcer_common::{Reason, Verdict};
+use enforcer_common::{Mode, Reason, Verdict};
+use jiff::Timestamp;
 use serde::Serialize;
 
 use super::node::{Node, NodeArgs};
 use super::output::{OutputFormat, print_json, print_table, table};
 use crate::agent::state::DecisionState;
+use crate::certificate::report::Entry;
+use crate::certificate::state::{History, State};
 use crate::datapath::maps::{Endpoints, PortModes, WorkloadCounters};
 
 /// List the pods that are enforced: address, mode and the policy that decided, ports, connections. Works when the agent is dead.
@@ -42,6 +45,16 @@ struct Port {
     mode: &'static str,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     treatment: Vec<&'static str>,
+    /// What the check of its server's certificates found; absent where it is not checked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    certificate: Option<Certificate>,
+}
+
+#[derive(Debug, Serialize)]
+struct Certificate {
+    state: State,
+    since: Option<Timestamp>,
+    expires: Option<Timestamp>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -90,13 +103,15 @@ fn rows(node: &Node) -> anyhow::Result<Vec<Row>> {
             address,
             workload: endpoint.workload,
             mode: endpoint.mode.name(),
-            ports: ports
-                .iter()
-                .filter(|(key, _)| of(&endpoint, key.workload, key.generation))
-                .map(|(key, port)| {
-                    (key.port, Port { mode: port.mode.name(), treatment: treatment(port.flags) })
-                })
-                .collect(),
+            ports: with_certificates(
+                ports
+                    .iter()
+                    .filter(|(key, _)| of(&endpoint, key.workload, key.generation))
+                    .map(|(key, port)| (key.port, Port::new(port.mode, port.flags)))
+                    .collect(),
+                endpoint.mode,
+                node.certificates.entries.iter().filter(|entry| entry.address == address),
+            ),
             decided_by: state.map(|state| state.decided_by.clone()).unwrap_or_default(),
             tls_connections: counted.tls,
             plaintext_connections: counted.plaintext,
@@ -106,6 +121,35 @@ fn rows(node: &Node) -> anyhow::Result<Vec<Row>> {
     }
     rows.sort_by(|a, b| (&a.pod, a.address).cmp(&(&b.pod, b.address)));
     Ok(rows)
+}
+
+impl Port {
+    fn new(mode: Mode, flags: u8) -> Self {
+        Self { mode: mode.name(), treatment: treatment(flags), certificate: None }
+    }
+
+    /// `STRICT`, or its treatments, and what is known of its certificates.
+    fn text(&self) -> String {
+        let what = if self.treatment.is_empty() { self.mode.to_owned() } else { self.treatment.join("+") };
+        match &self.certificate {
+            Some(certificate) => format!("{what}({})", certificate.state),
+            None => what,
+        }
+    }
+}
+
+/// Adds what the certificate checks know; a checked port has the mode of all ports unless it has its own.
+fn with_certificates<'a>(
+    mut ports: BTreeMap<u16, Port>,
+    default: Mode,
+    entries: impl Iterator<Item = &'a Entry>,
+) -> BTreeMap<u16, Port> {
+    for entry in entries {
+        let port = ports.entry(entry.port).or_insert_with(|| Port::new(default, 0));
+        let History { state, since, .. } = entry.history;
+        port.certificate = Some(Certificate { state, since, expires: entry.expires });
+    }
+    ports
 }
 
 fn of(endpoint: &Endpoint, workload: u32, generation: u16) -> bool {
@@ -143,17 +187,8 @@ fn print(rows: &[Row]) -> anyhow::Result<()> {
     let mut lines = table(["POD", "ADDRESS", "MODE", "DECIDED BY", "PORTS", "TLS", "PLAINTEXT", "REFUSED"]);
     for row in rows {
         let decided = row.decided_by.iter().rfind(|decision| decision.port.is_none());
-        let ports: Vec<String> = row
-            .ports
-            .iter()
-            .map(|(port, entry)| {
-                if entry.treatment.is_empty() {
-                    format!("{port}={}", entry.mode)
-                } else {
-                    format!("{port}={}", entry.treatment.join("+"))
-                }
-            })
-            .collect();
+        let ports: Vec<String> =
+            row.ports.iter().map(|(port, entry)| format!("{port}={}", entry.text())).collect();
         lines.add_row([
             row.pod.clone(),
             row.address.to_string(),

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::agent::monotonic_ns;
 use crate::agent::state::{self, State};
+use crate::certificate::report::CertificateReport;
 use crate::datapath::load::Pinned;
 use crate::datapath::lock::LockError;
 use crate::datapath::maps::SettingsMap;
@@ -32,6 +33,8 @@ pub struct Node {
     pub settings: Settings,
     /// What the agent wrote last.
     pub state: State,
+    /// Results of the certificate checks; empty where there are none.
+    pub certificates: CertificateReport,
 }
 
 /// Whether the agent lives.
@@ -47,6 +50,16 @@ pub struct AgentStatus {
     pub started: Option<jiff::Timestamp>,
 }
 
+impl NodeArgs {
+    /// The file with the results of the certificate checks.
+    ///
+    /// # Errors
+    /// When the present folder is gone.
+    pub fn certificates(&self) -> std::io::Result<PathBuf> {
+        Ok(state::certificates_path(&self.state_dir, &std::path::absolute(&self.bpffs)?))
+    }
+}
+
 impl Node {
     /// Opens the pins.
     ///
@@ -60,7 +73,13 @@ impl Node {
         let state = State::read(&path).with_context(|| {
             format!("{} cannot be read: remove it, the agent writes it anew", path.display())
         })?;
-        Ok(Self { pinned, settings, state })
+        let certificates = match CertificateReport::read(&args.certificates()?) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).context("the results of the certificate checks cannot be read: remove the file, the agent writes it anew");
+            }
+            read => read.unwrap_or_default(),
+        };
+        Ok(Self { pinned, settings, state, certificates })
     }
 
     /// Whether the agent lives.

@@ -1,6 +1,7 @@
 //! `enforcer run`: the agent.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -13,11 +14,15 @@ use tracing_subscriber::EnvFilter;
 use crate::agent::certificates::CertificateOptions;
 use crate::agent::tables::ExistingFlows;
 use crate::agent::{self, Config, state};
+use crate::certificate::bundle::{DEFAULT_CONFIG_MAP, DEFAULT_CRL_CONFIG_MAP};
 use crate::certificate::schedule::ScheduleSettings;
 use crate::certificate::state::{Consequences, OnFailure, UncheckedPorts};
 use crate::datapath::desired;
 use crate::datapath::pin::DEFAULT_DIR;
 use crate::datapath::{Hook, OpenOptions, Selector};
+use crate::source;
+use crate::source::kube::{self, Access, in_cluster};
+use crate::telemetry;
 
 /// Whether verdicts are carried out.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -57,6 +62,9 @@ enum HookChoice {
     Clsact,
 }
 
+/// Libraries that tell every failed request by themselves; the agent tells it once. A filter of the user comes behind it.
+const QUIET: &str = "kube_client=off,kube_runtime=off,tower=off";
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum LogFormat {
@@ -77,12 +85,24 @@ enum KernelLog {
     Debug,
 }
 
-/// Run the agent: enforce the policies of a folder of manifests on this node's pods.
+/// Run the agent: enforce the policies of a cluster, or of a folder of manifests, on this node's pods.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Manifest file or folder to read and watch; may be given several times.
-    #[arg(long, env = "ENFORCER_MANIFESTS", value_delimiter = ',', num_args = 1.., required = true, value_name = "PATH")]
+    #[arg(long, env = "ENFORCER_MANIFESTS", value_delimiter = ',', num_args = 1.., value_name = "PATH", conflicts_with = "kube")]
     manifests: Vec<PathBuf>,
+    /// Read objects from the Kubernetes API; what a pod of a cluster does without --manifests anyway.
+    #[arg(long, env = "ENFORCER_KUBE")]
+    kube: bool,
+    /// How the cluster is reached; without it: the pod's service account, else what kubectl takes.
+    #[arg(long, env = "ENFORCER_KUBECONFIG", value_name = "FILE", conflicts_with = "manifests")]
+    kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig.
+    #[arg(long, env = "ENFORCER_CONTEXT", value_name = "NAME", conflicts_with = "manifests")]
+    context: Option<String>,
+    /// Name of this node in the cluster: its pods are watched. Without it: the variable `NODE_NAME`.
+    #[arg(long, env = "ENFORCER_NODE_NAME", value_name = "NAME")]
+    node_name: Option<String>,
     /// Whether verdicts are carried out.
     #[arg(long, env = "ENFORCER_MODE", value_enum, default_value = "enforce")]
     mode: Mode,
@@ -136,10 +156,16 @@ pub struct Args {
     #[arg(
         long,
         env = "ENFORCER_TRUST_BUNDLE_CONFIG_MAP",
-        default_value = "istio-ca-root-cert",
+        default_value = DEFAULT_CONFIG_MAP,
         value_name = "NAME"
     )]
     trust_bundle_config_map: String,
+    /// File with revocation lists (PEM). Without it: the config map, where a manifest has it.
+    #[arg(long, env = "ENFORCER_CRL", value_name = "FILE")]
+    crl: Option<PathBuf>,
+    /// Name of the config map with revocation lists, key `ca-crl.pem`.
+    #[arg(long, env = "ENFORCER_CRL_CONFIG_MAP", default_value = DEFAULT_CRL_CONFIG_MAP, value_name = "NAME")]
+    crl_config_map: String,
     /// The mesh's trust domain.
     #[arg(long, env = "ENFORCER_TRUST_DOMAIN", default_value = "cluster.local", value_name = "DOMAIN")]
     trust_domain: String,
@@ -161,6 +187,18 @@ pub struct Args {
     /// Its key (PEM).
     #[arg(long, env = "ENFORCER_CLIENT_KEY", requires = "client_certificate", value_name = "FILE")]
     client_key: Option<PathBuf>,
+    /// Control socket, for root: flow records, objects, metrics and health.
+    #[arg(long, env = "ENFORCER_SOCKET", default_value = telemetry::DEFAULT_SOCKET, value_name = "PATH")]
+    socket: PathBuf,
+    /// Serve /metrics, /healthz and /readyz at this address too, such as 127.0.0.1:9464.
+    #[arg(long, env = "ENFORCER_METRICS_ADDRESS", value_name = "ADDRESS:PORT")]
+    metrics_address: Option<SocketAddr>,
+    /// How many flow records the agent keeps.
+    #[arg(long, env = "ENFORCER_FLOW_LOG_SIZE", default_value_t = 8192, value_name = "N")]
+    flow_log_size: usize,
+    /// How many workloads have metrics of their own; those of the others are summed up.
+    #[arg(long, env = "ENFORCER_METRICS_WORKLOADS", default_value_t = 500, value_name = "N")]
+    metrics_workloads: usize,
     /// How log lines look.
     #[arg(long, env = "ENFORCER_LOG_FORMAT", value_enum, default_value = "human")]
     log_format: LogFormat,
@@ -183,30 +221,51 @@ fn map_size(text: &str) -> Result<(String, u32), String> {
 /// # Errors
 /// When the arguments make no sense, or the datapath cannot be opened.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let filter =
-        EnvFilter::try_new(&args.log).with_context(|| format!("--log {:?} is no filter", args.log))?;
+    let filter = EnvFilter::try_new(format!("{QUIET},{}", args.log))
+        .with_context(|| format!("--log {:?} is no filter", args.log))?;
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match args.log_format {
         LogFormat::Human => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
         LogFormat::Json => lines.json().flatten_event(true).init(),
     }
-    if !nix::unistd::geteuid().is_root() {
-        bail!(
-            "the agent loads BPF programs and needs root: run it with sudo, or as root in a privileged container"
-        );
+    if let Some(warning) = super::capabilities::check()? {
+        tracing::warn!("{warning}");
     }
     for path in &args.manifests {
         std::fs::metadata(path).with_context(|| {
             format!("--manifests {} cannot be read: give an existing file or folder", path.display())
         })?;
     }
-    let config = config(args)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(agent::run(config))?;
+    runtime.block_on(async {
+        let source = origin(&args).await?;
+        agent::run(config(args, source)?).await
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn config(args: Args) -> anyhow::Result<Config> {
+/// Where the objects come from.
+async fn origin(args: &Args) -> anyhow::Result<source::Origin> {
+    if !args.manifests.is_empty() {
+        return Ok(source::Origin::Manifests(args.manifests.clone()));
+    }
+    if !(args.kube || args.kubeconfig.is_some() || args.context.is_some() || in_cluster()) {
+        bail!("no source of policies: give --manifests PATH, or --kube for a cluster");
+    }
+    let node = args.node_name.clone().or_else(|| std::env::var("NODE_NAME").ok());
+    let node = node.filter(|name| !name.is_empty()).context(
+        "which node this is must be known to find its pods: give --node-name, or NODE_NAME from the pod's spec.nodeName",
+    )?;
+    let access = Access::find(args.kubeconfig.clone(), args.context.clone()).await?;
+    let options = kube::Options {
+        node,
+        root_namespace: args.root_namespace.clone(),
+        bundle: args.trust_bundle_config_map.clone(),
+    };
+    Ok(source::Origin::Kubernetes { access: Box::new(access), options })
+}
+
+fn config(args: Args, source: source::Origin) -> anyhow::Result<Config> {
     let undecided = Duration::try_from_secs_f64(args.undecided_timeout)
         .ok()
         .filter(|timeout| !timeout.is_zero())
@@ -217,9 +276,19 @@ fn config(args: Args) -> anyhow::Result<Config> {
         Unknown::Allow => UnknownPods::ALLOW,
         Unknown::Strict => UnknownPods::STRICT,
     };
+    let bpffs = std::path::absolute(&args.bpffs)?;
+    let root_namespace = args.root_namespace;
     Ok(Config {
+        telemetry: telemetry::Options {
+            socket: args.socket,
+            metrics_address: args.metrics_address,
+            flow_log_size: args.flow_log_size,
+            metrics_workloads: args.metrics_workloads,
+            certificates: state::certificates_path(&args.state_dir, &bpffs),
+            bpffs: bpffs.clone(),
+        },
         open: OpenOptions {
-            bpffs: std::path::absolute(&args.bpffs)?,
+            bpffs,
             sizes: args.map_size.into_iter().collect::<BTreeMap<_, _>>(),
             log_level: match args.kernel_log {
                 KernelLog::Off => 0,
@@ -233,10 +302,10 @@ fn config(args: Args) -> anyhow::Result<Config> {
             },
             ..OpenOptions::default()
         },
-        manifests: args.manifests,
+        source,
         selector: Selector::new(args.interfaces),
         objects: desired::Options {
-            root_namespace: args.root_namespace,
+            root_namespace: root_namespace.clone(),
             revision: args.revision,
             list_all_pods: unknown_pods == UnknownPods::STRICT,
         },
@@ -261,6 +330,9 @@ fn config(args: Args) -> anyhow::Result<Config> {
         certificates: CertificateOptions {
             trust_bundle: args.trust_bundle,
             config_map: args.trust_bundle_config_map,
+            crl: args.crl,
+            crl_config_map: args.crl_config_map,
+            root_namespace,
             trust_domain: args.trust_domain,
             aliases: args.trust_domain_alias,
             client: args.client_certificate.zip(args.client_key),

@@ -15,7 +15,8 @@ use super::EXIT_NO;
 use super::node::{AgentStatus, Node, NodeArgs};
 use super::output::{OutputFormat, print_json, print_table, table};
 use crate::agent::state::InterfaceState;
-use crate::datapath::attach::{HookedProgram, Way, hooked_programs};
+use crate::datapath::attach::Way;
+use crate::datapath::chain::{self, OnHook};
 use crate::datapath::interface;
 use crate::datapath::maps::{
     Counters, Endpoints, Exempt, Flows, HalfOpens, Outbounds, PortModes, WorkloadCounters, event_budget,
@@ -67,6 +68,9 @@ struct InterfaceRow {
     programs: Vec<String>,
     /// Our programs are on both of its hooks now; absent where that cannot be seen from here.
     hooked: Option<bool>,
+    /// What a person should know of the neighbours, one sentence each.
+    #[serde(skip)]
+    warnings: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -183,6 +187,8 @@ impl Status {
                 i.state.name
             )
         }));
+        let hooked = self.interfaces.iter().filter(|interface| interface.hooked == Some(true));
+        problems.extend(hooked.flat_map(|interface| interface.warnings.iter().cloned()));
         let unsupported = self.unsupported_interfaces.iter();
         problems.extend(
             unsupported.map(|name| format!("interface {name} cannot be hooked: its pod is not enforced")),
@@ -270,16 +276,22 @@ impl InterfaceRow {
     /// Looks at the hooks of the interface, unless this is another network namespace than the agent's.
     fn read(state: &InterfaceState, ours: &[Program]) -> Self {
         let here = interface::by_index(state.index).is_ok_and(|here| here.name == state.name);
-        let on_hooks = if here { hooked_programs(state.index).ok() } else { None };
+        let chain = if here { chain::chain(state.index).ok() } else { None };
         let id =
             |way: Way| ours.iter().find(|program| program.name == way.program()).map(|program| program.id);
-        // TCX hooks only: a clsact filter is not among what the kernel lists there.
-        let hooked = on_hooks.as_ref().filter(|_| state.hook == "tcx").map(|on_hooks| {
-            Way::BOTH.iter().all(|&way| on_hooks.iter().any(|h| h.way == way && Some(h.program) == id(way)))
-        });
-        let text = |h: HookedProgram| format!("{}: {} (id {})", h.way.program(), h.name, h.program);
-        let programs = on_hooks.unwrap_or_default().into_iter().map(text).collect();
-        Self { state: state.clone(), programs, hooked }
+        let own = id(Way::ToPod).zip(id(Way::FromPod)).map(|(to_pod, from_pod)| [to_pod, from_pod]);
+        let mut state = state.clone();
+        let (mut warnings, mut hooked) = (Vec::new(), None);
+        if let (Some(chain), Some(own)) = (&chain, own) {
+            // What is there now, not what the agent saw last.
+            let others = chain::neighbours(chain, own);
+            warnings.extend(others.iter().filter_map(|other| other.warning(&state.name)));
+            state.neighbours = others.iter().map(chain::Neighbour::describe).collect();
+            hooked = Some(chain::is_hooked(chain, own));
+        }
+        let text = |on_hook: OnHook| format!("{}: {on_hook}", on_hook.way.program());
+        let programs = chain.unwrap_or_default().into_iter().map(text).collect();
+        Self { state, programs, hooked, warnings }
     }
 }
 

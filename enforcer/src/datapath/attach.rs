@@ -4,6 +4,7 @@ use std::io;
 
 use nix::libc;
 
+use super::chain::{self, Neighbour};
 use super::interface::Interface;
 use super::load::Datapath;
 use super::pin::{LinkKind, LinkName};
@@ -44,19 +45,6 @@ pub enum Hook {
     Clsact,
 }
 
-/// Another program on the same hook.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Neighbour {
-    /// Which of our directions it shares.
-    pub way: Way,
-    /// True when it runs before ours: packets that it takes never reach ours.
-    pub before: bool,
-    /// Its id.
-    pub program: u32,
-    /// Its name; empty when it cannot be read.
-    pub name: String,
-}
-
 /// What [`Datapath::attach`] did.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Attachment {
@@ -66,7 +54,7 @@ pub struct Attachment {
     pub hook: Hook,
     /// The programs of an earlier agent were replaced in place, in both directions.
     pub replaced: bool,
-    /// Others on the same hooks (TCX only).
+    /// Others on the same hooks.
     pub neighbours: Vec<Neighbour>,
     /// What an operator should know, one sentence each.
     pub warnings: Vec<String>,
@@ -129,16 +117,30 @@ impl Datapath {
             Hook::Tcx | Hook::Auto => clsact::remove(self, interface.index),
         }
         .map_err(|e| AttachError::io("clean up", interface, e))?;
-        for neighbour in attachment.neighbours.iter().filter(|n| n.before) {
-            attachment.warnings.push(format!(
-                "program {} (id {}) runs before {} on {}: connections that it redirects are not seen",
-                neighbour.name,
-                neighbour.program,
-                neighbour.way.program(),
-                interface.name
-            ));
-        }
+        let others = self.neighbours(interface)?.unwrap_or_default();
+        attachment.warnings.extend(others.iter().filter_map(|n| n.warning(&interface.name)));
+        attachment.neighbours = others;
         Ok(attachment)
+    }
+
+    /// What runs around our programs on an interface now; `None`: ours are not on both of its hooks any more.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or the interface is gone.
+    pub fn neighbours(&self, interface: &Interface) -> Result<Option<Vec<Neighbour>>, AttachError> {
+        let failed = |e| AttachError::io("query the hooks of", interface, e);
+        let own = self.program_ids().map_err(failed)?;
+        let chain = chain::chain(interface.index).map_err(failed)?;
+        Ok(chain::is_hooked(&chain, own).then(|| chain::neighbours(&chain, own)))
+    }
+
+    /// The ids of our programs, in the order of [`Way::BOTH`].
+    fn program_ids(&self) -> io::Result<[u32; 2]> {
+        let mut ids = [0; 2];
+        for (id, way) in ids.iter_mut().zip(Way::BOTH) {
+            *id = sys::program_id(self.program(way)?)?;
+        }
+        Ok(ids)
     }
 
     /// Drops the pins of an interface that is gone.

@@ -12,6 +12,7 @@ use super::interface::Interface;
 use super::load::Datapath;
 use super::netlink::{Attributes, Message, NLM_F_CREATE, NLM_F_EXCL, Netlink};
 use super::pin::{LinkKind, LinkName, Pins};
+use super::sys;
 
 const RTM_NEWQDISC: u16 = 36;
 const RTM_DELQDISC: u16 = 37;
@@ -24,6 +25,7 @@ const TCA_OPTIONS: u16 = 2;
 const TCA_BPF_FD: u16 = 6;
 const TCA_BPF_NAME: u16 = 7;
 const TCA_BPF_FLAGS: u16 = 8;
+const TCA_BPF_ID: u16 = 11;
 const TCA_BPF_FLAG_ACT_DIRECT: u32 = 1;
 const TC_H_CLSACT: u32 = 0xffff_fff1;
 const CLSACT_HANDLE: u32 = 0xffff_0000;
@@ -44,7 +46,7 @@ const fn parent(way: Way) -> u32 {
 }
 
 /// The name that the filter carries.
-fn filter_name(way: Way) -> String {
+pub(super) fn filter_name(way: Way) -> String {
     format!("enforcer_{}", way.program())
 }
 
@@ -125,8 +127,19 @@ fn qdisc(netlink: &mut Netlink, ifindex: u32) -> io::Result<Option<String>> {
     Ok(ours.and_then(|q| q.attributes(TCMSG).text(TCA_KIND)))
 }
 
-/// The filters of a direction: handle and name.
-fn filters(netlink: &mut Netlink, ifindex: u32, way: Way) -> io::Result<Vec<(u32, String)>> {
+/// A filter.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Filter {
+    /// Its handle.
+    handle: u32,
+    /// Its name; its kind where it has none.
+    pub name: String,
+    /// The id of its program, if it is one.
+    pub program: Option<u32>,
+}
+
+/// The filters of a direction, first to run first; none where there is no such qdisc.
+pub(super) fn filters(netlink: &mut Netlink, ifindex: u32, way: Way) -> io::Result<Vec<Filter>> {
     let all = match netlink.dump(&Message::new(RTM_GETTFILTER, &tcmsg(ifindex, 0, parent(way), 0))) {
         Ok(all) => all,
         // No interface, or no such qdisc on it.
@@ -138,14 +151,22 @@ fn filters(netlink: &mut Netlink, ifindex: u32, way: Way) -> io::Result<Vec<(u32
     let read = |filter: &Message| {
         // The first message of a priority has no handle: it stands for the list.
         let handle = filter.u32_at(8).filter(|handle| *handle != 0)?;
-        let options = Attributes::of(filter.attributes(TCMSG).get(TCA_OPTIONS)?);
-        Some((handle, options.text(TCA_BPF_NAME).unwrap_or_default()))
+        let attributes = filter.attributes(TCMSG);
+        let kind = attributes.text(TCA_KIND).unwrap_or_default();
+        let options = Attributes::of(attributes.get(TCA_OPTIONS)?);
+        if kind != "bpf" {
+            return Some(Filter { handle, name: kind, program: None });
+        }
+        let program = options.u32(TCA_BPF_ID);
+        let name = options.text(TCA_BPF_NAME).or_else(|| program.map(sys::program_name)).unwrap_or(kind);
+        Some(Filter { handle, name, program })
     };
     Ok(all.iter().filter_map(read).collect())
 }
 
 fn own_filter(netlink: &mut Netlink, ifindex: u32, way: Way) -> io::Result<bool> {
-    Ok(filters(netlink, ifindex, way)?.contains(&(HANDLE, filter_name(way))))
+    let name = filter_name(way);
+    Ok(filters(netlink, ifindex, way)?.iter().any(|filter| filter.handle == HANDLE && filter.name == name))
 }
 
 /// Takes our filters off an interface of the calling thread's namespace, and the qdisc when it was made for them and

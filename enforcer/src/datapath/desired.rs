@@ -22,6 +22,15 @@ pub struct Place {
     pub netns_id: i32,
 }
 
+/// A pod that runs on after its object was deleted.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GonePod {
+    /// What it was.
+    pub pod: Pod,
+    /// Index of its interface.
+    pub ifindex: u32,
+}
+
 /// What is known about the node.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Facts {
@@ -29,8 +38,13 @@ pub struct Facts {
     pub node_addresses: BTreeSet<IpAddr>,
     /// Addresses found behind hooked interfaces.
     pub places: BTreeMap<IpAddr, Place>,
+    /// Pods whose object is gone and whose interface is still there.
+    pub gone: Vec<GonePod>,
     /// Ports blocked after a failed certificate check.
     pub blocked: BTreeSet<(ObjectName, u16)>,
+    /// Ports that have passed their certificate check, where every other known STRICT port is blocked; `None` where
+    /// ports are open until they fail.
+    pub passed: Option<BTreeSet<(ObjectName, u16)>>,
 }
 
 /// How objects are read.
@@ -114,10 +128,9 @@ pub fn desired(objects: &Objects, facts: &Facts, options: &Options, ids: &mut Wo
     let composer =
         Composer::new(objects.policies.values(), &options.root_namespace, options.revision.as_deref());
     let mut wanted = Desired { exempt: exempt(facts), ..Desired::default() };
-    for pod in objects.pods.values() {
-        if pod.finished {
-            continue;
-        }
+    let owners = owners(objects, facts);
+    let gone = facts.gone.iter().map(|gone| &gone.pod);
+    for pod in objects.pods.values().filter(|pod| !pod.finished).chain(gone) {
         let membership = membership::membership(pod, objects.namespaces.get(&pod.name.namespace));
         if matches!(membership, Membership::Unprotected { .. }) {
             wanted.unprotected.insert(pod.name.clone());
@@ -127,33 +140,39 @@ pub fn desired(objects: &Objects, facts: &Facts, options: &Options, ids: &mut Wo
             continue;
         }
         let plan = plan(pod, meshed, &composer, facts, ids);
-        for address in &pod.addresses {
+        let own = pod
+            .addresses
+            .iter()
+            .filter(|address| owners.get(address).is_some_and(|owner| std::ptr::eq(*owner, pod)));
+        for address in own {
             let place = facts.places.get(address);
             let plan = EndpointPlan {
                 ifindex: place.map_or(0, |place| place.ifindex),
                 netns_id: place.map_or(0, |place| place.netns_id.cast_unsigned().wrapping_add(1)),
                 ..plan.clone()
             };
-            insert(&mut wanted.endpoints, objects, Address::from(*address), plan);
+            wanted.endpoints.insert(Address::from(*address), plan);
         }
     }
     wanted
 }
 
-/// Two pods may claim one address while the old one is going: the younger one has it, by its start.
-fn insert(
-    endpoints: &mut BTreeMap<Address, EndpointPlan>,
-    objects: &Objects,
-    address: Address,
-    plan: EndpointPlan,
-) {
-    let created = |name: &ObjectName| objects.pods.get(name).and_then(|pod| pod.created);
-    match endpoints.get(&address) {
-        Some(held) if created(&held.pod) > created(&plan.pod) => {}
-        _ => {
-            endpoints.insert(address, plan);
+/// Who has each address. Several pods may claim one while the old one is going: meshed or not, the one that came last has
+/// it, so that no pod is held to the policy of another that had its address before.
+fn owners<'a>(objects: &'a Objects, facts: &'a Facts) -> BTreeMap<IpAddr, &'a Pod> {
+    let rank = |pod: &Pod, listed: bool| (listed, !pod.deleting, pod.created, pod.claim);
+    let gone = facts.gone.iter().map(|gone| (&gone.pod, false));
+    let listed = objects.pods.values().map(|pod| (pod, true));
+    let mut owners: BTreeMap<IpAddr, (&Pod, bool)> = BTreeMap::new();
+    for (pod, listed) in gone.chain(listed).filter(|(pod, _)| !pod.finished && !pod.host_network) {
+        for address in &pod.addresses {
+            match owners.get(address) {
+                Some((held, was)) if rank(held, *was) > rank(pod, listed) => {}
+                _ => drop(owners.insert(*address, (pod, listed))),
+            }
         }
     }
+    owners.into_iter().map(|(address, (pod, _))| (address, pod)).collect()
 }
 
 fn plan(
@@ -197,6 +216,9 @@ fn plan(
     for (_, port) in facts.blocked.iter().filter(|(name, _)| *name == pod.name) {
         mark(*port, port_flags::BLOCKED);
     }
+    if let Some(passed) = &facts.passed {
+        block_unchecked(pod, effective.default, &mut ports, passed);
+    }
     let mut mode = effective.default;
     if let Some(included) = &exempt.only {
         // Only these ports pass the sidecar: every other one is as if the pod had none.
@@ -207,6 +229,24 @@ fn plan(
         ports.retain(|port, entry| included.contains(port) || entry.flags & port_flags::EXEMPT != 0);
     }
     EndpointPlan { mode, ports, decided_by: effective.decided_by, ..base }
+}
+
+/// Blocks the STRICT ports that the pod declares or a policy names and that have not passed.
+fn block_unchecked(
+    pod: &Pod,
+    default: Mode,
+    ports: &mut BTreeMap<u16, PortMode>,
+    passed: &BTreeSet<(ObjectName, u16)>,
+) {
+    for declared in pod.ports.iter().filter(|declared| declared.tcp && default == Mode::STRICT) {
+        ports.entry(declared.port).or_insert(PortMode { mode: default, flags: 0, reserved: 0 });
+    }
+    for (port, entry) in ports {
+        let checked = entry.mode == Mode::STRICT && entry.flags & port_flags::EXEMPT == 0;
+        if checked && !passed.contains(&(pod.name.clone(), *port)) {
+            entry.flags |= port_flags::BLOCKED;
+        }
+    }
 }
 
 fn exempt(facts: &Facts) -> BTreeMap<Address, ExemptKind> {

@@ -17,7 +17,7 @@ use super::pin::{self, Pins};
 use super::sys;
 
 /// The kernel side as it was built with this binary.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/enforcer-ebpf"));
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/enforcer-ebpf"));
 
 /// The ring buffer of the kernel side's debug lines; belongs to one load, so it is not pinned.
 const LOG_MAP: &str = "AYA_LOGS";
@@ -310,7 +310,7 @@ fn pin_error(action: &'static str, path: &Path, source: io::Error) -> OpenError 
 }
 
 /// The end of the verifier's log says what is wrong; the beginning is thousands of lines.
-fn refused(name: &str, error: &ProgramError) -> OpenError {
+pub(super) fn refused(name: &str, error: &ProgramError) -> OpenError {
     let text = error.to_string();
     let lines: Vec<_> = text.lines().collect();
     let message = lines[lines.len().saturating_sub(20)..].join("\n");

@@ -198,6 +198,18 @@ impl<K: Entry, const KN: usize> CounterTable<K, KN> {
         Ok(Self { name, map, types: PhantomData })
     }
 
+    /// How many counters there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.map.keys().flatten().count()
+    }
+
+    /// True without counters.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.map.keys().next().is_none()
+    }
+
     /// All counters, summed over the CPUs.
     ///
     /// # Errors
@@ -312,4 +324,20 @@ pub fn event_budget(map: Map) -> Result<EventBudget, MapsError> {
         sum.lost += value.lost;
     }
     Ok(sum)
+}
+
+/// How many entries a map can have; `None` for a kind that this program does not use.
+#[must_use]
+pub fn capacity(map: &Map) -> Option<usize> {
+    let (Map::HashMap(data)
+    | Map::LruHashMap(data)
+    | Map::PerCpuHashMap(data)
+    | Map::LpmTrie(data)
+    | Map::Array(data)
+    | Map::PerCpuArray(data)
+    | Map::RingBuf(data)) = map
+    else {
+        return None;
+    };
+    usize::try_from(data.info().ok()?.max_entries()).ok()
 }

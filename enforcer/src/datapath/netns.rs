@@ -1,7 +1,7 @@
 //! What is inside a pod: its network namespace, found by the number that the host side of its veth carries, its
 //! addresses and its sockets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use nix::libc;
 use nix::sched::{CloneFlags, setns};
 
-use super::interface::Interface;
+use super::interface::{self, Interface};
 use super::netlink::{Message, Netlink, read_u32};
 use super::sockdiag::{self, PodSockets};
 
@@ -131,6 +131,52 @@ pub fn inspect(interface: &Interface) -> Result<PodNamespace, NetnsError> {
         .inspect(interface)
 }
 
+/// Where an address was found.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Holder {
+    /// The interface that has it, in its own namespace.
+    pub interface: String,
+    /// What that is (`veth`, `macvlan`, …); empty for hardware.
+    pub kind: String,
+}
+
+/// Which of these addresses are in other network namespaces than the calling thread's, on an interface that is tied to
+/// this one (a peer or a parent is here) or to none. Other nodes on the same kernel may use the same addresses.
+///
+/// # Errors
+/// When the own namespace cannot be opened.
+pub fn holders(wanted: &BTreeSet<IpAddr>) -> io::Result<BTreeMap<IpAddr, Holder>> {
+    let own = File::open("/proc/thread-self/ns/net")?;
+    let meta = own.metadata()?;
+    let mut found = BTreeMap::new();
+    for path in candidates() {
+        let Ok(file) = File::open(&path) else { continue };
+        if file.metadata().is_ok_and(|other| (other.dev(), other.ino()) == (meta.dev(), meta.ino())) {
+            continue;
+        }
+        // Whatever is no namespace, or goes meanwhile, holds nothing.
+        let inside =
+            within(&file, || Ok((addresses()?, interface::list()?, nsid(&mut Netlink::route()?, &own)?)));
+        let Ok((addresses, interfaces, home)) = inside else { continue };
+        for address in addresses.into_iter().filter(|address| wanted.contains(&address.address)) {
+            let on = interfaces.iter().find(|on| on.index == address.ifindex);
+            if let Some(on) = on.filter(|on| is_tied(on, home)) {
+                found.insert(address.address, Holder { interface: on.name.clone(), kind: on.kind.clone() });
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// `home`: the node's namespace as the interface's own one numbers it.
+fn is_tied(interface: &Interface, home: Option<i32>) -> bool {
+    match interface.peer_netns_id {
+        Some(peer) => Some(peer) == home,
+        // A pair inside the pod leads nowhere else.
+        None => interface.peer_index.is_none(),
+    }
+}
+
 /// Runs something in another network namespace, on a thread of its own: the calling one may serve other tasks.
 fn within<T: Send>(namespace: &File, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     std::thread::scope(|scope| {
@@ -149,7 +195,7 @@ fn candidates() -> Vec<PathBuf> {
     let is_process = |path: &PathBuf| {
         path.file_name().is_some_and(|name| name.as_encoded_bytes().iter().all(u8::is_ascii_digit))
     };
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     let processes = entries("/proc").filter(is_process).map(|path| path.join("ns/net"));
     entries("/run/netns")
         .chain(entries("/var/run/netns"))

@@ -133,7 +133,14 @@ struct RawLinkInfo {
 #[repr(C)]
 #[derive(Default)]
 struct ProgramInfo {
-    before: [u64; 8],
+    kind: u32,
+    id: u32,
+    tag: u64,
+    jited_len: u32,
+    xlated_len: u32,
+    jited: u64,
+    xlated: u64,
+    between: [u64; 3],
     name: [u8; 16],
 }
 
@@ -182,16 +189,50 @@ pub(super) fn open(path: &Path) -> io::Result<OwnedFd> {
 /// The name of the program with this id; empty when it is gone or may not be read.
 pub(super) fn program_name(id: u32) -> String {
     let read = || -> io::Result<String> {
-        // `start_id` is the first field; `next_id` and `open_flags` are zero.
-        let program = own(bpf(BPF_PROG_GET_FD_BY_ID, &mut InfoAttr { fd: id, ..InfoAttr::default() })?);
+        let program = program_by_id(id)?;
         let mut info = ProgramInfo::default();
-        let len = u32::try_from(size_of::<ProgramInfo>()).map_err(io::Error::other)?;
-        let mut attr = InfoAttr { fd: raw(program.as_fd()), len, info: address(&raw mut info) };
-        bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+        program_info(program.as_fd(), &mut info)?;
         let end = info.name.iter().position(|b| *b == 0).unwrap_or(info.name.len());
         Ok(String::from_utf8_lossy(info.name.get(..end).unwrap_or_default()).into_owned())
     };
     read().unwrap_or_default()
+}
+
+/// The instructions of the program with this id, as the verifier left them; empty when they may not be read.
+pub(super) fn program_code(id: u32) -> io::Result<Vec<u8>> {
+    let program = program_by_id(id)?;
+    let mut info = ProgramInfo::default();
+    program_info(program.as_fd(), &mut info)?;
+    let mut code = vec![0; info.xlated_len as usize];
+    let mut info = ProgramInfo {
+        xlated_len: info.xlated_len,
+        xlated: address(code.as_mut_ptr()),
+        ..ProgramInfo::default()
+    };
+    program_info(program.as_fd(), &mut info)?;
+    // The kernel takes the pointer out where it shows nothing.
+    Ok(if info.xlated == 0 { Vec::new() } else { code })
+}
+
+/// The id of a program.
+pub(super) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut info = ProgramInfo::default();
+    program_info(program, &mut info)?;
+    Ok(info.id)
+}
+
+fn program_by_id(id: u32) -> io::Result<OwnedFd> {
+    // `start_id` is the first field; `next_id` and `open_flags` are zero.
+    bpf(BPF_PROG_GET_FD_BY_ID, &mut InfoAttr { fd: id, ..InfoAttr::default() }).map(own)
+}
+
+fn program_info(program: BorrowedFd<'_>, info: &mut ProgramInfo) -> io::Result<()> {
+    let len = u32::try_from(size_of::<ProgramInfo>()).map_err(io::Error::other)?;
+    bpf(
+        BPF_OBJ_GET_INFO_BY_FD,
+        &mut InfoAttr { fd: raw(program), len, info: address(std::ptr::from_mut(info)) },
+    )
+    .map(drop)
 }
 
 /// Asks for a link's information.

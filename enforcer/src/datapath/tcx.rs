@@ -6,11 +6,11 @@ use std::path::Path;
 
 use nix::libc;
 
-use super::attach::{AttachError, Attachment, Hook, Neighbour, Way};
+use super::attach::{AttachError, Attachment, Hook, Way};
 use super::interface::Interface;
 use super::load::Datapath;
 use super::pin::{self, LinkKind};
-use super::sys::{self, Hooked, TcxHook};
+use super::sys::{self, TcxHook};
 
 /// The hook of a direction on the host-side interface.
 pub(super) const fn hook(way: Way) -> TcxHook {
@@ -27,28 +27,21 @@ pub(super) fn is_unsupported(error: &io::Error) -> bool {
 
 /// Hooks both directions.
 pub(super) fn attach(datapath: &Datapath, interface: &Interface) -> Result<Attachment, AttachError> {
-    let (mut replaced, mut neighbours, mut warnings) = (true, Vec::new(), Vec::new());
+    let mut replaced = true;
     for way in Way::BOTH {
-        let (link, existing) = match reopen(datapath, interface, way)? {
-            Some(link) => (link, true),
-            None => (create(datapath, interface, way)?, false),
-        };
-        replaced &= existing;
-        let on_hook = sys::tcx_query(interface.index, hook(way))
-            .map_err(|e| AttachError::io("query the hook of", interface, e))?;
-        let id =
-            sys::link_info(link.as_fd()).map_err(|e| AttachError::io("read the link of", interface, e))?.id;
-        neighbours.extend(around(&on_hook, id, way));
-    }
-    for neighbour in &neighbours {
-        if neighbour.name == neighbour.way.program() {
-            warnings.push(format!(
-                "a second program {} (id {}) is on {}: another enforcer with its own --bpffs folder is at work there",
-                neighbour.name, neighbour.program, interface.name
-            ));
+        let existing = reopen(datapath, interface, way)?;
+        if existing.is_none() {
+            create(datapath, interface, way)?;
         }
+        replaced &= existing.is_some();
     }
-    Ok(Attachment { interface: interface.clone(), hook: Hook::Tcx, replaced, neighbours, warnings })
+    Ok(Attachment {
+        interface: interface.clone(),
+        hook: Hook::Tcx,
+        replaced,
+        neighbours: Vec::new(),
+        warnings: Vec::new(),
+    })
 }
 
 /// Replaces the program of the pinned link; `None` when there is no pin, or the link behind it is not on this
@@ -88,20 +81,6 @@ fn create(datapath: &Datapath, interface: &Interface, way: Way) -> Result<OwnedF
     let path = datapath.pins.link(datapath.link_name(interface.index, LinkKind::Tcx(way)));
     sys::pin(link.as_fd(), &path).map_err(|e| AttachError::io("pin the link of", interface, e))?;
     Ok(link)
-}
-
-/// The programs before and behind the link with this id.
-fn around(on_hook: &[Hooked], own: u32, way: Way) -> Vec<Neighbour> {
-    let own_place = on_hook.iter().position(|other| other.link == own);
-    let others = on_hook.iter().enumerate().filter(|(_, other)| other.link != own);
-    others
-        .map(|(place, other)| Neighbour {
-            way,
-            before: own_place.is_some_and(|own| place < own),
-            program: other.program,
-            name: sys::program_name(other.program),
-        })
-        .collect()
 }
 
 /// Takes the program off the hook and removes the pin; nothing to do is no error.

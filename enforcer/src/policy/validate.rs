@@ -107,7 +107,13 @@ impl Reader<'_> {
                 "unknown field: a lenient client drops it silently{consequence}; known here: {}; correct the spelling or remove it",
                 known.join(", ")
             );
-            self.undecodable(field, "unknown-field", message);
+            // The API server keeps no field that its definition does not know: one of a later release, no misspelling.
+            if self.origin.file.is_none() {
+                let message = "unknown field, of a later release of Istio perhaps: it is passed over";
+                self.warnings.push(Problem::new(self.origin, &self.object, field, "unknown-field", message));
+            } else {
+                self.undecodable(field, "unknown-field", message);
+            }
         }
     }
 

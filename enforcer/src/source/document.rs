@@ -381,6 +381,8 @@ fn pod(fields: &Fields, origin: &Origin) -> Reading<Object> {
         ports,
         probe_ports: probes,
         finished: matches!(status.text("phase")?, Some("Succeeded" | "Failed")),
+        deleting: metadata.text("deletionTimestamp")?.is_some(),
+        claim: 0,
     };
     Ok(Object::Pod(Box::new(pod), origin.clone()))
 }

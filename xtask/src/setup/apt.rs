@@ -44,13 +44,7 @@ struct Archive<'a> {
 
 impl Archive<'_> {
     fn download(&self, package: &str, version: &str) -> Result<PathBuf> {
-        for part in ["state/lists/partial", "cache/archives/partial", "sources"] {
-            let path = self.directory.join(part);
-            fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
-        }
-        let path = self.directory.join("sources/suite.sources");
-        fs::write(&path, self.stanza()).with_context(|| format!("cannot write {}", path.display()))?;
-
+        prepare(self.directory, &self.source.stanza("deb", self.suite))?;
         output(self.apt("apt-get").args(["-qq", "update"]))?;
         let table = output(self.apt("apt-cache").args(["madison", package]))?;
         let full = pick(&table, version)
@@ -65,38 +59,46 @@ impl Archive<'_> {
             .with_context(|| format!("apt-get downloaded {package} but left no file"))
     }
 
-    fn stanza(&self) -> String {
-        let Source { uri, signed_by } = self.source;
-        let key = signed_by.as_ref().map(|key| format!("Signed-By: {key}\n")).unwrap_or_default();
-        format!("Types: deb\nURIs: {uri}\nSuites: {}\nComponents: main\n{key}", self.suite)
-    }
-
-    /// An apt program that sees this archive alone.
     fn apt(&self, program: &str) -> Command {
-        let mut apt = command(program);
-        apt.current_dir(self.directory);
-        for (option, path) in
-            [("Dir::State", "state"), ("Dir::Cache", "cache"), ("Dir::Etc::sourceparts", "sources")]
-        {
-            apt.arg("-o").arg(format!("{option}={}", self.directory.join(path).display()));
-        }
-        for option in [
-            "Dir::Etc::sourcelist=/dev/null",
-            "Acquire::Languages=none",
-            "Acquire::Retries=1",
-            "Acquire::http::Timeout=20",
-            "Acquire::https::Timeout=20",
-            // Else an archive that cannot be read is a warning, and update "succeeds".
-            "APT::Update::Error-Mode=any",
-        ] {
-            apt.args(["-o", option]);
-        }
-        if crate::shell::is_root() {
-            // apt's own user cannot write below root's home, where the cache lies.
-            apt.args(["-o", "APT::Sandbox::User=root"]);
-        }
-        apt
+        isolated(program, self.directory)
     }
+}
+
+/// Makes what [`isolated`] needs: the folders, and `stanzas` as the only sources.
+pub(crate) fn prepare(directory: &Path, stanzas: &str) -> Result<()> {
+    for part in ["state/lists/partial", "cache/archives/partial", "sources"] {
+        let path = directory.join(part);
+        fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
+    }
+    let path = directory.join("sources/suite.sources");
+    fs::write(&path, stanzas).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// An apt program that sees the archives of `directory/sources` alone, and keeps its lists and files in `directory`.
+pub(crate) fn isolated(program: &str, directory: &Path) -> Command {
+    let mut apt = command(program);
+    apt.current_dir(directory);
+    for (option, path) in
+        [("Dir::State", "state"), ("Dir::Cache", "cache"), ("Dir::Etc::sourceparts", "sources")]
+    {
+        apt.arg("-o").arg(format!("{option}={}", directory.join(path).display()));
+    }
+    for option in [
+        "Dir::Etc::sourcelist=/dev/null",
+        "Acquire::Languages=none",
+        "Acquire::Retries=1",
+        "Acquire::http::Timeout=20",
+        "Acquire::https::Timeout=20",
+        // Else an archive that cannot be read is a warning, and update "succeeds".
+        "APT::Update::Error-Mode=any",
+    ] {
+        apt.args(["-o", option]);
+    }
+    if crate::shell::is_root() {
+        // apt's own user cannot write below root's home, where the cache lies.
+        apt.args(["-o", "APT::Sandbox::User=root"]);
+    }
+    apt
 }
 
 /// The Debian version of the upstream version `version` in the table that `apt-cache madison` prints.

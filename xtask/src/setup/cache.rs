@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 
 /// `$XDG_CACHE_HOME/enforcer`, else `~/.cache/enforcer`; it exists.
-pub(super) fn directory() -> Result<PathBuf> {
+pub(crate) fn directory() -> Result<PathBuf> {
     let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let base = set("XDG_CACHE_HOME")
         .or_else(|| set("HOME").map(|home| home.join(".cache")))
@@ -19,7 +19,7 @@ pub(super) fn directory() -> Result<PathBuf> {
 }
 
 /// Waits until no other set-up runs, and keeps others out until the file is dropped.
-pub(super) fn lock() -> Result<File> {
+pub(crate) fn lock() -> Result<File> {
     let path = directory()?.join("lock");
     let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
     if file.try_lock().is_err() {

@@ -6,7 +6,7 @@ use super::report;
 use crate::shell::{command, find, is_root, run};
 
 /// Program and the Debian package that brings it.
-const TOOLS: [(&str, &str); 11] = [
+const TOOLS: &[(&str, &str)] = &[
     ("ip", "iproute2"),
     ("tc", "iproute2"),
     ("curl", "curl"),
@@ -15,16 +15,26 @@ const TOOLS: [(&str, &str); 11] = [
     ("ethtool", "ethtool"),
     ("tcpdump", "tcpdump"),
     ("python3", "python3"),
+    ("pip3", "python3-pip"),
     ("nginx", "nginx-light"),
     ("stunnel4", "stunnel4"),
     ("gnutls-cli", "gnutls-bin"),
+    ("jq", "jq"),
+    ("prometheus", "prometheus"),
+    ("promtool", "prometheus"),
 ];
 
 /// Every tool is there, or gets installed.
 pub(super) fn ensure() -> Result<()> {
     let missing = missing();
     if missing.is_empty() {
-        report("tools", format_args!("found {}", TOOLS.map(|(program, _)| program).join(", ")));
+        report(
+            "tools",
+            format_args!(
+                "found {}",
+                TOOLS.iter().map(|(program, _)| *program).collect::<Vec<_>>().join(", ")
+            ),
+        );
         return Ok(());
     }
     let list = missing.join(" ");

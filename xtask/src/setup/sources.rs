@@ -5,15 +5,23 @@ use std::path::Path;
 
 /// One archive that apt is configured with.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Source {
+pub(crate) struct Source {
     /// Address, scheme included.
-    pub(super) uri: String,
+    pub(crate) uri: String,
     /// Path of the keyring, or the key itself in the deb822 form; `None`: apt's own trusted keys.
-    pub(super) signed_by: Option<String>,
+    pub(crate) signed_by: Option<String>,
+}
+
+impl Source {
+    /// The deb822 stanza for one suite of this archive; `types` is `deb`, `deb-src` or both.
+    pub(crate) fn stanza(&self, types: &str, suite: &str) -> String {
+        let key = self.signed_by.as_ref().map(|key| format!("Signed-By: {key}\n")).unwrap_or_default();
+        format!("Types: {types}\nURIs: {}\nSuites: {suite}\nComponents: main\n{key}", self.uri)
+    }
 }
 
 /// The archives for binary packages that serve the component `main`, each once, in apt's order.
-pub(super) fn configured() -> Vec<Source> {
+pub(crate) fn configured() -> Vec<Source> {
     let etc = Path::new("/etc/apt");
     let mut files: Vec<_> = fs::read_dir(etc.join("sources.list.d"))
         .map(|entries| entries.flatten().map(|entry| entry.path()).collect())

@@ -7,6 +7,7 @@ use crate::datapath::Env as _;
 use crate::datapath::{Act, Decision};
 use crate::map::{ExemptKind, Flow, FlowState, endpoint_flags, flow_flags, port_flags};
 use crate::settings::{Action, Enforcement};
+use crate::tcp::ACK;
 use crate::{Address, Mode, Reason, Verdict};
 
 #[test]
@@ -143,6 +144,13 @@ fn sources_and_probes_are_exempt_as_far_as_their_kind_goes() {
     let mut talk = Conversation::open(Mode::STRICT);
     talk.model.own_probe = true;
     allowed(talk.client(0, REQUEST), Reason::PROBE);
+    // The pod's answer to a check carries no mark.
+    let mut talk = Conversation::open(Mode::STRICT);
+    talk.model.own_probe = true;
+    allowed(talk.client(0, HELLO), Reason::PROBE);
+    talk.model.own_probe = false;
+    talk.received = 11;
+    passes(talk.pod(0, REQUEST));
 }
 
 #[test]
@@ -224,6 +232,18 @@ fn existing_connections() {
         } else {
             reset(talk.client(500, REQUEST), Reason::MIDSTREAM);
         }
+    }
+    // Nothing was seen of the connection: the reset to the pod takes the client's number until the pod has told its own,
+    // wherever in the number space that is.
+    for told in [1, 0x7fff_ffff, 0x8000_0001, u32::MAX] {
+        let mut talk = existing(Reason::MIDSTREAM);
+        talk.model.insert_flow(&talk.key, &Flow { pod_ack: 0, ..talk.flow() });
+        talk.model.set_mode(Mode::STRICT);
+        let decision = talk.to_pod(ACK, 77, 88, REQUEST);
+        assert_eq!((decision.numbers.pod_seq, decision.numbers.client_seq), (77, 88));
+        reset(decision, Reason::MIDSTREAM);
+        talk.pod_sends(ACK, 88, told, &[]);
+        assert_eq!(talk.to_pod(ACK, 77, 88, REQUEST).numbers.pod_seq, told);
     }
     let mut talk = existing(Reason::MIDSTREAM);
     talk.model.set_mode(Mode::STRICT);

@@ -35,7 +35,7 @@ pub(super) fn validity(certificate: &Certificate, now: Timestamp) -> String {
 }
 
 /// One line of `enforcer certs`.
-pub(super) fn row(entry: &Entry, now: Timestamp) -> [String; 11] {
+pub(super) fn row(entry: &Entry, now: Timestamp) -> [String; 13] {
     let server = entry.probe.as_ref().and_then(|probe| probe.server.as_ref());
     let leaf = server.and_then(|server| server.chain.first());
     let of_leaf = |show: &dyn Fn(&Certificate) -> String| leaf.map_or_else(|| "-".to_owned(), show);
@@ -47,13 +47,21 @@ pub(super) fn row(entry: &Entry, now: Timestamp) -> [String; 11] {
         entry.port.to_string(),
         state,
         entry.history.since.map_or_else(|| "-".to_owned(), |since| relative(since, now)),
+        of_leaf(&|leaf| dash(leaf.subject.clone())),
         of_leaf(&|leaf| dash(leaf.uris.join(" "))),
         of_leaf(&|leaf| dash(leaf.issuer.clone())),
         of_leaf(&|leaf| validity(leaf, now)),
         of_leaf(&|leaf| leaf.key.clone()),
         server.and_then(|server| server.version.clone()).unwrap_or_else(|| "-".to_owned()),
-        dash(findings.map(ToString::to_string).collect::<Vec<_>>().join("; ")),
+        dash(entry.probe.as_ref().map(clients).unwrap_or_default()),
+        dash(findings.map(ToString::to_string).collect::<Vec<_>>().join("\n")),
     ]
+}
+
+/// What each client got, one line each.
+fn clients(probe: &Probe) -> String {
+    let lines = probe.clients.iter().map(|result| format!("{}: {}", result.client, result.outcome));
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// The whole of one check, one fact per line.

@@ -1,0 +1,90 @@
+//! The kinds that are watched, and what is asked for of each.
+
+use kube::api::{ApiResource, DynamicObject};
+use kube::core::GroupVersionKind;
+use kube::runtime::watcher;
+use kube::{Api, Client};
+
+use super::Options;
+
+/// A kind of object.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Kind {
+    /// `PeerAuthentication`, of all namespaces.
+    Policies,
+    /// `Namespace`.
+    Namespaces,
+    /// `Pod`, of this node.
+    Pods,
+    /// `ConfigMap`: the mesh's trust bundle alone, in the root namespace.
+    Bundle,
+    /// `Service`, for warnings.
+    Services,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Policies, Self::Namespaces, Self::Pods, Self::Bundle, Self::Services];
+
+    /// The name in the API, in the plural.
+    #[must_use]
+    pub const fn plural(self) -> &'static str {
+        match self {
+            Self::Policies => "peerauthentications",
+            Self::Namespaces => "namespaces",
+            Self::Pods => "pods",
+            Self::Bundle => "configmaps",
+            Self::Services => "services",
+        }
+    }
+
+    /// The name of one object's kind.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Policies => "PeerAuthentication",
+            Self::Namespaces => "Namespace",
+            Self::Pods => "Pod",
+            Self::Bundle => "ConfigMap",
+            Self::Services => "Service",
+        }
+    }
+
+    /// What is enforced follows from it: nothing is changed before it is known.
+    #[must_use]
+    pub const fn is_essential(self) -> bool {
+        matches!(self, Self::Policies | Self::Namespaces | Self::Pods)
+    }
+
+    /// What the kind is called in the set of objects: kind, namespace and name.
+    #[must_use]
+    pub fn key(self, namespace: Option<&str>, name: &str) -> String {
+        match self {
+            Self::Namespaces => format!("Namespace {name}"),
+            _ => format!("{} {}/{name}", self.name(), namespace.unwrap_or("default")),
+        }
+    }
+
+    /// The API of the objects that are watched; `version` as in `apiVersion`.
+    pub(super) fn api(self, client: Client, version: &str, options: &Options) -> Api<DynamicObject> {
+        let (group, version) = version.split_once('/').unwrap_or(("", version));
+        let kind = GroupVersionKind::gvk(group, version, self.name());
+        let resource = ApiResource::from_gvk_with_plural(&kind, self.plural());
+        match self {
+            Self::Bundle => Api::namespaced_with(client, &options.root_namespace, &resource),
+            _ => Api::all_with(client, &resource),
+        }
+    }
+
+    /// What is asked for.
+    pub(super) fn query(self, options: &Options) -> watcher::Config {
+        let query = watcher::Config::default();
+        match self {
+            Self::Policies | Self::Namespaces => query,
+            // From the API server's cache: a quorum read of every pod of the cluster by every node would be felt.
+            Self::Pods => query.fields(&format!("spec.nodeName={}", options.node)).any_semantic(),
+            Self::Bundle => query.fields(&format!("metadata.name={}", options.bundle)),
+            Self::Services => query.any_semantic(),
+        }
+    }
+}

@@ -1,0 +1,102 @@
+use super::numbers::{Check, ConnectionKey, Fill};
+use super::*;
+use crate::certificate::state::State as CertificateState;
+use enforcer_common::map::{Counter, CounterKey, EventBudget};
+use enforcer_common::{Direction, Mode, Reason, Verdict};
+
+#[derive(Debug)]
+struct Fixed(Numbers);
+
+impl Collector for Fixed {
+    fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
+        write(&self.0, 1, &mut Writer(encoder))
+    }
+}
+
+fn numbers() -> Numbers {
+    let key = |workload: &str| ConnectionKey {
+        namespace: "shop".into(),
+        workload: workload.into(),
+        verdict: Verdict::RESET,
+        reason: Reason::PLAINTEXT,
+    };
+    let counter = |connections| Counter { connections, packets: connections * 2, bytes: connections * 100 };
+    let count = |direction| CounterKey { verdict: Verdict::RESET, reason: Reason::PLAINTEXT, direction };
+    let check = Check { state: CertificateState::Expiring, expires: Some(1_800_000_000.0) };
+    Numbers {
+        settings: Some(["enforce", "reset", "allow"]),
+        connections: [(key("web"), 3), (key("other"), 4)].into(),
+        node: vec![(count(Direction::TO_POD), counter(5)), (count(Direction::FROM_POD), counter(2))],
+        endpoints: [(Mode::STRICT, 2)].into(),
+        maps: vec![("FLOWS", Fill { entries: Some(9), capacity: 100 })],
+        events: Some(EventBudget { window_ns: 0, sent: 1, suppressed: 2, lost: 3 }),
+        certificates: [(("shop".to_owned(), "web".to_owned(), 8080), check)].into(),
+        policy_applied: Some(1_700_000_000.5),
+        cpu_seconds: Some(0.25),
+        ..Numbers::default()
+    }
+}
+
+fn encoded(format: Format) -> String {
+    let mut registry = Registry::with_prefix(PREFIX);
+    registry.register("policy_apply_seconds", "Apply", Timings::default().policy_apply);
+    registry.register_collector(Box::new(Fixed(numbers())));
+    Metrics { registry }.encode(format).expect("a string takes everything")
+}
+
+#[test]
+fn every_number_has_its_name() {
+    let text = encoded(Format::OpenMetrics);
+    for line in [
+        "enforcer_build_info{version=\"0.1.0\",layout=",
+        "enforcer_settings_info{mode=\"enforce\",action=\"reset\",unknown_pods=\"allow\"} 1",
+        "# TYPE enforcer_connections counter",
+        "enforcer_connections_total{verdict=\"reset\",reason=\"PLAINTEXT\",namespace=\"shop\",workload=\"web\"} 3",
+        "enforcer_connections_total{verdict=\"reset\",reason=\"PLAINTEXT\",namespace=\"shop\",workload=\"other\"} 4",
+        "enforcer_node_verdicts_total{verdict=\"reset\",reason=\"PLAINTEXT\"} 7",
+        "enforcer_node_packets_total{verdict=\"reset\",reason=\"PLAINTEXT\",direction=\"to_pod\"} 10",
+        "enforcer_node_bytes_total{verdict=\"reset\",reason=\"PLAINTEXT\",direction=\"from_pod\"} 200",
+        "enforcer_endpoints{mode=\"STRICT\"} 2",
+        "enforcer_flows 9",
+        "enforcer_flow_table_capacity 100",
+        "enforcer_map_entries{map=\"FLOWS\"} 9",
+        "enforcer_events_lost_total 3",
+        "enforcer_events_suppressed_total 2",
+        "enforcer_certificate_check{namespace=\"shop\",pod=\"web\",port=\"8080\",state=\"expiring\"} 1",
+        "enforcer_certificate_expiry_timestamp_seconds{namespace=\"shop\",pod=\"web\",port=\"8080\"} 1800000000",
+        "enforcer_policy_applied_timestamp_seconds 1700000000.5",
+        "enforcer_process_cpu_seconds_total 0.25",
+        "enforcer_scrape_errors 1",
+    ] {
+        assert!(text.contains(line), "no {line} in\n{text}");
+    }
+    assert!(text.ends_with("# EOF\n"));
+}
+
+#[test]
+fn only_counters_end_in_total() {
+    for line in encoded(Format::Classic).lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        let (name, kind) = line.split_once(' ').expect("a name and a type");
+        assert_eq!(name.ends_with("_total"), kind == "counter", "{line}");
+        assert!(name.starts_with("enforcer_"), "{line}");
+    }
+}
+
+#[test]
+fn a_scraper_gets_what_it_asks_for() {
+    let prometheus = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
+    assert_eq!(Format::of_accept(prometheus), Format::OpenMetrics);
+    assert_eq!(Format::of_accept("*/*"), Format::Classic);
+    assert_eq!(Format::of_accept(""), Format::Classic);
+}
+
+#[test]
+fn workloads_keep_their_place_and_the_rest_is_one() {
+    let mut slots = Slots::new(2);
+    let name = |place: (String, String)| format!("{}/{}", place.0, place.1);
+    assert_eq!(name(slots.place("shop", "a")), "shop/a");
+    assert_eq!(name(slots.place("shop", "b")), "shop/b");
+    assert_eq!(name(slots.place("shop", "c")), "other/other");
+    assert_eq!(name(slots.place("shop", "a")), "shop/a");
+    assert_eq!(name(slots.place("shop", "c")), "other/other");
+}

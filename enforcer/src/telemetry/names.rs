@@ -1,0 +1,149 @@
+//! Who is behind an address: pods that the agent's objects name, the node itself, and remote pods that a lookup learned.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::object::{Objects, Pod};
+
+/// A pod by name.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Identity {
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub pod: Arc<str>,
+    /// The workload that it belongs to.
+    pub workload: Arc<str>,
+}
+
+impl Identity {
+    /// Of a pod.
+    #[must_use]
+    pub fn of(pod: &Pod) -> Self {
+        Self {
+            namespace: pod.name.namespace.as_str().into(),
+            pod: pod.name.name.as_str().into(),
+            workload: workload_name(pod).into(),
+        }
+    }
+}
+
+/// The name of the workload that a pod belongs to, by the labels that the controllers of Kubernetes put on their pods;
+/// the pod's own name when none of them made it.
+#[must_use]
+pub fn workload_name(pod: &Pod) -> &str {
+    let name = pod.name.name.as_str();
+    let label = |key: &str| pod.labels.get(key).map(String::as_str).filter(|value| !value.is_empty());
+    if let Some(job) = label("batch.kubernetes.io/job-name").or_else(|| label("job-name")) {
+        return job;
+    }
+    if let Some(hash) = label("pod-template-hash") {
+        // NAME-HASH-RANDOM, the part before the hash being the Deployment.
+        let owner = name.rsplit_once('-').and_then(|(set, _)| set.strip_suffix(hash)?.strip_suffix('-'));
+        return owner.unwrap_or(name);
+    }
+    let stem = name.rsplit_once('-').map_or(name, |(stem, _)| stem);
+    if label("statefulset.kubernetes.io/pod-name").is_some() || label("controller-revision-hash").is_some() {
+        return stem;
+    }
+    name
+}
+
+/// Pods by address, from one set of objects.
+#[derive(Debug, Default)]
+pub struct Index {
+    pods: BTreeMap<IpAddr, Identity>,
+}
+
+impl Index {
+    /// Of these objects. Addresses of the host network are not a pod's own.
+    #[must_use]
+    pub fn new(objects: &Objects) -> Self {
+        let own = objects.pods.values().filter(|pod| !pod.host_network && !pod.finished);
+        let pods = own.flat_map(|pod| pod.addresses.iter().map(|address| (*address, Identity::of(pod))));
+        Self { pods: pods.collect() }
+    }
+
+    /// The pod that has an address.
+    #[must_use]
+    pub fn get(&self, address: IpAddr) -> Option<&Identity> {
+        self.pods.get(&address)
+    }
+}
+
+/// Asks for the pod behind an address that the agent's own objects do not name, and hands the answer to
+/// [`Remote::learn`] some time later. Must not block.
+pub trait Lookup: Send + Sync {
+    /// Asks. Is called at most once in [`KEEP`] for an address, unless it was forgotten for lack of room.
+    fn request(&self, address: IpAddr);
+}
+
+/// How long an answer, or the question, stands.
+pub const KEEP: Duration = Duration::from_secs(60);
+
+/// Remote pods, learned on demand; bounded.
+pub struct Remote {
+    lookup: Option<Box<dyn Lookup>>,
+    known: Mutex<HashMap<IpAddr, (Instant, Option<Identity>)>>,
+    capacity: usize,
+}
+
+impl std::fmt::Debug for Remote {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Remote").field("capacity", &self.capacity).finish_non_exhaustive()
+    }
+}
+
+impl Remote {
+    /// With a lookup, or none; knows at most `capacity` addresses.
+    #[must_use]
+    pub fn new(lookup: Option<Box<dyn Lookup>>, capacity: usize) -> Self {
+        Self { lookup, known: Mutex::default(), capacity }
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<IpAddr, (Instant, Option<Identity>)>> {
+        // Nothing is left half done under this lock.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The pod behind an address, if it is known now; asks for it if not.
+    pub fn get(&self, address: IpAddr, now: Instant) -> Option<Identity> {
+        let lookup = self.lookup.as_ref()?;
+        {
+            let mut known = self.known();
+            match known.get(&address) {
+                Some((since, identity)) if now.saturating_duration_since(*since) < KEEP => {
+                    return identity.clone();
+                }
+                _ => {}
+            }
+            if known.len() >= self.capacity {
+                known.retain(|_, (since, _)| now.saturating_duration_since(*since) < KEEP);
+            }
+            if known.len() >= self.capacity {
+                return None;
+            }
+            known.insert(address, (now, None));
+        }
+        lookup.request(address);
+        None
+    }
+
+    /// Takes an answer over; one that nobody asked for is ignored.
+    pub fn learn(&self, address: IpAddr, identity: Option<Identity>, now: Instant) {
+        if let Some(entry) = self.known().get_mut(&address) {
+            *entry = (now, identity);
+        }
+    }
+
+    /// The pod behind an address if an answer is there, without asking.
+    #[must_use]
+    pub fn peek(&self, address: IpAddr) -> Option<Identity> {
+        self.known().get(&address)?.1.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests;

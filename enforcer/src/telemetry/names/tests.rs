@@ -1,0 +1,91 @@
+use super::*;
+use crate::object::ObjectName;
+
+fn pod(name: &str, labels: &[(&str, &str)]) -> Pod {
+    Pod {
+        name: ObjectName::new("shop", name),
+        labels: labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+        ..Pod::default()
+    }
+}
+
+#[test]
+fn workloads_are_named_as_their_controllers_are() {
+    for (name, labels, workload) in [
+        ("web-6d4cf56db6-x7k2p", &[("pod-template-hash", "6d4cf56db6")][..], "web"),
+        ("web-v2-6d4cf56db6-x7k2p", &[("pod-template-hash", "6d4cf56db6")], "web-v2"),
+        ("by-hand", &[("pod-template-hash", "6d4cf56db6")], "by-hand"),
+        (
+            "db-0",
+            &[("statefulset.kubernetes.io/pod-name", "db-0"), ("controller-revision-hash", "db-5d")],
+            "db",
+        ),
+        (
+            "log-agent-qw8rt",
+            &[("controller-revision-hash", "7c9"), ("pod-template-generation", "1")],
+            "log-agent",
+        ),
+        ("backup-28391-abcde", &[("job-name", "backup-28391")], "backup-28391"),
+        ("frontend", &[("app", "frontend.shop.svc.cluster.local")], "frontend"),
+    ] {
+        assert_eq!(workload_name(&pod(name, labels)), workload, "{name}");
+    }
+}
+
+#[test]
+fn addresses_of_the_host_and_of_finished_pods_are_nobodys() {
+    let address: IpAddr = "10.0.0.1".parse().expect("an address");
+    let mut objects = Objects::default();
+    let mut web = Pod { addresses: vec![address], ..pod("web", &[]) };
+    objects.pods.insert(web.name.clone(), web.clone());
+    assert_eq!(Index::new(&objects).get(address).map(|found| &*found.pod), Some("web"));
+    web.host_network = true;
+    objects.pods.insert(web.name.clone(), web.clone());
+    assert_eq!(Index::new(&objects).get(address), None);
+    objects.pods.insert(web.name.clone(), Pod { host_network: false, finished: true, ..web });
+    assert_eq!(Index::new(&objects).get(address), None);
+}
+
+#[derive(Clone, Default)]
+struct Asked(Arc<Mutex<Vec<IpAddr>>>);
+
+impl Lookup for Asked {
+    fn request(&self, address: IpAddr) {
+        self.0.lock().expect("no thread panicked").push(address);
+    }
+}
+
+#[test]
+fn remote_pods_are_asked_for_once_and_bounded() {
+    let asked = Asked::default();
+    let remote = Remote::new(Some(Box::new(asked.clone())), 2);
+    let address = |number: u8| IpAddr::from([10, 1, 0, number]);
+    let now = Instant::now();
+    let identity = Identity::of(&pod("far", &[]));
+    assert_eq!(remote.get(address(1), now), None);
+    assert_eq!(remote.get(address(1), now), None);
+    remote.learn(address(1), Some(identity.clone()), now);
+    assert_eq!(remote.get(address(1), now), Some(identity.clone()));
+    assert_eq!(remote.peek(address(1)), Some(identity.clone()));
+    // No pod: known as that.
+    assert_eq!(remote.get(address(2), now), None);
+    remote.learn(address(2), None, now);
+    // Full: neither asked for nor learned.
+    assert_eq!(remote.get(address(3), now), None);
+    remote.learn(address(3), Some(identity), now);
+    assert_eq!(remote.peek(address(3)), None);
+    let asks = || asked.0.lock().expect("no thread panicked").clone();
+    assert_eq!(asks(), [address(1), address(2)]);
+    // What is old makes room, and is asked for again.
+    let later = now + KEEP;
+    assert_eq!(remote.get(address(3), later), None);
+    assert_eq!(remote.get(address(1), later), None);
+    assert_eq!(asks(), [address(1), address(2), address(3), address(1)]);
+}
+
+#[test]
+fn without_a_lookup_nothing_is_kept() {
+    let remote = Remote::new(None, 2);
+    assert_eq!(remote.get(IpAddr::from([10, 0, 0, 1]), Instant::now()), None);
+    assert_eq!(remote.peek(IpAddr::from([10, 0, 0, 1])), None);
+}

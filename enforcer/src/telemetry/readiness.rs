@@ -1,0 +1,199 @@
+//! Readiness: who would break if a workload turned STRICT? What each node saw of its pods' clients, how long and how
+//! completely it watched, and what follows from that. Pure; the agent's part is [`history`], the shell is `cli/readiness`.
+//!
+//! The data of nodes merge as a set with one entry per node, the newest: in any order, any grouping, and twice is once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub mod history;
+pub mod judge;
+pub mod manifest;
+pub mod spans;
+
+use self::spans::Spans;
+
+/// Labels.
+pub type Labels = BTreeMap<String, String>;
+
+/// What one node knows.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct NodeData {
+    /// When this was read.
+    pub time: Timestamp,
+    /// The node's name.
+    pub node: String,
+    /// False in audit mode: STRICT is not carried out yet.
+    pub enforcing: bool,
+    /// What a reader should know of how it was watched, one sentence each.
+    pub notes: Vec<String>,
+    /// Its meshed pods, those that are gone included.
+    pub pods: Vec<PodData>,
+    /// Names of the policies in the pods' namespaces.
+    pub policies: BTreeMap<String, BTreeSet<String>>,
+}
+
+/// A mode, by its word.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Mode {
+    /// Only mutual TLS.
+    Strict,
+    /// TLS and plaintext.
+    Permissive,
+    /// Nothing is asked.
+    Disable,
+}
+
+impl From<enforcer_common::Mode> for Mode {
+    fn from(mode: enforcer_common::Mode) -> Self {
+        match mode {
+            enforcer_common::Mode::STRICT => Self::Strict,
+            enforcer_common::Mode::PERMISSIVE => Self::Permissive,
+            enforcer_common::Mode::DISABLE => Self::Disable,
+        }
+    }
+}
+
+/// A workload policy that governs a pod.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Governing {
+    /// Its name, in the pod's namespace.
+    pub policy: String,
+    /// The labels that it selects.
+    pub selector: Labels,
+}
+
+/// What is in force for a pod.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Posture {
+    /// Mode of every port that is not listed.
+    pub mode: Mode,
+    /// Ports with a mode of their own.
+    pub ports: BTreeMap<u16, Mode>,
+    /// Ports that no mode reaches.
+    pub exempt: BTreeSet<u16>,
+    /// TCP ports that the pod declares.
+    pub declared: BTreeSet<u16>,
+    /// The workload policy, if one decided.
+    pub governed_by: Option<Governing>,
+}
+
+/// One pod.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct PodData {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub pod: String,
+    /// The workload that it belongs to.
+    pub workload: String,
+    /// Its labels.
+    pub labels: Labels,
+    /// It is there now.
+    pub present: bool,
+    /// What is in force for it.
+    pub posture: Posture,
+    /// When its connections were seen.
+    pub watched: Spans,
+    /// When it may have had connections that were not seen.
+    pub blind: Spans,
+    /// Who talked to it.
+    pub clients: Vec<ClientData>,
+}
+
+/// What a client speaks.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Class {
+    /// Anything but TLS.
+    Plaintext,
+    /// TLS; whether of the mesh is not known.
+    Tls,
+    /// TLS of the mesh.
+    MeshTls,
+    /// Connections from before the pod was watched: not known.
+    Existing,
+}
+
+/// A client of one port, as far as it speaks one thing.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct ClientData {
+    /// The pod's port.
+    pub port: u16,
+    /// What it speaks.
+    pub class: Class,
+    /// Its address.
+    pub address: IpAddr,
+    /// Who that is, where it is known: `namespace/name`.
+    pub name: Option<String>,
+    /// Its connections since `first`.
+    pub connections: u64,
+    /// Its first connection.
+    pub first: Timestamp,
+    /// Its last connection.
+    pub last: Timestamp,
+}
+
+/// The data of several nodes.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Nodes(BTreeMap<String, NodeData>);
+
+impl Nodes {
+    /// Adds a node; of two readings of one node the later one stays.
+    pub fn add(&mut self, data: NodeData) {
+        match self.0.get_mut(&data.node) {
+            // Ordered by time first, then by all the rest: the choice does not depend on who came first.
+            Some(held) if *held >= data => {}
+            Some(held) => *held = data,
+            None => {
+                self.0.insert(data.node.clone(), data);
+            }
+        }
+    }
+
+    /// All that either knows.
+    #[must_use]
+    pub fn merge(mut self, other: Self) -> Self {
+        for data in other.0.into_values() {
+            self.add(data);
+        }
+        self
+    }
+
+    /// The nodes, by name.
+    pub fn iter(&self) -> impl Iterator<Item = &NodeData> {
+        self.0.values()
+    }
+
+    /// Gives names to clients that have none.
+    pub fn name(&mut self, name: impl Fn(IpAddr) -> Option<String>) {
+        let pods = self.0.values_mut().flat_map(|node| &mut node.pods);
+        for client in pods.flat_map(|pod| &mut pod.clients).filter(|client| client.name.is_none()) {
+            client.name = name(client.address);
+        }
+    }
+}
+
+impl From<NodeData> for Nodes {
+    fn from(data: NodeData) -> Self {
+        let mut nodes = Self::default();
+        nodes.add(data);
+        nodes
+    }
+}
+
+impl FromIterator<NodeData> for Nodes {
+    fn from_iter<I: IntoIterator<Item = NodeData>>(all: I) -> Self {
+        let mut nodes = Self::default();
+        all.into_iter().for_each(|data| nodes.add(data));
+        nodes
+    }
+}
+
+#[cfg(test)]
+mod tests;
