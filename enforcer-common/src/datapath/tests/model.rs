@@ -15,9 +15,9 @@ use enforcer_common::tcp::{Segment, overlap};
 use enforcer_common::{Address, Direction, Mode};
 
 /// A key in the order of its fields; the map type has none.
-type Tuple = (Address, Address, u16, u16);
+pub(crate) type Tuple = (Address, Address, u16, u16);
 
-fn tuple(key: &FlowKey) -> Tuple {
+pub(crate) fn tuple(key: &FlowKey) -> Tuple {
     (key.client, key.pod, key.client_port, key.pod_port)
 }
 
@@ -60,7 +60,8 @@ pub(crate) struct Model {
     pub ports: BTreeMap<(u16, u16), PortMode>,
     /// `EXEMPT`.
     pub exempt: BTreeMap<Address, ExemptKind>,
-    flows: RefCell<BTreeMap<Tuple, Flow>>,
+    /// `FLOWS`.
+    pub flows: RefCell<BTreeMap<Tuple, Flow>>,
     half_open: RefCell<BTreeMap<Tuple, HalfOpen>>,
     outbound: RefCell<BTreeMap<Tuple, Outbound>>,
     payload: RefCell<Vec<u8>>,
@@ -125,11 +126,6 @@ impl Model {
     /// The entry of a flow.
     pub(crate) fn flow_entry(&self, key: &FlowKey) -> Option<Flow> {
         self.flows.borrow().get(&tuple(key)).copied()
-    }
-
-    /// Forgets a flow, as the end of its socket does.
-    pub(crate) fn remove_flow(&self, key: &FlowKey) {
-        self.flows.borrow_mut().remove(&tuple(key));
     }
 
     /// The entry of a half-open connection.
