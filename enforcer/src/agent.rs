@@ -123,6 +123,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let memory = state::path(&config.state_dir, &config.open.bpffs);
     let mut source = Source::open(config.source.clone(), &memory)?;
     let telemetry = Telemetry::start(&config.telemetry, None)?;
+    telemetry.spawn(telemetry::readiness::watch::run(
+        telemetry.shared().clone(),
+        config.open.bpffs.clone(),
+        config.state_dir.clone(),
+    ));
     let mut agent = Agent::new(config, datapath, tables, telemetry.shared().clone())?;
     agent.heartbeat()?;
     let mut certificates = Certificates::new(

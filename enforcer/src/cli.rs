@@ -19,6 +19,7 @@ pub mod flows;
 pub mod node;
 pub mod output;
 pub mod policy;
+pub mod readiness;
 pub mod run;
 pub mod status;
 
@@ -46,6 +47,8 @@ enum Command {
     Endpoints(endpoints::Args),
     /// Recent connections to the pods and their verdicts.
     Flows(flows::Args),
+    /// Which workloads are safe to turn STRICT, and which clients of the others would break.
+    Readiness(readiness::Args),
     /// Certificate checks: what every server presents and refuses; `certs probe` checks one by hand.
     Certs(certs::Args),
     /// Explain, check and compare `PeerAuthentication` policies; offline, without root.
@@ -66,6 +69,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Status(args) => status::run(&args),
         Command::Endpoints(args) => endpoints::run(&args),
         Command::Flows(args) => flows::run(&args),
+        Command::Readiness(args) => readiness::run(&args),
         Command::Certs(args) => certs::run(args),
         Command::Policy(args) => policy::run(args),
         Command::Doctor(args) => doctor::run(&args),
