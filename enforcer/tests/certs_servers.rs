@@ -1,14 +1,11 @@
 //! Every state of the certificate check, reached against real servers.
 
-use std::io::Write as _;
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::time::Duration;
-
 use enforcer::certificate::finding::{Client, Finding, Outcome, Refused};
 use enforcer::certificate::probe::Settings;
 use enforcer::certificate::state::State;
 use rcgen::date_time_ymd;
 
+#[expect(dead_code, reason = "shared with other tests")]
 #[path = "certs_servers/support.rs"]
 mod support;
 
@@ -157,117 +154,4 @@ fn another_mesh_and_another_workload_are_seen() {
 fn nobody_listening_is_unreachable() {
     let checked = mesh().check(free_port(), &settings());
     checked.is(State::Unreachable);
-}
-
-/// A server of our own that does one thing to every connection.
-fn serve(behave: impl Fn(TcpStream) + Send + Sync + Clone + 'static) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = listener.local_addr().expect("an address");
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let behave = behave.clone();
-            std::thread::spawn(move || behave(stream));
-        }
-    });
-    address
-}
-
-fn short() -> Settings {
-    Settings { timeout: Duration::from_millis(500), ..settings() }
-}
-
-/// Room for a slow machine on top of what the settings allow a check that gets no handshake: one connection.
-const BOUND: Duration = Duration::from_secs(4);
-
-#[test]
-fn plaintext_servers_are_not_tls() {
-    let answer = |text: &'static [u8]| {
-        serve(move |mut stream| {
-            let _ = stream.write_all(text);
-            std::thread::sleep(Duration::from_secs(5));
-        })
-    };
-    for text in [
-        &b"HTTP/1.1 400 Bad Request\r\n\r\n"[..],
-        b"220 mail ESMTP\r\n",
-        b"SSH-2.0-x\r\n",
-        b"\x00",
-        b"\x16\x02",
-    ] {
-        mesh().check(answer(text), &short()).is(State::NotTls);
-    }
-    mesh().check(serve(drop), &short());
-}
-
-#[test]
-fn garbage_servers_cost_bounded_time() {
-    let mesh = mesh();
-    let silent = serve(|stream| {
-        std::thread::sleep(Duration::from_secs(30));
-        drop(stream);
-    });
-    let checked = mesh.check(silent, &short());
-    checked.is(State::Unreachable);
-    assert!(checked.took < BOUND, "{:?}", checked.took);
-
-    let slow = serve(|mut stream| {
-        for byte in b"\x16\x03\x03\x40\x00\x02\x00\x3f\xfc".iter().chain(std::iter::repeat(&0)) {
-            if stream.write_all(&[*byte]).is_err() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(200));
-        }
-    });
-    let checked = mesh.check(slow, &short());
-    checked.is(State::Untrusted);
-    assert!(checked.took < BOUND, "{:?}", checked.took);
-
-    // A handshake message that claims 16 MB, in records as large as allowed, without end.
-    let huge = serve(|mut stream| {
-        let mut record = vec![0x16, 3, 3, 0x40, 0];
-        record.resize(5 + 0x4000, 0);
-        record[5..9].copy_from_slice(&[2, 0xff, 0xff, 0xff]);
-        while stream.write_all(&record).is_ok() {}
-    });
-    let checked = mesh.check(huge, &short());
-    checked.is(State::Untrusted);
-    assert!(checked.took < BOUND, "{:?}", checked.took);
-}
-
-#[test]
-fn an_endless_chain_costs_bounded_time_and_memory() {
-    let mesh = mesh();
-    let one = std::fs::read_to_string(mesh.path("server.chain")).expect("a chain");
-    for kind in ["pem", "key"] {
-        std::fs::copy(mesh.path(&format!("server.{kind}")), mesh.path(&format!("long.{kind}")))
-            .expect("copied");
-    }
-    std::fs::write(mesh.path("long.chain"), one.repeat(200)).expect("written");
-    let server = s_server(&mesh, "long", &INSIST);
-    let checked = mesh.check(server.address, &short());
-    checked.is(State::Untrusted);
-    assert!(checked.took < BOUND, "{:?}", checked.took);
-}
-
-/// What one full round costs this process: `cargo test --release -p enforcer --test certs_servers cost_of -- --nocapture`
-/// with `ENFORCER_CHECKS=750`.
-#[test]
-fn cost_of_a_full_round() {
-    let mesh = mesh();
-    let server = s_server(&mesh, "server", &INSIST);
-    let cpu = || {
-        let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF).expect("usage");
-        let (user, system) = (usage.user_time(), usage.system_time());
-        let micros = |time: nix::sys::time::TimeVal| time.tv_sec() * 1_000_000 + time.tv_usec();
-        micros(user) + micros(system)
-    };
-    let rounds = std::env::var("ENFORCER_CHECKS").ok().and_then(|text| text.parse().ok()).unwrap_or(20);
-    let before = cpu();
-    for _ in 0..rounds {
-        mesh.check(server.address, &settings()).is(State::Verified);
-    }
-    let millis = (cpu() - before) / 1000;
-    println!("{rounds} checks of 6 connections: {millis} ms of processor time");
-    // 1 % of the default interval, 600 s, on one core. Not asserted without optimisation.
-    assert!(cfg!(debug_assertions) || millis < 6000, "{millis} ms");
 }

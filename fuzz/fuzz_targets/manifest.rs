@@ -17,17 +17,12 @@ fuzz_target!(|text: &str| {
     assert!(!content.unreadable || content.objects.is_empty());
     let last = content.clone();
     let kept = content.over(&last);
-    assert_eq!(
-        kept.objects.len(),
-        last.objects.len() * if kept.unreadable { 2 } else { 1 }
-    );
+    assert_eq!(kept.objects.len(), last.objects.len() * if kept.unreadable { 2 } else { 1 });
     let loaded = merge([&last]);
     let objects = &loaded.objects;
     let composer = Composer::new(objects.policies.values(), "istio-system", None);
-    for problem in lint(objects, &composer, &BTreeSet::new())
-        .iter()
-        .chain(&loaded.problems)
-        .chain(&loaded.warnings)
+    for problem in
+        lint(objects, &composer, &BTreeSet::new()).iter().chain(&loaded.problems).chain(&loaded.warnings)
     {
         assert!(!problem.to_string().is_empty());
     }
@@ -37,18 +32,9 @@ fuzz_target!(|text: &str| {
             assert!(!ruling.outcome.to_string().is_empty());
         }
         // An override equal to the default is none.
-        assert!(
-            explanation
-                .effective
-                .ports
-                .values()
-                .all(|mode| *mode != explanation.effective.default)
-        );
+        assert!(explanation.effective.ports.values().all(|mode| *mode != explanation.effective.default));
     }
     let _ = explain(objects, &composer, "default", &Map::new());
-    let side = Side {
-        objects,
-        composer: &composer,
-    };
+    let side = Side { objects, composer: &composer };
     assert!(diff(side, side).0.is_empty());
 });

@@ -1,6 +1,8 @@
 //! A real Kubernetes API server for one lab: etcd and kube-apiserver run in the namespace of the lab's node, so that no
 //! two labs share ports, and end with it. Pods have no kubelet: what it would report of them, the test does.
 
+mod scene;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
@@ -18,6 +20,8 @@ use serde_json::{Value, json};
 
 use crate::lab::{NODE, Running, binary, run};
 use crate::{Lab, Pod, poll};
+
+pub use self::scene::KubeScene;
 
 /// The node that the lab's pods are bound to.
 pub const NODE_NAME: &str = "node-a";
@@ -79,7 +83,14 @@ impl Cluster {
     /// # Errors
     /// When it does not run.
     pub fn kill(&self, program: &str) -> Result<()> {
-        kill(self.pid(program)?, Signal::SIGKILL).with_context(|| format!("cannot kill {program}"))
+        let pid = self.pid(program)?;
+        kill(pid, Signal::SIGKILL).with_context(|| format!("cannot kill {program}"))?;
+        poll::until(&format!("the end of {program}"), Duration::from_secs(10), || {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            // A zombie is as good as gone: whoever inherited it may be slow to bury it.
+            ensure!(stat.is_empty() || stat.contains(") Z "), "{stat}");
+            Ok(())
+        })
     }
 
     /// Sends a signal to one of its programs.

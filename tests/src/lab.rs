@@ -26,7 +26,7 @@ use identity::{Identity, namespace_name};
 pub use network::{NODE_V4, NODE_V6, Topology};
 pub use pki::{Authority, Credentials};
 pub use pod::Pod;
-pub use process::{Output, Running, quote, run};
+pub use process::{Output, Running, finish_within, quote, run};
 
 use crate::record::Records;
 use crate::server;

@@ -8,9 +8,11 @@
 //! - [`raw`]: a client that writes its own packets.
 //! - [`load`]: steady load while something happens to the agent.
 //! - [`server`]: the servers of the pods; the binary `lab-server` runs them.
+//! - [`node`]: a real node: kubelet, containerd, pods, the chart.
 //! - [`neighbour`]: programs of somebody else on the same hooks.
 //! - [`tls_server`]: servers of other makers that speak TLS: nginx, openssl, stunnel, Envoy.
 //! - [`record`]: what the servers write down about each connection, and waiting for it.
+//! - [`soak`]: the long run.
 //! - [`watch`]: a witness beside the agent.
 //!
 //! Nothing here sleeps for a guessed time: [`poll`] waits for a condition until a deadline.
@@ -21,10 +23,12 @@ pub mod cluster;
 pub mod lab;
 pub mod load;
 pub mod neighbour;
+pub mod node;
 pub mod poll;
 pub mod raw;
 pub mod record;
 pub mod server;
+pub mod soak;
 pub mod tls_server;
 pub mod watch;
 

@@ -69,6 +69,16 @@ impl Wire {
         Ok(Self { socket: socket?, macs: [mac_of(host), gateway], me })
     }
 
+    /// Only listens, at the interface of a pod.
+    ///
+    /// # Errors
+    /// When the socket cannot be opened.
+    pub fn listen(lab: &Lab, pod: &str) -> Result<Self> {
+        let socket = lab.inside(pod, || packet_socket("eth0"))?;
+        let me = lab.pod(pod);
+        Ok(Self { socket: socket?, macs: [mac_of(me), [0xee; 6]], me: me.clone() })
+    }
+
     /// The raw client's address.
     #[must_use]
     pub fn address(&self, v6: bool) -> IpAddr {

@@ -55,7 +55,8 @@ impl Lab {
         self.listening(self.spawn(pod, words)?, pod, port)
     }
 
-    /// nginx with this value of `ssl_verify_client`; answers 200.
+    /// nginx with this value of `ssl_verify_client`; answers 200. SIGHUP has it read its certificates again, without a
+    /// gap.
     ///
     /// # Errors
     /// When it does not listen.
@@ -64,7 +65,7 @@ impl Lab {
         let own = self.new_file(&format!("nginx-{pod}"));
         let dir = own.display();
         let text = format!(
-            "daemon off; master_process off; pid {dir}/pid; error_log stderr;\n\
+            "daemon off; pid {dir}/pid; error_log stderr;\n\
              events {{}}\n\
              http {{ access_log off;\n\
                client_body_temp_path {dir}/a; proxy_temp_path {dir}/b; fastcgi_temp_path {dir}/c;\n\
@@ -74,7 +75,7 @@ impl Lab {
                  ssl_client_certificate {roots}; ssl_verify_client {verify}; ssl_verify_depth 3;\n\
                  location / {{ return 200 ok; }} }} }}\n"
         );
-        let file = self.configuration(&own, "nginx.conf", &text)?;
+        let file = configuration(&own, "nginx.conf", &text)?;
         self.listening(self.spawn(pod, ["/usr/sbin/nginx", "-c", &file, "-e", "stderr"])?, pod, port)
     }
 
@@ -89,7 +90,7 @@ impl Lab {
              cert = {certificate}\nkey = {key}\nCAfile = {roots}\n{further}\n"
         );
         let own = self.new_file(&format!("stunnel-{pod}"));
-        let file = self.configuration(&own, "stunnel.conf", &text)?;
+        let file = configuration(&own, "stunnel.conf", &text)?;
         self.listening(self.spawn(pod, ["/usr/bin/stunnel4", &file])?, pod, port)
     }
 
@@ -106,17 +107,10 @@ impl Lab {
             .replace("$KEY", &key)
             .replace("$ROOTS", &roots);
         let own = self.new_file(&format!("envoy-{pod}"));
-        let file = self.configuration(&own, "envoy.yaml", &text)?;
+        let file = configuration(&own, "envoy.yaml", &text)?;
         let program = envoy()?.display().to_string();
         let words = [&program, "-c", &file, "--disable-hot-restart", "--concurrency", "1", "-l", "warn"];
         self.listening(self.spawn(pod, words)?, pod, port)
-    }
-
-    fn configuration(&self, own: &Path, name: &str, text: &str) -> Result<String> {
-        fs::create_dir_all(own).with_context(|| format!("cannot create {}", own.display()))?;
-        let file = own.join(name);
-        fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
-        Ok(file.display().to_string())
     }
 
     /// Waits until a server accepts connections, seen from inside its pod, where nothing is enforced.
@@ -133,6 +127,13 @@ impl Lab {
         ensure!(ended.is_none(), "`{}` ended with {ended:?}:\n{}", server.command(), server.output());
         Ok(server)
     }
+}
+
+fn configuration(own: &Path, name: &str, text: &str) -> Result<String> {
+    fs::create_dir_all(own).with_context(|| format!("cannot create {}", own.display()))?;
+    let file = own.join(name);
+    fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+    Ok(file.display().to_string())
 }
 
 /// Envoy: `ENFORCER_ENVOY`, or the one that `cargo xtask setup` fetched.

@@ -1,54 +1,240 @@
-//! A STRICT port whose server does not insist on a mesh certificate is found out, blocked and opened again.
+//! What follows from certificate checks: ports are closed and opened, inputs are watched, the command line answers.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use enforcer_common::{Mode, Reason, Verdict};
 use enforcer_tests::agent::MESH_STRICT;
-use enforcer_tests::{Lab, poll};
+use enforcer_tests::lab::Running;
+use enforcer_tests::{Lab, Pod, Topology, poll};
+use serde_json::Value;
 
 const URL: &str = "https://frontend.hipstershopv1v2:8080";
+const INSIST: &[&str] = &["-Verify", "2", "-verify_return_error"];
+const LIMIT: Duration = Duration::from_mins(1);
 
-/// A server of openssl with the pod's own certificate; `verify`: what it makes of its clients.
-fn openssl_server(lab: &Lab, verify: &[&str]) -> Result<enforcer_tests::lab::Running> {
-    let own = lab.credentials("frontend");
-    let ca = lab.dir().join("tls/ca.pem");
-    let paths = [own.certificate, own.key, ca].map(|path| path.display().to_string());
-    let mut words =
-        vec!["openssl", "s_server", "-accept", "8080", "-www", "-cert", &paths[0], "-key", &paths[1]];
-    words.extend(["-CAfile", &paths[2]]);
-    words.extend(verify);
-    lab.spawn("frontend", words)
+fn strict_lab() -> Result<Lab> {
+    let lab = Lab::new()?;
+    lab.describe()?;
+    lab.apply("mesh.yaml", MESH_STRICT)?;
+    Ok(lab)
+}
+
+fn server(lab: &Lab, verify: &[&str]) -> Result<Running> {
+    lab.openssl("frontend", 8080, &lab.tls("frontend"), verify)
+}
+
+/// The states of both addresses of a pod's port; `None` where it is not checked.
+fn states(lab: &Lab, pod: &str, port: u16) -> Result<Vec<Option<String>>> {
+    let output = lab.enforcer(&["certs", "-o", "json"])?;
+    let report: Value = serde_json::from_str(&output.stdout).with_context(|| output.stderr.clone())?;
+    let entries = report["entries"].as_array().context("entries")?;
+    let state = |address: std::net::IpAddr| {
+        let found = entries.iter().find(|entry| {
+            entry["address"] == address.to_string() && entry["port"] == port && entry["pod"] == pod
+        });
+        found.and_then(|entry| entry["state"].as_str()).map(ToOwned::to_owned)
+    };
+    Ok(lab.pod(pod).addresses().map(state).to_vec())
+}
+
+fn wait_state(lab: &Lab, pod: &str, port: u16, state: &str) -> Result<()> {
+    poll::until(&format!("{pod} port {port} to be {state}"), LIMIT, || {
+        let found = states(lab, pod, port)?;
+        ensure!(found.iter().all(|found| found.as_deref() == Some(state)), "{found:?}");
+        Ok(())
+    })
+}
+
+fn is_blocked(lab: &Lab) -> Result<()> {
+    let stranger = lab.curl("sleep", &["-k", URL])?;
+    ensure!(stranger.code == 35 || stranger.code == 56, "{stranger:?}");
+    Ok(())
+}
+
+fn is_open(lab: &Lab) -> Result<()> {
+    lab.mesh_curl("loadgenerator", &[URL])?.success()?;
+    Ok(())
 }
 
 #[test]
 fn a_server_that_does_not_insist_is_blocked_until_it_does() -> Result<()> {
-    let lab = Lab::new()?;
-    lab.describe()?;
-    lab.apply("mesh.yaml", MESH_STRICT)?;
-    let bundle = lab.dir().join("tls/ca.pem").display().to_string();
+    const INTERVAL: Duration = Duration::from_secs(8);
+    let lab = strict_lab()?;
+    let bundle = lab.authority().certificate.display().to_string();
     // It asks for a certificate and goes on without one.
-    let lax = openssl_server(&lab, &["-verify", "2"])?;
-    let _agent = lab.agent_with(&[
-        "--trust-bundle",
-        &bundle,
-        "--on-certificate-failure",
-        "block",
-        "--certificate-check-interval",
-        "2",
-    ])?;
+    let lax = server(&lab, &["-verify", "2"])?;
+    let mut words = vec!["--trust-bundle", &bundle, "--on-certificate-failure", "block"];
+    words.extend(["--certificate-check-interval", "8"]);
+    let mut agent = lab.agent_with(&words)?;
+    poll::until("the port to be blocked", LIMIT, || is_blocked(&lab))?;
+    ensure!(lab.count(Verdict::RESET, Reason::CERTIFICATE)?.connections > 0, "the reset has another reason");
+
+    // A successor does not open it, not even for a moment: the first thing that it writes is what was known.
+    let before = lab.count(Verdict::ALLOW, Reason::TLS)?.connections;
+    agent.kill()?;
+    let mut successor = lab.start_agent(&words)?;
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(2) {
+        is_blocked(&lab)?;
+    }
+    lab.wait_enforcing(&mut successor)?;
+    is_blocked(&lab)?;
+    ensure!(lab.count(Verdict::ALLOW, Reason::TLS)?.connections == before, "a client came through");
+
+    drop(lax);
+    let _strict = server(&lab, INSIST)?;
+    let repaired = Instant::now();
+    poll::until("the port to be open again", LIMIT, || is_open(&lab))?;
+    // And what the check and curl itself take.
+    let slack = Duration::from_secs(6);
+    ensure!(repaired.elapsed() < INTERVAL + slack, "it took {:?}", repaired.elapsed());
+    Ok(())
+}
+
+#[test]
+fn unchecked_ports_stay_closed_until_the_first_good_check() -> Result<()> {
+    let mut lab = strict_lab()?;
+    let bundle = lab.dir().join("late.pem");
+    let words = ["--trust-bundle", &bundle.display().to_string(), "--on-certificate-failure", "block"];
+    let words: Vec<&str> = words.into_iter().chain(["--unchecked-ports", "block"]).collect();
+    let words: Vec<&str> = words.into_iter().chain(["--certificate-check-interval", "3"]).collect();
+    let _server = server(&lab, INSIST)?;
+    let _agent = lab.agent_with(&words)?;
     lab.wait_mode("frontend", Mode::STRICT)?;
-    poll::until("the port to be blocked", Duration::from_secs(40), || {
-        let stranger = lab.curl("sleep", &["-k", URL])?;
-        ensure!(stranger.code == 35 || stranger.code == 56, "{stranger:?}");
+    // There is no bundle: nothing can be known, and `status` says why.
+    ensure!(lab.mesh_curl("loadgenerator", &[URL])?.code != 0, "it is open without a check");
+    wait_state(&lab, "frontend", 8080, "unchecked")?;
+    poll::until("status to tell", LIMIT, || {
+        let status = lab.enforcer(&["status"])?;
+        ensure!(status.code == 1 && status.stdout.contains("late.pem"), "{status:?}");
         Ok(())
     })?;
-    ensure!(lab.count(Verdict::RESET, Reason::CERTIFICATE)?.connections > 0, "the reset has another reason");
-    drop(lax);
-    let _strict = openssl_server(&lab, &["-Verify", "2", "-verify_return_error"])?;
-    poll::until("the port to be open again", Duration::from_secs(40), || {
-        let mesh = lab.mesh_curl("loadgenerator", &[URL])?;
-        ensure!(mesh.code == 0, "{mesh:?}");
+    std::fs::copy(&lab.authority().certificate, &bundle)?;
+    poll::until("the port to open", LIMIT, || is_open(&lab))?;
+    wait_state(&lab, "frontend", 8080, "verified")?;
+    let status = lab.enforcer(&["status"])?;
+    ensure!(!status.stdout.contains("late.pem"), "{status:?}");
+
+    // A broken bundle changes nothing but is told; so does none at all.
+    std::fs::write(&bundle, "-----BEGIN CERTIFICATE-----\ngarbage\n-----END CERTIFICATE-----\n")?;
+    poll::until("status to tell of the broken bundle", LIMIT, || {
+        let status = lab.enforcer(&["status"])?;
+        ensure!(status.code == 1 && status.stdout.contains("the last good trust bundle"), "{status:?}");
         Ok(())
-    })
+    })?;
+    std::thread::sleep(Duration::from_secs(4));
+    wait_state(&lab, "frontend", 8080, "verified")?;
+    is_open(&lab)?;
+
+    // A pod that is new is closed from its first moment.
+    lab.add_pod(Pod::meshed("hipstershopv1v2", "late", 40).port(8080))?;
+    let _late = lab.nginx("late", 8080, &lab.tls("late"), "off")?;
+    lab.describe()?;
+    lab.wait_mode("late", Mode::STRICT)?;
+    for _ in 0..5 {
+        let stranger = lab.curl("sleep", &["-k", "https://late.hipstershopv1v2:8080"])?;
+        ensure!(stranger.code == 35 || stranger.code == 56, "{stranger:?}");
+    }
+    wait_state(&lab, "late", 8080, "no_client_auth")
+}
+
+#[test]
+fn ports_that_clients_use_are_checked_although_nobody_declared_them() -> Result<()> {
+    let pods = vec![
+        Pod::meshed("shop", "web", 30).port(9000),
+        Pod::meshed("shop", "client", 31),
+        Pod::new("other", "stranger", 32),
+    ];
+    let lab = Lab::with(Topology::default(), pods)?;
+    lab.describe()?;
+    lab.apply("mesh.yaml", MESH_STRICT)?;
+    let _server = lab.nginx("web", 8443, &lab.tls("web"), "off")?;
+    let bundle = lab.authority().certificate.display().to_string();
+    let mut agent = lab.agent_with(&["--trust-bundle", &bundle])?;
+    wait_state(&lab, "web", 9000, "unreachable")?;
+    ensure!(states(&lab, "web", 8443)? == [None, None], "nobody was there yet");
+    lab.mesh_curl("client", &["https://web.shop:8443"])?.success()?;
+    wait_state(&lab, "web", 8443, "no_client_auth")?;
+    // The next agent knows it from what this one left.
+    agent.kill()?;
+    let _successor = lab.agent_with(&["--trust-bundle", &bundle])?;
+    wait_state(&lab, "web", 8443, "no_client_auth")?;
+    // A closed port that somebody knocks at is none.
+    ensure!(lab.mesh_curl("client", &["https://web.shop:8444"])?.code == 7, "nobody listens there");
+    std::thread::sleep(Duration::from_secs(2));
+    ensure!(states(&lab, "web", 8444)? == [None, None], "a port at which nobody answers");
+    Ok(())
+}
+
+#[test]
+fn config_maps_bring_roots_and_revocation_lists() -> Result<()> {
+    let lab = strict_lab()?;
+    let map = |name: &str, key: &str, text: &str| {
+        let lines: String = text.lines().map(|line| format!("    {line}\n")).collect();
+        format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: {name}\n  namespace: istio-system\n\
+             data:\n  {key}: |\n{lines}"
+        )
+    };
+    let root = std::fs::read_to_string(&lab.authority().certificate)?;
+    lab.apply("roots.yaml", &map("istio-ca-root-cert", "root-cert.pem", &root))?;
+    let revoked = rcgen::SerialNumber::from(17_u64);
+    let names = vec![rcgen::SanType::URI(lab.pod("frontend").spiffe().try_into()?)];
+    let key = rcgen::KeyPair::generate()?;
+    lab.authority().issue_as(&lab.pod("frontend").host(), &key, names, |params| {
+        params.serial_number = Some(revoked);
+    })?;
+    let _server = server(&lab, INSIST)?;
+    let _agent = lab.agent_with(&["--certificate-check-interval", "3"])?;
+    wait_state(&lab, "frontend", 8080, "verified")?;
+    let list = lab.authority().revoke(&[17])?;
+    lab.apply("lists.yaml", &map("istio-ca-crl", "ca-crl.pem", &list))?;
+    wait_state(&lab, "frontend", 8080, "untrusted")?;
+    let table = lab.enforcer(&["certs"])?;
+    ensure!(table.code == 1 && table.stdout.contains("a certificate of the chain is revoked"), "{table:?}");
+    lab.apply("lists.yaml", &map("istio-ca-crl", "ca-crl.pem", &lab.authority().revoke(&[18])?))?;
+    wait_state(&lab, "frontend", 8080, "verified")
+}
+
+#[test]
+fn the_command_line_answers_with_its_exit_code() -> Result<()> {
+    let lab = strict_lab()?;
+    let none = lab.enforcer(&["certs"])?;
+    ensure!(none.code == 2 && none.stderr.contains("no results of certificate checks"), "{none:?}");
+    let _server = server(&lab, INSIST)?;
+    let _lax = lab.nginx("adservice", 9555, &lab.tls("adservice"), "optional")?;
+    let bundle = lab.authority().certificate.display().to_string();
+    let _agent = lab.agent_with(&["--trust-bundle", &bundle])?;
+    wait_state(&lab, "adservice", 9555, "no_client_auth")?;
+    wait_state(&lab, "frontend", 8080, "verified")?;
+    ensure!(lab.enforcer(&["certs"])?.code == 1, "one is bad");
+    ensure!(lab.enforcer(&["certs", "-o", "json"])?.code == 1, "one is bad");
+
+    // By hand, from inside the pods, where nothing is enforced.
+    let program = enforcer_tests::agent::enforcer_binary()?.display().to_string();
+    let probe = |pod: &str, words: &[&str]| {
+        lab.exec(pod, [&program as &str, "certs", "probe"].into_iter().chain(words.iter().copied()))
+    };
+    let expect = lab.pod("frontend").spiffe();
+    for address in ["127.0.0.1:8080", "[::1]:8080"] {
+        let good = probe("frontend", &[address, "--trust-bundle", &bundle, "--expect", &expect])?;
+        ensure!(good.code == 0 && good.stdout.contains("mutual TLS is proven"), "{good:?}");
+    }
+    let other = lab.pod("adservice").spiffe();
+    let words = ["127.0.0.1:8080", "--trust-bundle", &bundle, "--expect", &other, "-o", "json"];
+    let wrong = probe("frontend", &words)?;
+    let answer: Value = serde_json::from_str(&wrong.stdout)?;
+    ensure!(wrong.code == 1 && answer["state"] == "wrong_identity", "{wrong:?}");
+    ensure!(probe("adservice", &["127.0.0.1:9555", "--trust-bundle", &bundle])?.code == 1, "it is lax");
+    for words in [
+        &["nonsense"][..],
+        &["127.0.0.1:8080", "--trust-bundle", "/nonexistent"],
+        &["127.0.0.1:8080", "--expect", "spiffe://x"],
+        &[],
+    ] {
+        let wrong = probe("frontend", words)?;
+        ensure!(wrong.code == 2 && !wrong.stderr.contains("panicked"), "{wrong:?}");
+    }
+    Ok(())
 }

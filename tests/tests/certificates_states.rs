@@ -154,7 +154,7 @@ fn every_state_is_found_at_real_servers() -> Result<()> {
     words.extend(["--client-certificate", &certificate, "--client-key", &key]);
     words.extend(["--certificate-check-interval", "30"]);
     let agent = lab.agent_with(&words)?;
-    let told = poll::until("every state", Duration::from_secs(120), || check_states(&lab));
+    let told = poll::until("every state", Duration::from_mins(2), || check_states(&lab));
     told.with_context(|| agent.output())?;
 
     // Details of some of them.

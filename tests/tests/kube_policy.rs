@@ -2,45 +2,135 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use enforcer::agent::state;
+use enforcer::certificate::report::CertificateReport;
 use enforcer_common::Mode;
 use enforcer_tests::agent::policy;
-use enforcer_tests::cluster::Cluster;
-use enforcer_tests::lab::Running;
-use enforcer_tests::{Lab, poll};
-use serde_json::json;
+use enforcer_tests::cluster::KubeScene;
+use enforcer_tests::lab::Authority;
+use enforcer_tests::poll;
+use serde_json::{Value, json};
 
-/// Dropped in this order.
-struct Scene {
-    agent: Running,
-    cluster: Cluster,
-    lab: Lab,
+const APP: &str = "frontend.hipstershopv1v2.svc.cluster.local";
+
+fn served() -> (String, i32) {
+    ("200".to_owned(), 0)
 }
 
-fn scene(versions: &[&str]) -> Result<Scene> {
-    let lab = Lab::new()?;
-    let cluster = Cluster::start(&lab)?;
-    cluster.install(versions)?;
-    cluster.describe(&lab)?;
-    let agent = cluster.agent(&lab, &[])?;
-    Ok(Scene { agent, cluster, lab })
+fn reset() -> (String, i32) {
+    ("000".to_owned(), 56)
 }
 
-/// What curl says to the client outside the mesh: (code, exit).
-fn curl(lab: &Lab) -> Result<(String, i32)> {
-    let output = lab.curl("sleep", &["http://frontend.hipstershopv1v2:8080"])?;
-    Ok((output.stdout.trim().to_owned(), output.code))
+fn mesh(mode: &str) -> String {
+    policy("istio-system", "default", None, mode, &[])
 }
 
 #[test]
 fn policies_come_change_and_go() -> Result<()> {
-    let Scene { agent: _agent, cluster, lab } = &scene(&["v1", "v1beta1"])?;
+    let scene = KubeScene::new(&["v1", "v1beta1"])?;
+    let (lab, cluster) = (&scene.lab, &scene.cluster);
     let (_server, _) = lab.sidecar("frontend", 8080)?;
-    assert_eq!(curl(lab)?, ("200".to_owned(), 0));
+    assert_eq!(scene.curl()?, served());
     let start = Instant::now();
-    cluster.apply_yaml(&policy("istio-system", "default", None, "STRICT", &[]))?;
+    cluster.apply_yaml(&mesh("STRICT"))?;
     lab.wait_mode("frontend", Mode::STRICT)?;
     assert!(start.elapsed() < Duration::from_secs(1), "it took {:?}", start.elapsed());
-    assert_eq!(curl(lab)?, ("000".to_owned(), 56));
+    assert_eq!(scene.curl()?, reset());
+
+    // Written under the older version, read under the newer one.
+    let own = |mode: &str| policy("hipstershopv1v2", "frontend", Some(APP), mode, &[]);
+    cluster.apply_yaml(&own("PERMISSIVE").replace("istio.io/v1", "istio.io/v1beta1"))?;
+    lab.wait_mode("frontend", Mode::PERMISSIVE)?;
+    assert_eq!(lab.endpoint(lab.pod("adservice").v4().into())?.mode, Mode::STRICT);
+    assert_eq!(scene.curl()?, served());
+
+    // Fields of a later release are harmless.
+    let mut later: Value = serde_saphyr::from_str(&own("STRICT"))?;
+    later["spec"]["futureField"] = json!({"a": [1]});
+    later["spec"]["mtls"]["futureField"] = json!(true);
+    cluster.apply(&later)?;
+    lab.wait_mode("frontend", Mode::STRICT)?;
+    assert_eq!(scene.curl()?, reset());
+
+    // What cannot be read keeps its last good form, and is told.
+    cluster.apply_yaml(&own("LAX"))?;
+    scene.wait_said("LAX")?;
+    assert_eq!(scene.curl()?, reset());
+    cluster.apply_yaml(&own("PERMISSIVE"))?;
+    lab.wait_mode("frontend", Mode::PERMISSIVE)?;
+
+    cluster.delete_policy("hipstershopv1v2", "frontend")?;
+    lab.wait_mode("frontend", Mode::STRICT)?;
+    cluster.delete_policy("istio-system", "default")?;
+    lab.wait_mode("frontend", Mode::PERMISSIVE)?;
+    assert_eq!(scene.curl()?, served());
+    assert_eq!(scene.kind("peerauthentications")?.version.as_deref(), Some("security.istio.io/v1"));
     Ok(())
+}
+
+/// Removing the definition sweeps all policies away. Nobody wanted each of them gone.
+#[test]
+fn without_the_definition_the_last_policy_stays() -> Result<()> {
+    let mut scene = KubeScene::new(&["v1beta1"])?;
+    let (_server, _) = scene.lab.sidecar("frontend", 8080)?;
+    let beta = |mode: &str| mesh(mode).replace("istio.io/v1", "istio.io/v1beta1");
+    scene.cluster.apply_yaml(&beta("STRICT"))?;
+    scene.lab.wait_mode("frontend", Mode::STRICT)?;
+    assert_eq!(scene.kind("peerauthentications")?.version.as_deref(), Some("security.istio.io/v1beta1"));
+
+    scene.cluster.uninstall()?;
+    scene.wait_followed("peerauthentications", false)?;
+    scene.wait_said("does not serve peerauthentications")?;
+    assert_eq!(scene.curl()?, reset());
+    let strict = |scene: &KubeScene| -> Result<()> {
+        let found = scene.lab.endpoint(scene.lab.pod("frontend").v4().into())?.mode;
+        ensure!(found == Mode::STRICT, "it is {found}; the agent said:\n{}", scene.agent.output());
+        Ok(())
+    };
+    strict(&scene)?;
+
+    // An agent that starts meanwhile knows what its predecessor knew.
+    scene.agent.kill()?;
+    scene.agent = scene.cluster.agent(&scene.lab, &[])?;
+    scene.wait_said("peerauthentications were not listed since the agent started")?;
+    strict(&scene)?;
+    assert_eq!(scene.said("does not serve peerauthentications"), 1, "{}", scene.agent.output());
+
+    // Installed anew, with another version: what the API server has is the policy again.
+    scene.cluster.install(&["v1"])?;
+    scene.cluster.apply_yaml(&policy("hipstershopv1v2", "frontend", Some(APP), "PERMISSIVE", &[]))?;
+    scene.cluster.apply_yaml(&mesh("STRICT"))?;
+    scene.wait_followed("peerauthentications", true)?;
+    scene.lab.wait_mode("frontend", Mode::PERMISSIVE)?;
+    scene.lab.wait_mode("adservice", Mode::STRICT)?;
+    assert_eq!(scene.kind("peerauthentications")?.version.as_deref(), Some("security.istio.io/v1"));
+    Ok(())
+}
+
+/// The trust bundle is followed: a server is measured by the roots that the mesh has now.
+#[test]
+fn the_trust_bundle_may_rotate() -> Result<()> {
+    let scene = KubeScene::new(&["v1"])?;
+    let (lab, cluster) = (&scene.lab, &scene.cluster);
+    let (_server, _) = lab.sidecar("frontend", 8080)?;
+    let bundle = |text: String| {
+        json!({"apiVersion": "v1", "kind": "ConfigMap",
+               "metadata": {"namespace": "istio-system", "name": "istio-ca-root-cert"},
+               "data": {"root-cert.pem": text}})
+    };
+    let roots = || -> Result<String> {
+        let report = CertificateReport::read(&state::certificates_path(&lab.state(), &lab.bpffs()))?;
+        report.bundle.context("there is no trust bundle")
+    };
+    cluster.apply(&bundle(std::fs::read_to_string(&lab.authority().certificate)?))?;
+    cluster.apply_yaml(&mesh("STRICT"))?;
+    lab.wait_mode("frontend", Mode::STRICT)?;
+    let first = poll::until("the first bundle", Duration::from_secs(20), roots)?;
+    let other = Authority::create(&lab.dir().join("other"), "another authority")?;
+    cluster.apply(&bundle(std::fs::read_to_string(&other.certificate)?))?;
+    poll::until("the other bundle", Duration::from_secs(20), || {
+        ensure!(roots()? != first, "it is still the first");
+        Ok(())
+    })
 }

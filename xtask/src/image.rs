@@ -69,7 +69,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 /// Where images go unless told otherwise.
 fn folder() -> PathBuf {
-    root().join("target/image")
+    root().join("target/oci")
 }
 
 /// Writes archive and bill of materials for this program.

@@ -11,6 +11,7 @@ mod kube;
 mod lint;
 mod setup;
 mod shell;
+mod soak;
 mod test;
 
 use std::process::ExitCode;
@@ -49,6 +50,8 @@ enum Task {
     /// A real Kubernetes API server on this machine, built from Debian's source
     #[command(subcommand)]
     Kube(kube::Task),
+    /// Load, restarts, kills and policy changes for a long time, every guarantee checked all along (as root)
+    Soak(soak::Options),
     /// Remove what killed labs left behind: network namespaces, pins, files (as root)
     CleanLab,
 }
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         Task::Deny => deny::run(),
         Task::Bench(options) => bench::run(&options),
         Task::Kube(task) => kube::run(&task),
+        Task::Soak(options) => soak::run(&options),
         Task::CleanLab => clean_lab::run(),
     };
     exit_code(result.map(|()| ExitCode::SUCCESS))

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use anyhow::Context as _;
 use enforcer_common::settings::OWN_PROBE_MARK;
@@ -114,7 +115,8 @@ impl Certificates {
 
     /// Hands on what is to be checked, and bundle and client certificate when they changed.
     pub(super) fn update(&mut self, objects: &Objects, wanted: &Desired) {
-        let bundle = self.inputs.bundle(objects);
+        let now = Instant::now();
+        let bundle = self.inputs.bundle(objects, now);
         if self.inputs.has_bundle() || self.options.blocks_unchecked() {
             self.observed.retain(objects);
             let targets = targets(objects, wanted, &self.observed, &self.domains);
@@ -124,7 +126,7 @@ impl Certificates {
                 self.earlier = None;
             }
         }
-        if let Some(client) = self.inputs.client() {
+        if let Some(client) = self.inputs.client(now) {
             self.checker.set_mesh_client(client);
         }
         if let Some(bundle) = bundle {

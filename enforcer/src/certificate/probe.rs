@@ -27,6 +27,8 @@ use session::{Ended, Failure, Hello, Session};
 mod http;
 mod session;
 
+pub use http::certificate_refusal;
+
 /// ALPN of an Istio sidecar for a TCP service.
 const MESH_ALPN: [&[u8]; 2] = [b"istio-peer-exchange", b"istio"];
 /// ALPN of a client that is not of a mesh.

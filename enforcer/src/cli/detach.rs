@@ -1,5 +1,7 @@
 //! `enforcer detach`: removes programs, links and maps.
 
+mod remote;
+
 use std::io::Write as _;
 use std::path::PathBuf;
 
@@ -25,6 +27,9 @@ pub struct DetachArgs {
     /// Where an agent is running: it goes on, and removes everything when it stops. For uninstalling.
     #[arg(long, conflicts_with = "force")]
     pub on_exit: bool,
+    /// Agents elsewhere.
+    #[command(flatten)]
+    pub remote: remote::RemoteArgs,
 }
 
 /// Runs the subcommand.
@@ -32,6 +37,10 @@ pub struct DetachArgs {
 /// # Errors
 /// When an agent is running, or a pin resists.
 pub fn run(args: &DetachArgs) -> anyhow::Result<()> {
+    if args.remote.kube {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        return runtime.block_on(remote::announce(&args.remote));
+    }
     let file = state::path(&args.state_dir, &std::path::absolute(&args.bpffs)?);
     let mut out = std::io::stdout().lock();
     let removed = match detach(&args.bpffs, args.force) {

@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use super::Snapshot;
+use crate::source::KindState;
 
 /// How long the policy loop may be silent; it goes round twice a second, and the largest policies take a part of one.
 const SILENCE: Duration = Duration::from_secs(15);
@@ -60,6 +63,20 @@ pub fn missing(snapshot: &Snapshot) -> Vec<String> {
         missing.extend(unplaced.into_iter().map(found));
     }
     missing
+}
+
+/// What the agent knows may be out of date: for each kind of the Kubernetes API that cannot be followed, since when. It
+/// is ready all the same: what it knows is enforced.
+#[must_use]
+pub fn stale(kinds: &[KindState], now: Timestamp) -> Vec<String> {
+    let sentence = |kind: &KindState| {
+        let why = kind.error.as_ref()?;
+        Some(match kind.age_seconds(now) {
+            Some(age) => format!("{} as of {age:.0} s ago: {why}", kind.kind),
+            None => format!("{} unknown: {why}", kind.kind),
+        })
+    };
+    kinds.iter().filter_map(sentence).collect()
 }
 
 fn unsupported(snapshot: &Snapshot) -> String {

@@ -254,10 +254,18 @@ pub(crate) fn s_server_at(mesh: &Mesh, address: SocketAddr, name: &str, further:
 
 /// stunnel in front of a port at which nobody listens, with these further options.
 pub(crate) fn stunnel(mesh: &Mesh, further: &str) -> Server {
-    let address = free_port();
+    stunnel_at(mesh, free_port(), "127.0.0.1", further)
+}
+
+/// The same on every IPv4 address of the machine.
+pub(crate) fn stunnel_anywhere(mesh: &Mesh, further: &str) -> Server {
+    stunnel_at(mesh, free_port(), "0.0.0.0", further)
+}
+
+fn stunnel_at(mesh: &Mesh, address: SocketAddr, listen: &str, further: &str) -> Server {
     let port = address.port();
     let text = format!(
-        "foreground = yes\npid =\n[web]\naccept = {address}\nconnect = 127.0.0.1:1\ncert = server.pem\n\
+        "foreground = yes\npid =\n[web]\naccept = {listen}:{port}\nconnect = 127.0.0.1:1\ncert = server.pem\n\
          key = server.key\nCAfile = root.pem\n{further}\n"
     );
     let file = format!("stunnel-{port}.conf");

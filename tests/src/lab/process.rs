@@ -62,7 +62,15 @@ pub fn run<S: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item = S>) ->
 }
 
 /// Runs a prepared command to its end, feeding `input`.
-pub(super) fn finish(mut command: Command, input: Option<&str>) -> Result<Output> {
+pub(super) fn finish(command: Command, input: Option<&str>) -> Result<Output> {
+    finish_within(command, input, LIMIT)
+}
+
+/// Runs a prepared command to its end, feeding `input`.
+///
+/// # Errors
+/// When it cannot be started or runs longer than `limit`.
+pub fn finish_within(mut command: Command, input: Option<&str>, limit: Duration) -> Result<Output> {
     let line = display(&command);
     let start = Instant::now();
     let stdin = match input {
@@ -86,10 +94,10 @@ pub(super) fn finish(mut command: Command, input: Option<&str>) -> Result<Output
         if let Some(status) = child.try_wait()? {
             break status;
         }
-        if start.elapsed() > LIMIT {
+        if start.elapsed() > limit {
             child.kill()?;
             child.wait()?;
-            bail!("`{line}` ran longer than {LIMIT:?}");
+            bail!("`{line}` ran longer than {limit:?}");
         }
         thread::sleep(Duration::from_millis(1));
     };

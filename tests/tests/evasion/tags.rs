@@ -18,13 +18,18 @@ fn priority_tags_hide_nothing() -> Result<()> {
             client.send(&client.data(0, REQUEST))?;
             if depth <= 5 {
                 client.expect_reset().map_err(|error| error.context(format!("{depth} tags")))?;
-                arena.pod_was_reset(seen, &client, b"").map_err(|error| error.context(format!("{depth} tags")))?;
+                arena
+                    .pod_was_reset(seen, &client, b"")
+                    .map_err(|error| error.context(format!("{depth} tags")))?;
                 arena.was_reset_for(Reason::PLAINTEXT)?;
                 continue;
             }
             // Too many to be stepped over: dropped, so that the same bytes can still be said right.
             let refused = arena.refused()?;
-            ensure!(refused.keys().eq([&("drop".to_owned(), "MALFORMED".to_owned())]), "{depth} tags: {refused:?}");
+            ensure!(
+                refused.keys().eq([&("drop".to_owned(), "MALFORMED".to_owned())]),
+                "{depth} tags: {refused:?}"
+            );
             client.tags.clear();
             arena.hello(&mut client).map_err(|error| error.context(format!("{depth} tags")))?;
             arena.lives_on(&mut client)?;

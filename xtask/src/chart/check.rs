@@ -10,8 +10,9 @@ use super::{folder, helm, manifests, render};
 use crate::shell::{binaries, command, output};
 
 /// Flags that the chart sets itself, from other values or because the agent runs in a pod.
-const SET_BY_CHART: [&str; 10] = [
+const SET_BY_CHART: [&str; 11] = [
     "bpffs",
+    "context",
     "help",
     "kube",
     "kubeconfig",

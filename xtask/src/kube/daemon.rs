@@ -11,6 +11,14 @@ use anyhow::{Context, Result, bail};
 
 use crate::shell::command;
 
+/// State of a process, and when it began in clock ticks since boot: with the number this names it for ever.
+fn stat(pid: u32) -> Option<(String, String)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold anything; state is the 3rd field, start time the 22nd.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    Some((fields.next()?.to_owned(), fields.nth(18)?.to_owned()))
+}
+
 /// A daemon by its name, which is that of its program.
 pub(crate) struct Daemon<'a> {
     pub(crate) folder: &'a Path,
@@ -25,12 +33,9 @@ impl Daemon<'_> {
     /// Its process id, while it runs: a zombie does not, and neither does another program with the same number.
     pub(crate) fn pid(&self) -> Option<u32> {
         let pid: u32 = fs::read_to_string(self.file("pid")).ok()?.trim().parse().ok()?;
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let (name, rest) = stat.split_once('(')?.1.rsplit_once(')')?;
-        let state = rest.trim_start().chars().next()?;
-        // The kernel keeps 15 characters of a name.
-        let own: String = self.name.chars().take(15).collect();
-        (name == own && state != 'Z' && state != 'X').then_some(pid)
+        let (state, begun) = stat(pid)?;
+        let own = fs::read_to_string(self.file("begun")).ok()?;
+        (begun == own && state != "Z" && state != "X").then_some(pid)
     }
 
     /// Starts it; nothing happens when it runs. `prefix` is what it is started through, such as nsenter; it must become
@@ -49,15 +54,11 @@ impl Daemon<'_> {
         let mut daemon = Command::new(line.next().unwrap_or_default());
         daemon.args(line).stdin(Stdio::null());
         daemon.stdout(log.try_clone().context("cannot share the log")?).stderr(log).process_group(0);
-        let mut child = daemon.spawn().with_context(|| format!("cannot start {}", program.display()))?;
-        fs::write(self.file("pid"), child.id().to_string())
-            .with_context(|| format!("cannot write {}", self.file("pid").display()))?;
-        // Until the prefix has become the program, it has another name.
-        while self.pid().is_none() {
-            if child.try_wait().context("cannot ask after the program")?.is_some() {
-                bail!("{} ended at once: {}", self.name, self.last_words());
-            }
-            thread::sleep(Duration::from_millis(1));
+        let child = daemon.spawn().with_context(|| format!("cannot start {}", program.display()))?;
+        let (_, begun) = stat(child.id()).context("a child that was not waited for is in /proc")?;
+        for (extension, text) in [("begun", begun), ("pid", child.id().to_string())] {
+            let file = self.file(extension);
+            fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
         }
         Ok(())
     }

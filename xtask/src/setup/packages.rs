@@ -6,7 +6,7 @@ use super::report;
 use crate::shell::{command, find, is_root, run};
 
 /// Program and the Debian package that brings it.
-const TOOLS: [(&str, &str); 12] = [
+const TOOLS: &[(&str, &str)] = &[
     ("ip", "iproute2"),
     ("tc", "iproute2"),
     ("curl", "curl"),
@@ -19,13 +19,16 @@ const TOOLS: [(&str, &str); 12] = [
     ("nginx", "nginx-light"),
     ("stunnel4", "stunnel4"),
     ("gnutls-cli", "gnutls-bin"),
+    ("jq", "jq"),
+    ("prometheus", "prometheus"),
+    ("promtool", "prometheus"),
 ];
 
 /// Every tool is there, or gets installed.
 pub(super) fn ensure() -> Result<()> {
     let missing = missing();
     if missing.is_empty() {
-        report("tools", format_args!("found {}", TOOLS.map(|(program, _)| program).join(", ")));
+        report("tools", format_args!("found {}", TOOLS.iter().map(|(program, _)| *program).collect::<Vec<_>>().join(", ")));
         return Ok(());
     }
     let list = missing.join(" ");

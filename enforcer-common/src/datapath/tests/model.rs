@@ -127,6 +127,11 @@ impl Model {
         self.flows.borrow().get(&tuple(key)).copied()
     }
 
+    /// Forgets a flow, as the end of its socket does.
+    pub(crate) fn remove_flow(&self, key: &FlowKey) {
+        self.flows.borrow_mut().remove(&tuple(key));
+    }
+
     /// The entry of a half-open connection.
     pub(crate) fn half_open_entry(&self, key: &FlowKey) -> Option<HalfOpen> {
         self.half_open.borrow().get(&tuple(key)).copied()

@@ -5,6 +5,7 @@ use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustls::sign::CertifiedKey;
 
@@ -14,6 +15,10 @@ use crate::certificate::bundle::{
 };
 use crate::certificate::client;
 use crate::object::{ObjectName, Objects};
+
+/// What cannot be used is reported when it has stayed so for this long: files of a pair are not replaced at one moment, and
+/// one that is being written is not whole.
+const SETTLE: Duration = Duration::from_secs(1);
 
 /// What tells two contents of a file apart without reading it: a write changes the time of change, a replacement (as of a
 /// mounted config map) the inode.
@@ -79,6 +84,41 @@ fn config_map(objects: &Objects, name: &str, key: &str, root_namespace: &str) ->
     text.filter(|text| !text.trim().is_empty()).cloned()
 }
 
+/// What was handed on, and what is waited for.
+#[derive(Debug)]
+struct Watched<S> {
+    taken: Option<S>,
+    doubtful: Option<(S, Instant)>,
+}
+
+impl<S> Default for Watched<S> {
+    fn default() -> Self {
+        Self { taken: None, doubtful: None }
+    }
+}
+
+impl<S: PartialEq + Clone> Watched<S> {
+    /// Whether what was made of `seen` is to be handed on now.
+    fn take(&mut self, seen: S, good: bool, now: Instant) -> bool {
+        if !good {
+            match &self.doubtful {
+                Some((earlier, since)) if *earlier == seen => {
+                    if now.saturating_duration_since(*since) < SETTLE {
+                        return false;
+                    }
+                }
+                _ => {
+                    self.doubtful = Some((seen, now));
+                    return false;
+                }
+            }
+        }
+        self.doubtful = None;
+        self.taken = Some(seen);
+        true
+    }
+}
+
 /// The inputs of the checks.
 pub(super) struct Inputs {
     root_namespace: String,
@@ -86,8 +126,9 @@ pub(super) struct Inputs {
     lists: Place,
     client: Option<(PathBuf, PathBuf)>,
     /// What bundle and lists were read from.
-    loaded: Option<(Seen, Seen)>,
-    loaded_client: Option<(Stamp, Stamp)>,
+    has_bundle: bool,
+    watched: Watched<(Seen, Seen)>,
+    watched_client: Watched<(Stamp, Stamp)>,
 }
 
 impl Inputs {
@@ -97,30 +138,32 @@ impl Inputs {
             bundle: Place::new(options.trust_bundle.as_ref(), &options.config_map, DEFAULT_CONFIG_MAP_KEY),
             lists: Place::new(options.crl.as_ref(), &options.crl_config_map, CRL_CONFIG_MAP_KEY),
             client: options.client.clone(),
-            loaded: None,
-            loaded_client: None,
+            has_bundle: false,
+            watched: Watched::default(),
+            watched_client: Watched::default(),
         }
     }
 
     /// Whether a bundle is or was there, or must be there because a file is named.
     pub(super) fn has_bundle(&self) -> bool {
-        self.loaded.as_ref().is_some_and(|(bundle, _)| *bundle != Seen::Nothing)
+        self.has_bundle
     }
 
     /// The bundle, when it or its revocation lists have changed since the last call. `None` too while there never was one.
-    pub(super) fn bundle(&mut self, objects: &Objects) -> Option<Result<TrustBundle, BundleError>> {
-        let now =
+    pub(super) fn bundle(
+        &mut self,
+        objects: &Objects,
+        now: Instant,
+    ) -> Option<Result<TrustBundle, BundleError>> {
+        let seen =
             (self.bundle.look(objects, &self.root_namespace), self.lists.look(objects, &self.root_namespace));
-        if self.loaded.as_ref() == Some(&now) {
+        if self.watched.taken.as_ref() == Some(&seen) || (seen.0 == Seen::Nothing && !self.has_bundle) {
             return None;
         }
-        if now.0 == Seen::Nothing && !self.has_bundle() {
-            return None;
-        }
-        let loaded = self.load(&now);
-        // A bundle that is gone stays one that was there: its loss is a problem, not the end of the checks.
-        self.loaded = Some(now);
-        Some(loaded)
+        // One that goes again stays one that was there: its loss is a problem, not the end of the checks.
+        self.has_bundle = true;
+        let loaded = self.load(&seen);
+        self.watched.take(seen, loaded.is_ok(), now).then_some(loaded)
     }
 
     fn load(&self, (bundle, lists): &(Seen, Seen)) -> Result<TrustBundle, BundleError> {
@@ -140,14 +183,14 @@ impl Inputs {
     }
 
     /// The agent's own certificate, when one of its files has changed since the last call.
-    pub(super) fn client(&mut self) -> Option<Result<Arc<CertifiedKey>, String>> {
+    pub(super) fn client(&mut self, now: Instant) -> Option<Result<Arc<CertifiedKey>, String>> {
         let (certificate, key) = self.client.as_ref()?;
-        let now = (Stamp::of(certificate), Stamp::of(key));
-        if self.loaded_client.as_ref() == Some(&now) {
+        let seen = (Stamp::of(certificate), Stamp::of(key));
+        if self.watched_client.taken.as_ref() == Some(&seen) {
             return None;
         }
-        self.loaded_client = Some(now);
-        Some(client::load(certificate, key).map_err(|error| error.to_string()))
+        let loaded = client::load(certificate, key).map_err(|error| error.to_string());
+        self.watched_client.take(seen, loaded.is_ok(), now).then_some(loaded)
     }
 }
 

@@ -16,8 +16,9 @@ pub(super) const ANSWER_BYTES: usize = 4096;
 /// The sentences of nginx's error pages for 496 and 495.
 const SENTENCES: [&[u8]; 2] = [b"No required SSL certificate was sent", b"The SSL certificate error"];
 
-/// Whether this answer, or the beginning of one, refuses the client for its certificate.
-pub(super) fn certificate_refusal(answer: &[u8]) -> Option<Refused> {
+/// Whether this HTTP answer, or the beginning of one, refuses the client for its certificate.
+#[must_use]
+pub fn certificate_refusal(answer: &[u8]) -> Option<Refused> {
     let rest = answer.strip_prefix(b"HTTP/1.")?;
     let [b'0' | b'1', b' ', hundreds, tens, ones, b' ' | b'\r', ..] = rest else {
         return None;

@@ -9,6 +9,7 @@ use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Bytes, Frame, Incoming};
 use hyper::header::{ACCEPT, ALLOW, CONTENT_TYPE};
 use hyper::{Method, Request, Response, StatusCode};
+use jiff::Timestamp;
 use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio::sync::watch;
@@ -93,11 +94,15 @@ impl Service {
     }
 
     fn ready(&self) -> Response<Body> {
-        let missing = health::missing(&self.shared.view().snapshot);
+        let view = self.shared.view();
+        let missing = health::missing(&view.snapshot);
+        let stale = health::stale(&view.snapshot.state.kinds, Timestamp::now());
         if missing.is_empty() {
-            plain(StatusCode::OK, "ok\n")
+            let lines: Vec<_> = std::iter::once("ok".to_owned()).chain(stale).collect();
+            plain(StatusCode::OK, lines.join("\n") + "\n")
         } else {
-            plain(StatusCode::SERVICE_UNAVAILABLE, missing.join("\n") + "\n")
+            let lines: Vec<_> = missing.into_iter().chain(stale).collect();
+            plain(StatusCode::SERVICE_UNAVAILABLE, lines.join("\n") + "\n")
         }
     }
 
@@ -169,7 +174,7 @@ impl Reader {
                 self.watch.changed().await.ok()?;
             }
             if batch.missed > 0 {
-                let time = jiff::Timestamp::now();
+                let time = Timestamp::now();
                 let gap = Suppressed { time, missed: batch.missed, ..Suppressed::default() };
                 self.write(&mut lines, &Record { id: self.next, line: Line::Suppressed(gap) });
             }
