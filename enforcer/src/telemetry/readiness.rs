@@ -122,6 +122,19 @@ pub enum Class {
     Existing,
 }
 
+impl Class {
+    /// For people.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Plaintext => "plaintext",
+            Self::Tls => "TLS",
+            Self::MeshTls => "mesh TLS",
+            Self::Existing => "existing",
+        }
+    }
+}
+
 /// A client of one port, as far as it speaks one thing.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct ClientData {

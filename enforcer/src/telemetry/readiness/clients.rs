@@ -54,6 +54,8 @@ fn seen(key: &ClientKey, value: &Client) -> Option<Seen> {
         connections: value.connections,
         first_ns: value.first_ns,
         last_ns: value.last_ns,
+        verdict: value.verdict,
+        reason: value.reason,
     })
 }
 
@@ -98,8 +100,8 @@ mod layout {
         pub(super) connections: u64,
         pub(super) first_ns: u64,
         pub(super) last_ns: u64,
-        verdict: Verdict,
-        reason: Reason,
+        pub(super) verdict: Verdict,
+        pub(super) reason: Reason,
     }
 
     pub(super) type Clients = Table<ClientKey, Client, 28, 32>;

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use enforcer_common::{Reason, Verdict};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -76,6 +77,10 @@ pub struct Seen {
     pub first_ns: u64,
     /// The last one.
     pub last_ns: u64,
+    /// The last verdict.
+    pub verdict: Verdict,
+    /// Why it fell.
+    pub reason: Reason,
 }
 
 /// The circumstances of one look.
@@ -213,6 +218,12 @@ impl History {
     /// Notes that a client showed the mesh's ALPN to a port of a workload.
     pub fn note_mesh(&mut self, workload: u32, port: u16, client: IpAddr) {
         self.mesh.insert((workload, port, client));
+    }
+
+    /// Who a client is, where that was seen.
+    #[must_use]
+    pub fn name(&self, client: IpAddr) -> Option<&str> {
+        self.names.get(&client).map(String::as_str)
     }
 
     /// True for the history of this boot.

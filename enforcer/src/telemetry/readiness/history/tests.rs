@@ -166,6 +166,8 @@ fn a_pod_that_is_gone_keeps_its_clients_and_its_name_goes_with_its_id() {
         connections: 2,
         first_ns: 105 * SECOND,
         last_ns: 108 * SECOND,
+        verdict: Verdict::ALLOW,
+        reason: Reason::TLS,
     };
     let told = data(&history, 120, &[seen]);
     assert!(!told.pods[0].present);
@@ -193,6 +195,8 @@ fn clients_have_the_name_that_was_theirs_when_they_were_active() {
         connections: 2,
         first_ns: SECOND,
         last_ns: last * SECOND,
+        verdict: Verdict::ALLOW,
+        reason: Reason::TLS,
     };
     let named = |name: &str| Observed {
         names: [(address, name.to_owned())].into(),
