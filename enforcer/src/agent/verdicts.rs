@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use aya::maps::{MapData, RingBuf};
-use enforcer_common::event::Event;
+use enforcer_common::event::{Event, InvalidRecord, Record, decode};
 use enforcer_common::{Address, Reason, Verdict};
 use tokio::io::unix::AsyncFd;
 use tracing::{debug, info, warn};
@@ -46,7 +46,7 @@ impl Verdicts {
     pub(super) fn drain(&mut self, wanted: &Desired, observe: &mut dyn FnMut(&ObjectName, u16)) {
         while let Some(event) = self.next() {
             match event {
-                Ok(event) => {
+                Ok(Some(event)) => {
                     if let Some(plan) = plan(&event, wanted).filter(|_| event.reason != Reason::PROBE) {
                         observe(&plan.pod, event.key.pod_port);
                     }
@@ -54,15 +54,19 @@ impl Verdicts {
                         log(&event, wanted);
                     }
                 }
+                Ok(None) => {}
                 Err(error) => debug!("a record in EVENTS is not valid: {error}"),
             }
         }
     }
 
-    fn next(&mut self) -> Option<Result<Event, bytemuck::checked::CheckedCastError>> {
+    /// The next record; `None` inside for one that is not logged.
+    fn next(&mut self) -> Option<Result<Option<Event>, InvalidRecord>> {
         let record = self.buffer.get_mut().next()?;
-        let bytes = record.get(..size_of::<Event>()).unwrap_or_default();
-        Some(bytemuck::checked::try_pod_read_unaligned(bytes))
+        Some(decode(&record).map(|record| match record {
+            Record::Verdict(event) => Some(event),
+            Record::End(_) | Record::Hello(_) => None,
+        }))
     }
 
     fn may_log(&mut self) -> bool {
