@@ -59,7 +59,7 @@ pub struct EndpointState {
 }
 
 /// A policy that decided, as in `policy explain`.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct DecisionState {
     /// `mesh`, `namespace`, `workload` or `port`.
     pub level: String,
@@ -73,7 +73,7 @@ pub struct DecisionState {
 }
 
 /// A hooked interface.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct InterfaceState {
     /// Its index.
     pub index: u32,
