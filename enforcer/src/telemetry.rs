@@ -77,6 +77,8 @@ pub struct Snapshot {
     pub node_addresses: Arc<BTreeSet<IpAddr>>,
     /// What `status` and `endpoints` read.
     pub state: State,
+    /// Interfaces behind which addresses were found.
+    pub placed: BTreeSet<u32>,
     /// Interfaces of pods that could not be hooked, with the reason.
     pub unhooked: Vec<String>,
 }

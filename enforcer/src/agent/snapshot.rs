@@ -46,6 +46,7 @@ impl Agent {
             generations: endpoints.iter().map(|(address, held)| (*address, held.generation)).collect(),
             node_addresses: self.node_addresses.clone(),
             state: state.clone(),
+            placed: self.facts.places.values().map(|place| place.ifindex).collect(),
             unhooked: self
                 .node_problems
                 .iter()
