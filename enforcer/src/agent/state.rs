@@ -25,6 +25,10 @@ pub struct State {
     pub policy_applied: Option<Timestamp>,
     /// Where the objects come from.
     pub source: String,
+    /// The root namespace that policies are read with.
+    pub root_namespace: String,
+    /// The revision that policies are read with.
+    pub revision: Option<String>,
     /// How each kind of the Kubernetes API is doing; empty for manifests.
     pub kinds: Vec<KindState>,
     /// Pods with a workload id, by `namespace/name`; those that are gone for long are left out.
