@@ -28,7 +28,13 @@ const TOOLS: &[(&str, &str)] = &[
 pub(super) fn ensure() -> Result<()> {
     let missing = missing();
     if missing.is_empty() {
-        report("tools", format_args!("found {}", TOOLS.iter().map(|(program, _)| *program).collect::<Vec<_>>().join(", ")));
+        report(
+            "tools",
+            format_args!(
+                "found {}",
+                TOOLS.iter().map(|(program, _)| *program).collect::<Vec<_>>().join(", ")
+            ),
+        );
         return Ok(());
     }
     let list = missing.join(" ");
