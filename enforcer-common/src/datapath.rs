@@ -10,12 +10,17 @@ use core::ops::DerefMut;
 use crate::flow::{Opinion, Policy, Window};
 use crate::map::{
     Endpoint, ExemptKind, Flow, FlowKey, FlowState, HalfOpen, PortKey, PortMode, endpoint_flags, flow_flags,
-    port_flags,
 };
 use crate::settings::{Action, Enforcement};
 use crate::tcp::{ACK, RST, SYN, Segment};
 use crate::tls::{CLIENT_PREFIX, POD_PREFIX};
-use crate::{Address, Mode, Reason, Verdict};
+use crate::{Address, Reason, Verdict};
+
+mod decision;
+mod policy;
+
+pub use self::decision::{Act, Carried, Decision, HelloPart, ResetNumbers};
+pub use self::policy::{policy, unknown_pod, unreadable};
 
 /// The tables and the packet that a decision is made from.
 pub trait Env {
@@ -50,6 +55,8 @@ pub trait Env {
     fn action(&self) -> Action;
     /// How long a client may take from its first byte to its sixth, ns.
     fn undecided_ns(&self) -> u64;
+    /// How many bytes of the stream of a TLS client go to user space.
+    fn hello_bytes(&self) -> u32;
     /// The monotonic clock, ns.
     fn now_ns(&self) -> u64;
     /// The packet was sent by the agent itself, to check the server.
@@ -57,70 +64,6 @@ pub trait Env {
     /// The bytes of the packet's payload that fall on the first `limit` (at most 6) bytes of the stream that starts at
     /// sequence number `start`.
     fn window(&self, segment: &Segment, start: u32, limit: u32) -> Window;
-}
-
-/// What is to be done with a packet.
-#[repr(u32)]
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Act {
-    /// Let it through.
-    Pass = 0,
-    /// Cut the data off a SYN and let it through.
-    TrimSyn = 1,
-    /// Drop it.
-    Drop = 2,
-    /// Drop it and reset both ends.
-    Reset = 3,
-}
-
-/// A decision about one packet.
-#[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Decision {
-    /// What is to be done.
-    pub act: Act,
-    /// The verdict; [`Verdict::NONE`] when there is nothing to count.
-    pub verdict: Verdict,
-    /// Why.
-    pub reason: Reason,
-    /// What is known of the flow; [`FlowState::OPEN`] where there is none.
-    pub state: FlowState,
-    /// The verdict is new for this connection: it is counted as one connection and reported as one event.
-    pub report: bool,
-    /// For [`Act::Reset`]: sequence number of the RST to the client.
-    pub client_seq: u32,
-    /// For [`Act::Reset`]: sequence number of the RST to the pod, its next expected one.
-    pub pod_seq: u32,
-    /// For [`Act::Reset`]: acknowledgement number of the RST to the pod.
-    pub pod_ack: u32,
-    /// For [`Act::Reset`] in answer to a SYN: acknowledgement number of the RST to the client; else 0.
-    pub client_ack: u32,
-}
-
-impl Decision {
-    /// Let it through, nothing to count.
-    pub const PASS: Self = Self {
-        act: Act::Pass,
-        verdict: Verdict::NONE,
-        reason: Reason::NONE,
-        state: FlowState::OPEN,
-        report: false,
-        client_seq: 0,
-        pod_seq: 0,
-        pod_ack: 0,
-        client_ack: 0,
-    };
-
-    const WAIT: Self =
-        Self { act: Act::Drop, verdict: Verdict::WAIT, reason: Reason::OUT_OF_ORDER, ..Self::PASS };
-}
-
-/// Sequence numbers for the two resets that answer a packet.
-#[derive(Clone, Copy)]
-struct ResetNumbers {
-    client_seq: u32,
-    pod_seq: u32,
-    pod_ack: u32,
 }
 
 /// True when the flow needs no look at this packet: the hot path. Counts the packet.
@@ -163,7 +106,8 @@ pub fn to_pod<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey, segment: &Seg
     if let Some(mut flow) = found {
         return client_segment(env, endpoint, key, segment, &mut flow);
     }
-    let numbers = ResetNumbers { client_seq: segment.ack, pod_seq: segment.seq, pod_ack: segment.ack };
+    let numbers =
+        ResetNumbers { client_seq: segment.ack, client_ack: 0, pod_seq: segment.seq, pod_ack: segment.ack };
     unknown_flow(env, endpoint, key, segment, numbers, full)
 }
 
@@ -203,7 +147,8 @@ pub fn from_pod<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey, segment: &S
     if let Some(mut flow) = found {
         return pod_segment(env, endpoint, key, segment, &mut flow);
     }
-    let numbers = ResetNumbers { client_seq: segment.seq, pod_seq: segment.ack, pod_ack: segment.seq };
+    let numbers =
+        ResetNumbers { client_seq: segment.seq, client_ack: 0, pod_seq: segment.ack, pod_ack: segment.seq };
     unknown_flow(env, endpoint, key, segment, numbers, full)
 }
 
@@ -294,10 +239,16 @@ fn client_segment<E: Env>(
     }
     // The client's next byte is what the pod expects, unless it is sent again; then the pod's challenge is answered exactly.
     let pod_seq = if flow.pod_ack_is_unknown() { segment.seq } else { flow.pod_ack };
-    let numbers = ResetNumbers { client_seq: segment.ack, pod_seq, pod_ack: segment.ack };
-    let decision = conclude(env, flow, opinion, &policy, now, numbers);
+    let numbers = ResetNumbers { client_seq: segment.ack, client_ack: 0, pod_seq, pod_ack: segment.ack };
+    let mut decision = conclude(env, flow, opinion, &policy, key.pod_port, now, numbers);
     if decision.act == Act::Pass {
         flow.bytes_to_pod += u64::from(segment.payload_len);
+        if segment.payload_len > 0 {
+            decision.hello = flow.hello_part(segment, env.hello_bytes());
+        }
+    }
+    if decision.report || decision.hello.count > 0 {
+        decision.carried = flow.carried();
     }
     decision
 }
@@ -332,10 +283,14 @@ fn pod_segment<E: Env>(
         return Decision::WAIT;
     }
     let opinion = flow.decide(&policy, key.pod_port, false).of(seen, &policy);
-    let numbers = ResetNumbers { client_seq: segment.seq, pod_seq: segment.ack, pod_ack: segment.seq };
-    let decision = conclude(env, flow, opinion, &policy, env.now_ns(), numbers);
+    let numbers =
+        ResetNumbers { client_seq: segment.seq, client_ack: 0, pod_seq: segment.ack, pod_ack: segment.seq };
+    let mut decision = conclude(env, flow, opinion, &policy, key.pod_port, env.now_ns(), numbers);
     if decision.act == Act::Pass {
         flow.bytes_from_pod += u64::from(segment.payload_len);
+    }
+    if decision.report {
+        decision.carried = flow.carried();
     }
     decision
 }
@@ -347,6 +302,7 @@ fn conclude<E: Env>(
     flow: &mut Flow,
     opinion: Opinion,
     policy: &Policy,
+    pod_port: u16,
     now_ns: u64,
     numbers: ResetNumbers,
 ) -> Decision {
@@ -360,7 +316,11 @@ fn conclude<E: Env>(
     };
     decision.reason = reason;
     decision.state = flow.state;
+    decision.class = flow.class(pod_port);
     decision.report = flow.enter(decision.verdict, reason, policy.generation, now_ns);
+    if decision.names_client() {
+        decision.new_client = flow.count_client(decision.class);
+    }
     flow.settle();
     if decision.verdict == Verdict::ALLOW && !decision.report {
         decision.verdict = Verdict::NONE;
@@ -376,8 +336,7 @@ fn refusal<E: Env>(env: &E, numbers: ResetNumbers) -> Decision {
         (Enforcement::ENFORCE, Action::DROP) => (Act::Drop, Verdict::DROP),
         (Enforcement::ENFORCE, Action::RESET) => (Act::Reset, Verdict::RESET),
     };
-    let ResetNumbers { client_seq, pod_seq, pod_ack } = numbers;
-    Decision { act, verdict, client_seq, pod_seq, pod_ack, ..Decision::PASS }
+    Decision { act, verdict, numbers, ..Decision::PASS }
 }
 
 /// A packet whose handshake was never seen. Without data it is harmless: a connection that it might open has no flow, so
@@ -407,71 +366,6 @@ fn unknown_flow<E: Env>(
         };
     }
     Decision { reason: Reason::MIDSTREAM, report: true, ..refusal(env, numbers) }
-}
-
-/// A packet to or from the endpoint whose ports or bytes cannot be read: held to the strictest mode of the endpoint.
-/// `source`: the address of the remote end.
-#[inline(always)]
-pub fn unreadable<E: Env>(env: &E, endpoint: &Endpoint, source: &Address, reason: Reason) -> Decision {
-    let unjudged = endpoint_flags::NOT_MESHED | endpoint_flags::LEARNING;
-    if endpoint.flags & endpoint_flags::ANY_STRICT == 0 || endpoint.flags & unjudged != 0 {
-        return Decision::PASS;
-    }
-    if matches!(env.exempt(source), Some(ExemptKind::SOURCE)) {
-        return Decision::PASS;
-    }
-    match env.enforcement() {
-        Enforcement::AUDIT => {
-            Decision { verdict: Verdict::WOULD_RESET, reason, report: true, ..Decision::PASS }
-        }
-        Enforcement::ENFORCE => {
-            Decision { act: Act::Drop, verdict: Verdict::DROP, reason, report: true, ..Decision::PASS }
-        }
-    }
-}
-
-/// A new connection to an address that is no endpoint, on a pod's interface, while unknown pods are held to STRICT.
-#[inline(always)]
-pub fn unknown_pod<E: Env>(env: &E, segment: &Segment) -> Decision {
-    if !segment.has(SYN) || segment.has(ACK | RST) {
-        return Decision::PASS;
-    }
-    let numbers = ResetNumbers { client_seq: 0, pod_seq: segment.seq, pod_ack: 0 };
-    let client_ack = segment.seq.wrapping_add(segment.payload_len).wrapping_add(1);
-    Decision { reason: Reason::UNKNOWN_POD, report: true, client_ack, ..refusal(env, numbers) }
-}
-
-/// The policy for one flow at this moment.
-#[inline(always)]
-pub fn policy<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey) -> Policy {
-    let mut policy =
-        Policy { mode: endpoint.mode, exempt: Reason::NONE, blocked: false, generation: endpoint.generation };
-    let mut probe_port = false;
-    if endpoint.flags & endpoint_flags::HAS_PORTS != 0 {
-        let port =
-            PortKey { workload: endpoint.workload, generation: endpoint.generation, port: key.pod_port };
-        if let Some(port) = env.port_mode(&port) {
-            policy.mode = port.mode;
-            policy.blocked = port.flags & port_flags::BLOCKED != 0;
-            probe_port = port.flags & port_flags::PROBE != 0;
-            if port.flags & port_flags::EXEMPT != 0 {
-                policy.exempt = Reason::EXEMPT_PORT;
-                return policy;
-            }
-        }
-    }
-    if env.is_own_probe() {
-        policy.exempt = Reason::PROBE;
-        return policy;
-    }
-    if policy.mode == Mode::STRICT {
-        match env.exempt(&key.client) {
-            Some(ExemptKind::SOURCE) => policy.exempt = Reason::EXEMPT_SOURCE,
-            Some(ExemptKind::NODE) if probe_port => policy.exempt = Reason::PROBE,
-            _ => {}
-        }
-    }
-    policy
 }
 
 #[cfg(test)]

@@ -4,8 +4,10 @@
 //! whatever the policy is, so that a policy change finds live flows judged already; [`Flow::decide`] holds what is
 //! known against the policy of this moment.
 
-use crate::map::{Flow, FlowState, HalfOpen, flow_flags};
-use crate::tcp::{ACK, FIN, Segment, URG, is_before};
+use crate::datapath::HelloPart;
+use crate::event::HELLO_PARTS;
+use crate::map::{Flow, FlowState, HalfOpen, TrafficClass, flow_flags};
+use crate::tcp::{ACK, FIN, Segment, URG, is_before, overlap};
 use crate::tls::{self, CLIENT_PREFIX, POD_PREFIX};
 use crate::{Mode, Reason, Verdict};
 
@@ -149,7 +151,9 @@ impl Flow {
             client_mask: 0,
             pod_judged: 0,
             flags: 0,
-            reserved: [0; 5],
+            hello_sent: 0,
+            hello_parts: 0,
+            counted_class: 0,
         }
     }
 
@@ -369,6 +373,59 @@ impl Flow {
         }
         self.generation = generation;
         new
+    }
+
+    /// What the client speaks.
+    #[inline(always)]
+    #[must_use]
+    pub fn class(&self, pod_port: u16) -> TrafficClass {
+        match self.state {
+            FlowState::OPEN => TrafficClass::UNKNOWN,
+            FlowState::EXISTING => TrafficClass::EXISTING,
+            // The client's hello was complete: it was the server that did not answer in kind.
+            FlowState::PLAINTEXT if self.fault != Reason::SERVER_NOT_TLS => TrafficClass::PLAINTEXT,
+            _ if pod_port == TUNNEL_PORT => TrafficClass::MESH_TLS,
+            _ => TrafficClass::TLS,
+        }
+    }
+
+    /// Notes that the connection is counted under this class; false when it was already.
+    #[inline(always)]
+    pub fn count_client(&mut self, class: TrafficClass) -> bool {
+        let class = class as u8;
+        let new = self.counted_class != class;
+        self.counted_class = class;
+        new
+    }
+
+    /// The part of a segment that goes to user space, while the client's hello is not answered; at most `limit` bytes of
+    /// the stream do, from at most [`HELLO_PARTS`] packets. Notes it as sent.
+    #[inline(always)]
+    pub fn hello_part(&mut self, segment: &Segment, limit: u32) -> HelloPart {
+        let sent = u32::from(self.hello_sent);
+        if !matches!(self.state, FlowState::HELLO) || sent >= limit || self.hello_parts >= HELLO_PARTS {
+            return HelloPart::NONE;
+        }
+        let Some(part) = overlap(self.client_start, segment.seq, segment.payload_len, limit) else {
+            return HelloPart::NONE;
+        };
+        let end = part.offset + part.count;
+        let first = sent == 0;
+        // All six judged bytes are known here, so the bytes that went before this segment need not be sent by themselves.
+        let have = if first { CLIENT_PREFIX } else { sent };
+        if part.offset > have || end <= sent {
+            return HelloPart::NONE;
+        }
+        self.hello_sent = (end & 0xffff) as u16;
+        self.hello_parts += 1;
+        let skip = if first { 0 } else { sent - part.offset };
+        HelloPart {
+            offset: part.offset + skip,
+            index: part.index + skip,
+            count: part.count - skip,
+            first,
+            prefix: word(self.client_prefix),
+        }
     }
 
     /// Marks a flow that needs no further look while its generation stays: allowed, and its judged bytes cannot change.

@@ -4,7 +4,7 @@
 use crate::{Address, Direction, Mode, Reason, Verdict};
 
 /// Version of the layout of all maps, part of the pin folder's name: raised with every change of a type here.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Makes a `repr(C)` map type with the derives that both sides need.
 macro_rules! map_type {
@@ -151,6 +151,24 @@ pub enum FlowState {
     EXISTING = 5,
 }
 
+/// What the client of a connection speaks, as far as its bytes and its port say.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[cfg_attr(feature = "user", derive(bytemuck::CheckedBitPattern, bytemuck::NoUninit))]
+#[expect(non_camel_case_types, reason = "bpftool prints the variants")]
+pub enum TrafficClass {
+    /// Its first bytes are not known yet.
+    UNKNOWN = 0,
+    /// Anything but TLS.
+    PLAINTEXT = 1,
+    /// TLS; whether it is the mesh's, only the hello's ALPN says.
+    TLS = 2,
+    /// TLS to the mesh's tunnel port, 15008.
+    MESH_TLS = 3,
+    /// Open before the pod was enforced: its first bytes were never seen.
+    EXISTING = 4,
+}
+
 map_type! {
     /// Value of `FLOWS`. Times are `bpf_ktime_get_ns` (`CLOCK_MONOTONIC`), sequence numbers host byte order.
     pub struct Flow {
@@ -191,22 +209,26 @@ map_type! {
         /// How many of the pod's first bytes were judged, 0 to 5.
         pub pod_judged: u8,
         /// Bits of [`flow_flags`].
-        pub flags: u8,
-        /// Zero.
-        pub reserved: [u8; 5],
+        pub flags: u16,
+        /// How many bytes of the client's stream were sent to user space in chunks.
+        pub hello_sent: u16,
+        /// How many packets they were taken from.
+        pub hello_parts: u8,
+        /// The [`TrafficClass`] under which the connection was counted in `CLIENTS` last; 0: not yet.
+        pub counted_class: u8,
     }
 }
 
 /// Bits of [`Flow::flags`].
 pub mod flow_flags {
     /// The pod sent a SYN-ACK with new numbers for this tuple: the next exact ACK starts a new flow.
-    pub const REOPENING: u8 = 1;
+    pub const REOPENING: u16 = 1;
     /// The pod acknowledged all six judged bytes: later copies of them are discarded by its stack.
-    pub const PREFIX_ACKED: u8 = 2;
+    pub const PREFIX_ACKED: u16 = 2;
     /// Allowed, and nothing but a new generation can change that: no byte is looked at any more.
-    pub const SETTLED: u8 = 4;
+    pub const SETTLED: u16 = 4;
     /// A check of the agent's own, known by the mark of its packets, which the pod's answers do not carry.
-    pub const OWN_PROBE: u8 = 8;
+    pub const OWN_PROBE: u16 = 8;
 }
 
 map_type! {
@@ -244,6 +266,39 @@ map_type! {
         pub packets: u64,
         /// Their payload bytes.
         pub bytes: u64,
+    }
+}
+
+map_type! {
+    /// Key of `CLIENTS`: who talks to a port of a workload, and how. Connections of the agent's own checks, of exempt sources
+    /// and to exempt ports are not counted there.
+    pub struct ClientKey {
+        /// The workload's id.
+        pub workload: u32,
+        /// What the client speaks.
+        pub class: TrafficClass,
+        /// The client's address.
+        pub client: Address,
+        /// Port of the pod, host byte order.
+        pub port: u16,
+        /// Zero.
+        pub reserved: u16,
+    }
+}
+
+map_type! {
+    /// Value of `CLIENTS`. Written once for each verdict of a connection, never per packet.
+    pub struct Client {
+        /// Connections whose client spoke like this.
+        pub connections: u64,
+        /// When the first of them got its verdict, `CLOCK_MONOTONIC` ns.
+        pub first_ns: u64,
+        /// When the last verdict fell, `CLOCK_MONOTONIC` ns.
+        pub last_ns: u64,
+        /// The last verdict.
+        pub verdict: Verdict,
+        /// Why it fell.
+        pub reason: Reason,
     }
 }
 

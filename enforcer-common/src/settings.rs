@@ -1,5 +1,6 @@
 //! What the agent tells the kernel side: the one value of the map `SETTINGS`.
 
+use crate::event::HELLO_LIMIT;
 use crate::map::map_type;
 
 /// Socket mark (`SO_MARK`) of the agent's own certificate checks, so that they are counted as `PROBE`, never as a client.
@@ -57,6 +58,10 @@ map_type! {
         pub resets_per_second: u32,
         /// Events per second and CPU; beyond that they are counted as suppressed.
         pub events_per_second: u32,
+        /// Resets sent per second to one client's address; beyond that its refused packets are dropped (`RESET_LIMIT`).
+        pub resets_per_second_per_client: u32,
+        /// How many bytes of the stream of a TLS client go to user space, at most [`crate::event::HELLO_LIMIT`]; 0: none.
+        pub hello_bytes: u32,
     }
 }
 
@@ -71,5 +76,7 @@ impl Settings {
         unknown_pods: UnknownPods::ALLOW,
         resets_per_second: 10_000,
         events_per_second: 10_000,
+        resets_per_second_per_client: 1_000,
+        hello_bytes: HELLO_LIMIT,
     };
 }

@@ -5,6 +5,7 @@ use core::ops::{Deref, DerefMut};
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use enforcer_common::Address;
 use enforcer_common::datapath::Env;
+use enforcer_common::event::HELLO_LIMIT;
 use enforcer_common::flow::Window;
 use enforcer_common::map::{ExemptKind, Flow, FlowKey, HalfOpen, Outbound, PortKey, PortMode};
 use enforcer_common::settings::{Action, Enforcement, OWN_PROBE_MARK};
@@ -120,6 +121,12 @@ impl Env for SkbEnv<'_> {
     #[inline(always)]
     fn undecided_ns(&self) -> u64 {
         self.settings.undecided_ns()
+    }
+
+    #[inline(always)]
+    fn hello_bytes(&self) -> u32 {
+        let bytes = self.settings.hello_bytes();
+        if bytes < HELLO_LIMIT { bytes } else { HELLO_LIMIT }
     }
 
     #[inline(always)]

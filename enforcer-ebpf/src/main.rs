@@ -5,8 +5,11 @@
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
+#![feature(core_intrinsics)]
+#![expect(internal_features, reason = "an atomic addition without a result has no other form here")]
 
 mod env;
+mod hello;
 mod multipath;
 mod packet;
 mod report;
@@ -21,8 +24,9 @@ use enforcer_common::settings::{Enforcement, UnknownPods};
 use enforcer_common::{Direction, Reason, Verdict};
 
 use crate::env::SkbEnv;
-use crate::packet::{Network, Packet, Parsed};
+use crate::packet::{Layer, Network, Parsed};
 use crate::skb::{DROP, NEXT, Skb};
+use crate::tables::Work;
 
 /// Towards the pod: egress of its host-side interface.
 #[classifier]
@@ -38,43 +42,44 @@ pub fn from_pod(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn run(skb: &Skb, direction: Direction) -> i32 {
-    let mut packet = Packet::new(direction);
-    match packet::network(skb, &mut packet) {
-        Network::Ip => {}
-        Network::Other => return NEXT,
-        Network::TooDeep => return too_deep(skb, &packet),
+    let mut network = Network::new();
+    match packet::network(skb, &mut network) {
+        Layer::Ip => {}
+        Layer::Other => return NEXT,
+        Layer::TooDeep => return too_deep(skb, direction),
     }
-    match tables::endpoint(&packet.key.pod) {
-        Some(endpoint) if endpoint.ifindex == 0 || endpoint.ifindex == skb.ifindex() => {
-            judge(skb, &mut packet, &endpoint)
-        }
+    let pod = match direction {
+        Direction::TO_POD => &network.destination,
+        Direction::FROM_POD => &network.source,
+    };
+    let endpoint = match tables::endpoint(pod) {
+        Some(endpoint) if endpoint.ifindex == 0 || endpoint.ifindex == skb.ifindex() => endpoint,
         None if direction == Direction::TO_POD
             && tables::settings().unknown_pods() == UnknownPods::STRICT =>
         {
-            unknown_pod(skb, &mut packet)
+            Endpoint::UNKNOWN
         }
-        _ => NEXT,
-    }
-}
-
-/// Judges a TCP packet of a listed endpoint.
-#[inline(always)]
-fn judge(skb: &Skb, packet: &mut Packet, endpoint: &Endpoint) -> i32 {
-    let mut decision = Decision::PASS;
-    match packet::transport(skb, packet) {
-        Parsed::Tcp => match packet.direction {
+        _ => return NEXT,
+    };
+    let Some(work) = tables::work() else {
+        return DROP;
+    };
+    work.packet.begin(&network, direction);
+    work.endpoint = endpoint;
+    let decided = match packet::transport(skb, &mut work.packet) {
+        Parsed::Tcp => match direction {
             Direction::TO_POD => {
-                if multipath::may_ask(&packet.segment, packet) && rewrites(endpoint) {
-                    multipath::hide(skb, packet);
+                if multipath::may_ask(&work.packet.segment, &work.packet) && rewrites(&work.endpoint) {
+                    multipath::hide(skb, &work.packet);
                 }
-                decide_to_pod(skb, packet, endpoint, &mut decision);
+                decide_to_pod(skb, work)
             }
-            Direction::FROM_POD => decide_from_pod(skb, packet, endpoint, &mut decision),
+            Direction::FROM_POD => decide_from_pod(skb, work),
         },
-        Parsed::Unreadable(reason) => decide_unreadable(skb, packet, endpoint, reason, &mut decision),
-        Parsed::Other => return NEXT,
-    }
-    act(skb, packet, endpoint, &mut decision)
+        Parsed::Unreadable(reason) => decide_unreadable(skb, work, reason),
+        Parsed::Other => false,
+    };
+    if decided { act(skb, work, direction) } else { NEXT }
 }
 
 /// Whether packets to this endpoint may be changed: not in audit mode, and not those of a pod outside the mesh.
@@ -86,72 +91,80 @@ fn rewrites(endpoint: &Endpoint) -> bool {
 
 /// A frame behind more VLAN tags than are stepped over. The kernel of the pod unpacks any number of empty ones, so whatever it
 /// carries is held to STRICT, like all that cannot be read.
-#[inline(never)]
-fn too_deep(skb: &Skb, packet: &Packet) -> i32 {
-    if packet.direction != Direction::TO_POD {
+#[inline(always)]
+fn too_deep(skb: &Skb, direction: Direction) -> i32 {
+    if direction != Direction::TO_POD {
         return NEXT;
     }
-    let endpoint = Endpoint { flags: endpoint_flags::ANY_STRICT, ..Endpoint::UNKNOWN };
-    let mut decision = Decision::PASS;
-    decide_unreadable(skb, packet, &endpoint, Reason::MALFORMED, &mut decision);
-    act(skb, packet, &endpoint, &mut decision)
+    let Some(work) = tables::work() else {
+        return DROP;
+    };
+    work.packet.begin(&Network::new(), direction);
+    work.endpoint = Endpoint { flags: endpoint_flags::ANY_STRICT, ..Endpoint::UNKNOWN };
+    if decide_unreadable(skb, work, Reason::MALFORMED) { act(skb, work, direction) } else { NEXT }
 }
 
 // The decision and what follows from it are functions of their own, so that their stack frames share one place: the kernel
-// allows 512 bytes for the whole chain of calls.
+// allows 512 bytes for the whole chain of calls. Each tells whether there is anything to do.
 
 #[inline(never)]
-fn decide_to_pod(skb: &Skb, packet: &Packet, endpoint: &Endpoint, decision: &mut Decision) {
+fn decide_to_pod(skb: &Skb, work: &mut Work) -> bool {
+    let Work { packet, endpoint, decision } = work;
     let env = SkbEnv::new(skb, packet.payload_offset);
-    *decision = datapath::to_pod(&env, endpoint, &packet.key, &packet.segment);
-}
-
-#[inline(never)]
-fn decide_from_pod(skb: &Skb, packet: &Packet, endpoint: &Endpoint, decision: &mut Decision) {
-    let env = SkbEnv::new(skb, packet.payload_offset);
-    *decision = datapath::from_pod(&env, endpoint, &packet.key, &packet.segment);
-}
-
-#[inline(never)]
-fn decide_unreadable(
-    skb: &Skb,
-    packet: &Packet,
-    endpoint: &Endpoint,
-    reason: Reason,
-    decision: &mut Decision,
-) {
-    *decision = datapath::unreadable(&SkbEnv::new(skb, 0), endpoint, &packet.key.client, reason);
-}
-
-/// A new connection to a pod that the agent has not told us of yet, while unknown pods are held to STRICT.
-#[inline(never)]
-fn unknown_pod(skb: &Skb, packet: &mut Packet) -> i32 {
-    let Parsed::Tcp = packet::transport(skb, packet) else {
-        return NEXT;
+    let decided = if endpoint.workload == 0 {
+        datapath::unknown_pod(&env, &packet.segment)
+    } else {
+        datapath::to_pod(&env, endpoint, &packet.key, &packet.segment)
     };
-    let mut decision = datapath::unknown_pod(&SkbEnv::new(skb, packet.payload_offset), &packet.segment);
-    act(skb, packet, &Endpoint::UNKNOWN, &mut decision)
+    keep(decision, decided)
+}
+
+#[inline(never)]
+fn decide_from_pod(skb: &Skb, work: &mut Work) -> bool {
+    let Work { packet, endpoint, decision } = work;
+    let env = SkbEnv::new(skb, packet.payload_offset);
+    keep(decision, datapath::from_pod(&env, endpoint, &packet.key, &packet.segment))
+}
+
+#[inline(never)]
+fn decide_unreadable(skb: &Skb, work: &mut Work, reason: Reason) -> bool {
+    let Work { packet, endpoint, decision } = work;
+    keep(decision, datapath::unreadable(&SkbEnv::new(skb, 0), endpoint, &packet.key.client, reason))
+}
+
+/// Keeps a decision; false when there is nothing to do.
+#[inline(always)]
+fn keep(kept: &mut Decision, decision: Decision) -> bool {
+    if decision.is_nothing() {
+        return false;
+    }
+    *kept = decision;
+    true
 }
 
 /// Counts and reports a decision and carries it out, in this order: carrying a reset out cuts the packet short.
 #[inline(always)]
-fn act(skb: &Skb, packet: &Packet, endpoint: &Endpoint, decision: &mut Decision) -> i32 {
-    if decision.act == Act::Pass && decision.verdict == Verdict::NONE {
-        return NEXT;
+fn act(skb: &Skb, work: &mut Work, direction: Direction) -> i32 {
+    let Work { packet, endpoint, decision } = work;
+    if decision.verdict != Verdict::NONE {
+        report::debug_line(skb, packet, decision);
+        report::limit_resets(decision);
+        report::count(packet, endpoint.workload, decision);
     }
-    report::debug_line(skb, packet, decision);
-    report::limit_resets(decision);
-    report::count(packet, endpoint.workload, decision);
     if decision.report {
+        report::client(packet, endpoint.workload, decision);
         report::event(skb, packet, endpoint, decision);
+    }
+    if decision.hello.count > 0 {
+        hello::send(skb, packet, endpoint, decision);
     }
     match decision.act {
         Act::Pass => NEXT,
         Act::Drop => DROP,
         Act::TrimSyn => reset::trim_syn(skb, packet),
-        Act::Reset => match packet.direction {
-            Direction::TO_POD => reset::from_client_packet(skb, packet, decision),
-            Direction::FROM_POD => reset::from_pod_packet(skb, packet, decision),
+        Act::Reset => match direction {
+            Direction::TO_POD => reset::from_client_packet(skb, packet, &decision.numbers),
+            Direction::FROM_POD => reset::from_pod_packet(skb, packet, &decision.numbers),
         },
     }
 }

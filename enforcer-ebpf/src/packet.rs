@@ -34,7 +34,18 @@ const DESTINATION_OPTIONS: u8 = 60;
 /// More-fragments bit and fragment offset of IPv4.
 const IPV4_FRAGMENT: u16 = 0x3fff;
 
+/// The network layer of a packet that may be TCP.
+#[derive(Clone, Copy)]
+pub struct Network {
+    pub source: Address,
+    pub destination: Address,
+    /// Offset of the IP header.
+    pub ip_offset: u32,
+    pub is_v6: bool,
+}
+
 /// A packet of one connection, filled in as its headers are read.
+#[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Packet {
     /// Both ends; the ports are zero until the TCP header is read.
@@ -51,7 +62,30 @@ pub struct Packet {
     pub is_v6: bool,
 }
 
+impl Network {
+    /// To be filled in.
+    #[inline(always)]
+    pub fn new() -> Self {
+        let nobody = Address { bytes: [0; 16] };
+        Self { source: nobody, destination: nobody, ip_offset: 0, is_v6: false }
+    }
+}
+
 impl Packet {
+    /// Begins a packet, to be completed by [`transport`].
+    #[inline(always)]
+    pub fn begin(&mut self, network: &Network, direction: Direction) {
+        let (client, pod) = match direction {
+            Direction::TO_POD => (network.source, network.destination),
+            Direction::FROM_POD => (network.destination, network.source),
+        };
+        self.key = FlowKey { client, pod, client_port: 0, pod_port: 0 };
+        self.direction = direction;
+        self.segment = Segment { seq: 0, ack: 0, payload_len: 0, flags: 0 };
+        self.ip_offset = network.ip_offset;
+        self.is_v6 = network.is_v6;
+    }
+
     /// Source and destination address as they stand in the packet.
     #[inline(always)]
     pub fn addresses(&self) -> (&Address, &Address) {
@@ -69,29 +103,6 @@ impl Packet {
             Direction::FROM_POD => (self.key.pod_port, self.key.client_port),
         }
     }
-
-    /// To be filled in by [`network`] and [`transport`].
-    #[inline(always)]
-    pub fn new(direction: Direction) -> Self {
-        let nobody = Address { bytes: [0; 16] };
-        Self {
-            key: FlowKey { client: nobody, pod: nobody, client_port: 0, pod_port: 0 },
-            direction,
-            segment: Segment { seq: 0, ack: 0, payload_len: 0, flags: 0 },
-            ip_offset: 0,
-            tcp_offset: 0,
-            payload_offset: 0,
-            is_v6: false,
-        }
-    }
-
-    #[inline(always)]
-    fn set_addresses(&mut self, source: Address, destination: Address) {
-        (self.key.client, self.key.pod) = match self.direction {
-            Direction::TO_POD => (source, destination),
-            Direction::FROM_POD => (destination, source),
-        };
-    }
 }
 
 /// What the transport layer says.
@@ -105,10 +116,10 @@ pub enum Parsed {
     Unreadable(Reason),
 }
 
-/// What the network layer says.
+/// Whether a packet is one that may be TCP.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Network {
-    /// IP that may carry TCP: the addresses are filled in.
+pub enum Layer {
+    /// IP that may carry TCP: the network layer is filled in.
     Ip,
     /// None of our business.
     Other,
@@ -116,13 +127,13 @@ pub enum Network {
     TooDeep,
 }
 
-/// Fills in the addresses of an IP packet. Only what may be TCP gets through, so that no other packet costs a look-up.
+/// Fills in the network layer of an IP packet. Only what may be TCP gets through, so that no other packet costs a look-up.
 #[inline(always)]
-pub fn network(skb: &Skb, packet: &mut Packet) -> Network {
-    let Some(ethertype) = addresses(skb, packet) else {
-        return Network::Other;
+pub fn network(skb: &Skb, network: &mut Network) -> Layer {
+    let Some(ethertype) = addresses(skb, network) else {
+        return Layer::Other;
     };
-    if is_vlan(ethertype) { Network::TooDeep } else { Network::Ip }
+    if is_vlan(ethertype) { Layer::TooDeep } else { Layer::Ip }
 }
 
 #[inline(always)]
@@ -132,7 +143,7 @@ fn is_vlan(ethertype: u16) -> bool {
 
 /// The type of what is behind the VLAN tags, its addresses filled in; a VLAN's type where there are too many.
 #[inline(always)]
-fn addresses(skb: &Skb, packet: &mut Packet) -> Option<u16> {
+fn addresses(skb: &Skb, network: &mut Network) -> Option<u16> {
     if skb.linear_len() < ETHERNET_LEN + IPV6_LEN && skb.linear_len() < skb.len() {
         skb.pull(if skb.len() < 128 { skb.len() } else { 128 });
     }
@@ -156,17 +167,19 @@ fn addresses(skb: &Skb, packet: &mut Packet) -> Option<u16> {
             if header.protocol != PROTOCOL_TCP {
                 return None;
             }
-            packet.set_addresses(Address::from_v4(header.source), Address::from_v4(header.destination));
+            network.source = Address::from_v4(header.source);
+            network.destination = Address::from_v4(header.destination);
         }
         ETHERTYPE_IPV6 => {
             let header = skb.read::<Ipv6>(offset)?;
-            packet.set_addresses(Address::from_v6(header.source), Address::from_v6(header.destination));
-            packet.is_v6 = true;
+            network.source = Address::from_v6(header.source);
+            network.destination = Address::from_v6(header.destination);
+            network.is_v6 = true;
         }
         _ if is_vlan(ethertype) => {}
         _ => return None,
     }
-    packet.ip_offset = offset;
+    network.ip_offset = offset;
     Some(ethertype)
 }
 

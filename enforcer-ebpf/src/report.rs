@@ -1,15 +1,19 @@
 //! Counters, events, and the limits that keep both and the resets bounded.
 
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
+
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_log_ebpf::debug;
 use enforcer_common::datapath::{Act, Decision};
-use enforcer_common::event::{Event, HEAD_BYTES};
-use enforcer_common::map::{Counter, CounterKey, Endpoint, WorkloadCounterKey};
+use enforcer_common::event::{Event, EventKind, HEAD_BYTES};
+use enforcer_common::map::{
+    Client, ClientKey, Counter, CounterKey, Endpoint, EventBudget, WorkloadCounterKey,
+};
 use enforcer_common::{Reason, Verdict};
 
 use crate::packet::Packet;
 use crate::skb::{Skb, bounded};
-use crate::tables::{COUNTERS, EVENT_BUDGET, EVENTS, RESET_BUDGET, WORKLOAD_COUNTERS, settings};
+use crate::tables::{CLIENTS, COUNTERS, EVENT_BUDGET, EVENTS, RESET_BUDGET, WORKLOAD_COUNTERS, settings};
 
 const SECOND_NS: u64 = 1_000_000_000;
 
@@ -69,41 +73,101 @@ fn add(counter: *mut Counter, by: &Counter) {
     }
 }
 
-/// Sends one event, unless this second's events are spent or the buffer is full.
+/// Enters a client under what it speaks.
 #[inline(never)]
-pub fn event(skb: &Skb, packet: &Packet, endpoint: &Endpoint, decision: &Decision) {
-    let Some(budget) = EVENT_BUDGET.get_ptr_mut(0) else {
+pub fn client(packet: &Packet, workload: u32, decision: &Decision) {
+    if workload == 0 || !decision.names_client() {
         return;
+    }
+    // SAFETY: the helper has no arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let key = ClientKey {
+        workload,
+        class: decision.class,
+        client: packet.key.client,
+        port: packet.key.pod_port,
+        reserved: 0,
     };
-    // SAFETY: the pointers come from maps and the ring buffer; the record is written field by field and the rest of its
-    // head zeroed before it is submitted.
+    let connections = u64::from(decision.new_client);
+    let Decision { verdict, reason, .. } = *decision;
+    if let Some(entry) = CLIENTS.get_ptr_mut(key) {
+        // SAFETY: the pointer comes from the map. Connections are added up in one step, whichever CPU does; of the other
+        // fields the last writer's stay.
+        unsafe {
+            atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(&raw mut (*entry).connections, connections);
+            (*entry).last_ns = now;
+            (*entry).verdict = verdict;
+            (*entry).reason = reason;
+        }
+    } else {
+        let entry = Client { connections, first_ns: now, last_ns: now, verdict, reason };
+        let _ = CLIENTS.insert(key, entry, 0);
+    }
+}
+
+/// Takes one record out of this second's budget.
+#[inline(always)]
+pub fn spend(budget: *mut EventBudget, now: u64) -> bool {
+    // SAFETY: the pointer comes from a per-CPU map: no other CPU writes this value.
     unsafe {
-        let now = bpf_ktime_get_ns();
         if now - (*budget).window_ns >= SECOND_NS {
             (*budget).window_ns = now;
             (*budget).sent = 0;
         }
         if (*budget).sent >= u64::from(settings().events_per_second()) {
             (*budget).suppressed += 1;
-            return;
+            return false;
         }
-        let Some(mut record) = EVENTS.reserve(0) else {
-            (*budget).lost += 1;
-            return;
-        };
         (*budget).sent += 1;
-        let event: *mut Event = record.as_mut_ptr();
-        (*event).time_ns = now;
-        (*event).key = packet.key;
+        true
+    }
+}
+
+/// A record could not be sent: the buffer is full.
+#[inline(always)]
+pub fn lose(budget: *mut EventBudget) {
+    // SAFETY: as above.
+    unsafe {
+        (*budget).sent -= 1;
+        (*budget).lost += 1;
+    }
+}
+
+/// Sends one event, unless this second's events are spent or the buffer is full.
+#[inline(never)]
+pub fn event(skb: &Skb, packet: &Packet, endpoint: &Endpoint, decision: &Decision) {
+    let Some(budget) = EVENT_BUDGET.get_ptr_mut(0) else {
+        return;
+    };
+    // SAFETY: the helper has no arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if !spend(budget, now) {
+        return;
+    }
+    let Some(mut record) = EVENTS.reserve(0) else {
+        return lose(budget);
+    };
+    let event: *mut Event = record.as_mut_ptr();
+    // SAFETY: the record is written field by field, and the rest of its head zeroed, before it is submitted.
+    unsafe {
+        (*event).kind = EventKind::VERDICT;
         (*event).ifindex = skb.ifindex();
+        (*event).time_ns = now;
+        (*event).opened_ns = decision.carried.opened_ns;
+        (*event).key = packet.key;
         (*event).workload = endpoint.workload;
         (*event).verdict = decision.verdict;
         (*event).reason = decision.reason;
         (*event).direction = packet.direction;
         (*event).state = decision.state;
+        (*event).bytes_to_pod = decision.carried.bytes_to_pod;
+        (*event).bytes_from_pod = decision.carried.bytes_from_pod;
+        (*event).packets_to_pod = decision.carried.packets_to_pod;
+        (*event).packets_from_pod = decision.carried.packets_from_pod;
+        (*event).class = decision.class;
         (*event).payload_len = packet.segment.payload_len;
-        (*event).reserved = 0;
         (*event).generation = endpoint.generation;
+        (*event).reserved = 0;
         (*event).head = [0; HEAD_BYTES];
         let available = packet.segment.payload_len;
         let mut len =

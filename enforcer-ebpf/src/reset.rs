@@ -5,7 +5,7 @@
 
 use aya_ebpf::helpers::generated::bpf_csum_diff;
 use enforcer_common::Address;
-use enforcer_common::datapath::Decision;
+use enforcer_common::datapath::ResetNumbers;
 use enforcer_common::tcp::{ACK, RST};
 
 use crate::packet::{Packet, Tcp};
@@ -25,17 +25,19 @@ struct Rst {
 
 /// Answers a packet towards the pod: a RST follows it, the packet itself turns round as a RST to the client.
 #[inline(never)]
-pub fn from_client_packet(skb: &Skb, packet: &Packet, decision: &Decision) -> i32 {
+pub fn from_client_packet(skb: &Skb, packet: &Packet, numbers: &ResetNumbers) -> i32 {
+    // The copy that is sent first is looked at as any packet, and takes their place.
+    let (packet, numbers) = (&{ *packet }, &{ *numbers });
     let Some(partial) = make_bare(skb, packet) else {
         return DROP;
     };
     let (source_port, destination_port) = packet.ports();
     let to_pod =
-        Rst { source_port, destination_port, seq: decision.pod_seq, ack: decision.pod_ack, flags: RST | ACK };
+        Rst { source_port, destination_port, seq: numbers.pod_seq, ack: numbers.pod_ack, flags: RST | ACK };
     if write(skb, packet, &to_pod, partial) {
         skb.clone_to_egress();
     }
-    let to_client = rst_to_client(destination_port, source_port, decision);
+    let to_client = rst_to_client(destination_port, source_port, numbers);
     if turn(skb, packet) && write(skb, packet, &to_client, partial) {
         return skb.redirect_to_ingress();
     }
@@ -44,7 +46,9 @@ pub fn from_client_packet(skb: &Skb, packet: &Packet, decision: &Decision) -> i3
 
 /// Answers a packet from the pod: a copy turns round as a RST to the pod, the packet itself goes on as a RST to the client.
 #[inline(never)]
-pub fn from_pod_packet(skb: &Skb, packet: &Packet, decision: &Decision) -> i32 {
+pub fn from_pod_packet(skb: &Skb, packet: &Packet, numbers: &ResetNumbers) -> i32 {
+    // The copy that is sent first is looked at as any packet, and takes their place.
+    let (packet, numbers) = (&{ *packet }, &{ *numbers });
     let Some(partial) = make_bare(skb, packet) else {
         return DROP;
     };
@@ -52,8 +56,8 @@ pub fn from_pod_packet(skb: &Skb, packet: &Packet, decision: &Decision) -> i32 {
     let to_pod = Rst {
         source_port: destination_port,
         destination_port: source_port,
-        seq: decision.pod_seq,
-        ack: decision.pod_ack,
+        seq: numbers.pod_seq,
+        ack: numbers.pod_ack,
         flags: RST | ACK,
     };
     if !turn(skb, packet) {
@@ -62,17 +66,17 @@ pub fn from_pod_packet(skb: &Skb, packet: &Packet, decision: &Decision) -> i32 {
     if write(skb, packet, &to_pod, partial) {
         skb.clone_to_egress();
     }
-    let to_client = rst_to_client(source_port, destination_port, decision);
+    let to_client = rst_to_client(source_port, destination_port, numbers);
     if turn_back(skb, packet) && write(skb, packet, &to_client, partial) { NEXT } else { DROP }
 }
 
 #[inline(always)]
-fn rst_to_client(source_port: u16, destination_port: u16, decision: &Decision) -> Rst {
+fn rst_to_client(source_port: u16, destination_port: u16, numbers: &ResetNumbers) -> Rst {
     // A client in SYN-SENT takes a RST only for what it acknowledges (RFC 9293, section 3.10.7.3).
-    if decision.client_ack != 0 {
-        return Rst { source_port, destination_port, seq: 0, ack: decision.client_ack, flags: RST | ACK };
+    if numbers.client_ack != 0 {
+        return Rst { source_port, destination_port, seq: 0, ack: numbers.client_ack, flags: RST | ACK };
     }
-    Rst { source_port, destination_port, seq: decision.client_seq, ack: 0, flags: RST }
+    Rst { source_port, destination_port, seq: numbers.client_seq, ack: 0, flags: RST }
 }
 
 /// Cuts the data off a SYN; its options stay.

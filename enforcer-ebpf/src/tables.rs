@@ -4,13 +4,16 @@ use aya_ebpf::btf_maps::{
     Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, lpm_trie::Key,
 };
 use aya_ebpf::macros::btf_map;
+use enforcer_common::datapath::Decision;
 use enforcer_common::event::Event;
 use enforcer_common::map::{
-    Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow, FlowKey, HalfOpen, Outbound, PortKey,
-    PortMode, ResetBudget, WorkloadCounterKey,
+    Client, ClientKey, Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow, FlowKey, HalfOpen,
+    Outbound, PortKey, PortMode, ResetBudget, WorkloadCounterKey,
 };
 use enforcer_common::settings::{Action, Enforcement, Settings, UnknownPods};
 use enforcer_common::{Address, Mode};
+
+use crate::packet::Packet;
 
 /// Pod address -> its policy.
 #[btf_map]
@@ -36,9 +39,12 @@ pub static COUNTERS: PerCpuHashMap<CounterKey, Counter, 512> = PerCpuHashMap::ne
 /// The same by workload.
 #[btf_map]
 pub static WORKLOAD_COUNTERS: PerCpuHashMap<WorkloadCounterKey, Counter, 16384> = PerCpuHashMap::new();
-/// One record per verdict.
+/// Who talks to which port of a workload, and how.
 #[btf_map]
-pub static EVENTS: RingBuf<Event, 1048576> = RingBuf::new();
+pub static CLIENTS: LruHashMap<ClientKey, Client, 65536> = LruHashMap::new();
+/// Verdicts, ends of connections, and first bytes of TLS clients.
+#[btf_map]
+pub static EVENTS: RingBuf<Event, 4194304> = RingBuf::new();
 /// What the agent tells the programs.
 #[btf_map]
 pub static SETTINGS: Array<Settings, 1> = Array::new();
@@ -48,6 +54,28 @@ pub static RESET_BUDGET: Array<ResetBudget, 1> = Array::new();
 /// What became of the events.
 #[btf_map]
 pub static EVENT_BUDGET: PerCpuArray<EventBudget, 1> = PerCpuArray::new();
+
+/// The packet at hand and what is decided about it. They lie in a map because the kernel's verifier does not follow values
+/// there: on the stack, each of their many forms would be followed through everything that comes after. Belongs to one load,
+/// not pinned.
+#[btf_map]
+pub static SCRATCH: PerCpuArray<Work, 1> = PerCpuArray::new();
+
+/// The value of `SCRATCH`.
+#[repr(C)]
+pub struct Work {
+    pub packet: Packet,
+    pub endpoint: Endpoint,
+    pub decision: Decision,
+}
+
+/// The work on the packet at hand. No other packet is looked at on this CPU before this one is done with, but for the copies
+/// that a reset sends.
+#[inline(always)]
+pub fn work<'a>() -> Option<&'a mut Work> {
+    // SAFETY: the pointer comes from a per-CPU map whose value is all plain numbers: zeroes at first, then what was written here.
+    SCRATCH.get_ptr_mut(0).map(|work| unsafe { &mut *work })
+}
 
 /// Looks an endpoint up. Its policy is read in one load: a packet sees all of a change or none of it.
 #[inline(always)]
@@ -123,5 +151,9 @@ impl SettingsRef {
     setting!(
         /// Events per second and CPU.
         events_per_second: u32
+    );
+    setting!(
+        /// How many bytes of the stream of a TLS client go to user space.
+        hello_bytes: u32
     );
 }

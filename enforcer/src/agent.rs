@@ -11,7 +11,6 @@ mod reconcile;
 mod snapshot;
 pub mod state;
 pub mod tables;
-mod verdicts;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -30,7 +29,6 @@ use self::gap::Gaps;
 use self::pods::SourceState;
 use self::state::State;
 use self::tables::{ExistingFlows, Tables};
-use self::verdicts::Verdicts;
 use crate::datapath::desired::{self, Desired, Facts, WorkloadIds};
 use crate::datapath::load::OpenError;
 use crate::datapath::lock::LockError;
@@ -117,12 +115,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     for warning in datapath.warnings() {
         warn!("{warning}");
     }
-    let mut verdicts = Verdicts::open(&mut datapath)?;
     let tables = Tables::open(&mut datapath)?;
     let mut kernel_lines = kernel_log::open(&mut datapath, config.open.log_level);
     let memory = state::path(&config.state_dir, &config.open.bpffs);
     let mut source = Source::open(config.source.clone(), &memory)?;
     let telemetry = Telemetry::start(&config.telemetry, None)?;
+    telemetry
+        .read_events(datapath.take_map("EVENTS").context("map EVENTS is missing")?, &config.open.bpffs)?;
     let mut agent = Agent::new(config, datapath, tables, telemetry.shared().clone())?;
     agent.heartbeat()?;
     let mut certificates = Certificates::new(
@@ -158,12 +157,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 agent.load(update, &source);
                 agent.reconcile()?;
             }
-            result = verdicts.ready() => {
-                result?;
-                verdicts.drain(&agent.wanted, &mut |pod, port| certificates.observe(pod, port));
-            }
             _ = tick.tick() => {
                 agent.tick()?;
+                for (pod, port) in telemetry.shared().take_served() {
+                    certificates.observe(&pod, port);
+                }
                 certificates.update(&agent.objects, &agent.wanted);
                 if let Some(lines) = &mut kernel_lines {
                     lines.flush();

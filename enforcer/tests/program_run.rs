@@ -10,6 +10,8 @@ mod frame;
 #[path = "program_run/rig.rs"]
 mod rig;
 
+#[path = "program_run/clients.rs"]
+mod clients;
 #[path = "program_run/reset.rs"]
 mod reset;
 #[path = "program_run/verdict.rs"]

@@ -3,10 +3,10 @@
 use core::mem::{align_of, offset_of, size_of};
 
 use super::{
-    Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow, FlowKey, FlowState, HalfOpen, Outbound,
-    PortKey, PortMode, ResetBudget, WorkloadCounterKey,
+    Client, ClientKey, Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow, FlowKey, FlowState,
+    HalfOpen, Outbound, PortKey, PortMode, ResetBudget, TrafficClass, WorkloadCounterKey,
 };
-use crate::event::{Event, HEAD_BYTES};
+use crate::event::{CHUNK_BYTES, Event, EventKind, HEAD_BYTES, HelloChunk, HelloHeader};
 use crate::settings::{Action, Enforcement, Settings, UnknownPods};
 use crate::{Address, Direction, Mode, Reason, Verdict};
 
@@ -37,6 +37,8 @@ fn keys_and_small_values() {
     layout!(CounterKey: 12, align 4 { verdict: 0, 4; reason: 4, 4; direction: 8, 4; });
     layout!(WorkloadCounterKey: 16, align 4 { workload: 0, 4; verdict: 4, 4; reason: 8, 4; direction: 12, 4; });
     layout!(Counter: 24, align 8 { connections: 0, 8; packets: 8, 8; bytes: 16, 8; });
+    layout!(ClientKey: 28, align 4 { workload: 0, 4; class: 4, 4; client: 8, 16; port: 24, 2; reserved: 26, 2; });
+    layout!(Client: 32, align 8 { connections: 0, 8; first_ns: 8, 8; last_ns: 16, 8; verdict: 24, 4; reason: 28, 4; });
     layout!(ResetBudget: 16, align 8 { window_ns: 0, 8; sent: 8, 8; });
     layout!(EventBudget: 32, align 8 { window_ns: 0, 8; sent: 8, 8; suppressed: 16, 8; lost: 24, 8; });
 }
@@ -47,20 +49,28 @@ fn flow() {
         opened_ns: 0, 8; phase_ns: 8, 8; bytes_to_pod: 16, 8; bytes_from_pod: 24, 8; packets_to_pod: 32, 8;
         packets_from_pod: 40, 8; client_start: 48, 4; pod_start: 52, 4; pod_ack: 56, 4; workload: 60, 4; state: 64, 4;
         fault: 68, 4; verdict: 72, 4; reason: 76, 4; generation: 80, 2; client_prefix: 82, 6; client_mask: 88, 1;
-        pod_judged: 89, 1; flags: 90, 1; reserved: 91, 5;
+        pod_judged: 89, 1; flags: 90, 2; hello_sent: 92, 2; hello_parts: 94, 1; counted_class: 95, 1;
     });
 }
 
 #[test]
 fn event_and_settings() {
     assert_eq!(HEAD_BYTES, 64);
-    layout!(Event: 144, align 8 {
-        time_ns: 0, 8; key: 8, 36; ifindex: 44, 4; workload: 48, 4; verdict: 52, 4; reason: 56, 4; direction: 60, 4;
-        state: 64, 4; payload_len: 68, 4; reserved: 72, 4; generation: 76, 2; head_len: 78, 2; head: 80, 64;
+    layout!(Event: 192, align 8 {
+        kind: 0, 4; ifindex: 4, 4; time_ns: 8, 8; opened_ns: 16, 8; key: 24, 36; workload: 60, 4; verdict: 64, 4;
+        reason: 68, 4; direction: 72, 4; state: 76, 4; bytes_to_pod: 80, 8; bytes_from_pod: 88, 8; packets_to_pod: 96, 8;
+        packets_from_pod: 104, 8; class: 112, 4; payload_len: 116, 4; generation: 120, 2; head_len: 122, 2;
+        reserved: 124, 4; head: 128, 64;
     });
-    layout!(Settings: 40, align 8 {
+    assert_eq!(CHUNK_BYTES, 1024);
+    layout!(HelloHeader: 72, align 8 {
+        kind: 0, 4; ifindex: 4, 4; time_ns: 8, 8; opened_ns: 16, 8; key: 24, 36; workload: 60, 4; offset: 64, 4; len: 68, 2;
+        reserved: 70, 2;
+    });
+    layout!(HelloChunk: 1096, align 8 { header: 0, 72; data: 72, 1024; });
+    layout!(Settings: 48, align 8 {
         heartbeat_ns: 0, 8; undecided_ns: 8, 8; agent_pid: 16, 4; enforcement: 20, 4; action: 24, 4; unknown_pods: 28, 4;
-        resets_per_second: 32, 4; events_per_second: 36, 4;
+        resets_per_second: 32, 4; events_per_second: 36, 4; resets_per_second_per_client: 40, 4; hello_bytes: 44, 4;
     });
 }
 
@@ -93,6 +103,15 @@ fn enums_have_the_numbers_that_maps_hold() {
     let states =
         [FlowState::OPEN, FlowState::HELLO, FlowState::TLS, FlowState::PLAINTEXT, FlowState::EXISTING];
     assert_eq!(states.map(|state| state as u32), [1, 2, 3, 4, 5]);
+    assert_eq!([EventKind::VERDICT, EventKind::END, EventKind::HELLO].map(|kind| kind as u32), [1, 2, 3]);
+    let classes = [
+        TrafficClass::UNKNOWN,
+        TrafficClass::PLAINTEXT,
+        TrafficClass::TLS,
+        TrafficClass::MESH_TLS,
+        TrafficClass::EXISTING,
+    ];
+    assert_eq!(classes.map(|class| class as u32), [0, 1, 2, 3, 4]);
     assert_eq!(Verdict::ALL.map(|verdict| verdict as u32), [0, 1, 2, 3, 4, 5]);
     assert!(Reason::ALL.windows(2).all(|pair| pair[0] < pair[1]));
     assert_eq!(

@@ -272,6 +272,8 @@ fn existing_flow(endpoint: &Endpoint, existing: ExistingFlows) -> Flow {
         client_mask: 0,
         pod_judged: 0,
         flags: 0,
-        reserved: [0; 5],
+        hello_sent: 0,
+        hello_parts: 0,
+        counted_class: 0,
     }
 }

@@ -21,6 +21,8 @@ pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_
 
 /// The ring buffer of the kernel side's debug lines; belongs to one load, so it is not pinned.
 const LOG_MAP: &str = "AYA_LOGS";
+/// The place where a program keeps its decision about the packet at hand.
+const SCRATCH: &str = "SCRATCH";
 const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
 
 /// How to open the datapath.
@@ -317,7 +319,7 @@ pub(super) fn refused(name: &str, error: &ProgramError) -> OpenError {
 
 /// Maps of globals and debug lines belong to one load.
 fn is_pinned(name: &str, map: &aya_obj::Map) -> bool {
-    map.data().is_empty() && !name.starts_with('.') && name != LOG_MAP
+    map.data().is_empty() && !name.starts_with('.') && ![LOG_MAP, SCRATCH].contains(&name)
 }
 
 /// Compares a pinned map with the object's definition, because aya takes whatever it finds. Gives the number of

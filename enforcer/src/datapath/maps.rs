@@ -7,8 +7,8 @@ use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, Pe
 use bytemuck::{CheckedBitPattern, NoUninit};
 use enforcer_common::Address;
 use enforcer_common::map::{
-    Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow, FlowKey, HalfOpen, Outbound, PortKey,
-    PortMode, WorkloadCounterKey,
+    Client, ClientKey, Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow, FlowKey, HalfOpen,
+    Outbound, PortKey, PortMode, WorkloadCounterKey,
 };
 use enforcer_common::settings::Settings;
 use thiserror::Error;
@@ -169,6 +169,8 @@ pub type Endpoints = Table<Address, Endpoint, 16, 16>;
 pub type PortModes = Table<PortKey, PortMode, 8, 4>;
 /// `FLOWS`.
 pub type Flows = Table<FlowKey, Flow, 36, 96>;
+/// `CLIENTS`.
+pub type Clients = Table<ClientKey, Client, 28, 32>;
 /// `HALF_OPEN`.
 pub type HalfOpens = Table<FlowKey, HalfOpen, 36, 8>;
 /// `OUTBOUND`.

@@ -86,10 +86,10 @@ pub struct Flow {
     pub protocol: Option<Word>,
     /// Server name of the client's hello.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sni: Option<String>,
+    pub sni: Option<Arc<str>>,
     /// Application protocols that the client's hello offers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub alpn: Vec<String>,
+    pub alpn: Vec<Arc<str>>,
     /// TLS versions that the client's hello offers, such as `1.3`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tls_versions: Vec<Word>,

@@ -4,9 +4,11 @@
 use std::collections::BTreeMap;
 
 use enforcer_common::datapath::Env as _;
-use enforcer_common::datapath::{Act, Decision};
+use enforcer_common::datapath::{Act, Carried, Decision};
+use enforcer_common::event::HelloHeader;
 use enforcer_common::map::{
-    Counter, ExemptKind, Flow, FlowKey, FlowState, HalfOpen, PortKey, endpoint_flags, port_flags,
+    Counter, ExemptKind, Flow, FlowKey, FlowState, HalfOpen, PortKey, TrafficClass, endpoint_flags,
+    port_flags,
 };
 use enforcer_common::settings::{Action, Enforcement, OWN_PROBE_MARK, Settings};
 use enforcer_common::tcp::{ACK, FIN, RST, SYN, URG};
@@ -116,6 +118,7 @@ struct Both<'a> {
     client_isn: u32,
     pod_isn: u32,
     counts: BTreeMap<(Verdict, Reason, Direction), Counter>,
+    clients: BTreeMap<TrafficClass, (u64, Verdict, Reason)>,
 }
 
 impl Both<'_> {
@@ -226,14 +229,15 @@ impl Both<'_> {
                 let seen = read(&outcome.frame).expect("TCP");
                 assert_eq!(
                     (seen.seq, seen.ack, seen.payload.len()),
-                    (decision.client_seq, decision.client_ack, 0)
+                    (decision.numbers.client_seq, decision.numbers.client_ack, 0)
                 );
                 let to_pod: Vec<_> = self.rig.sent().iter().map(|seen| (seen.seq, seen.ack)).collect();
-                assert_eq!(to_pod, [(decision.pod_seq, decision.pod_ack)]);
+                assert_eq!(to_pod, [(decision.numbers.pod_seq, decision.numbers.pod_ack)]);
             }
         }
         self.check_counters(&decision, direction, payload);
         self.check_event(&decision, direction, payload);
+        self.check_client(&decision);
         let key = &self.key;
         let found = self.rig.flows.get(key).expect("FLOWS");
         assert_eq!(found.map(timeless), self.model.flow_entry(key).map(timeless), "FLOWS after {decision:?}");
@@ -257,24 +261,75 @@ impl Both<'_> {
     }
 
     fn check_event(&mut self, decision: &Decision, direction: Direction, payload: &[u8]) {
-        let seen: Vec<_> = self
-            .rig
-            .events()
+        let records = self.rig.records();
+        let seen: Vec<_> = records
+            .verdicts
             .iter()
             .map(|event| {
-                let head = event.head[..usize::from(event.head_len)].to_vec();
-                (event.verdict, event.reason, event.direction, event.state, event.generation, event.key, head)
+                let carried = Carried {
+                    opened_ns: 0,
+                    bytes_to_pod: event.bytes_to_pod,
+                    bytes_from_pod: event.bytes_from_pod,
+                    packets_to_pod: event.packets_to_pod,
+                    packets_from_pod: event.packets_from_pod,
+                };
+                let decided = (event.verdict, event.reason, event.direction, event.state, event.class);
+                (decided, event.generation, event.key, event.head().to_vec(), carried)
             })
             .collect();
         let generation = self.model.endpoint.generation;
-        let Decision { verdict, reason, state, .. } = *decision;
-        let expected = (verdict, reason, direction, state, generation, self.key, payload.to_vec());
+        let Decision { verdict, reason, state, class, .. } = *decision;
+        let decided = (verdict, reason, direction, state, class);
+        let carried = Carried { opened_ns: 0, ..decision.carried };
+        let expected = (decided, generation, self.key, payload.to_vec(), carried);
+        self.check_hello(decision, payload, &records.hellos);
         let reported = decision.report && verdict != Verdict::NONE;
         assert_eq!(
             seen,
             reported.then_some(expected).into_iter().collect::<Vec<_>>(),
             "events after {decision:?}"
         );
+    }
+}
+
+impl Both<'_> {
+    /// What user space gets of the client's stream is what the decision says, and goes on where it ended before.
+    fn check_hello(&self, decision: &Decision, payload: &[u8], hellos: &[(HelloHeader, Vec<u8>)]) {
+        let part = decision.hello;
+        let Some((header, bytes)) = hellos.first() else {
+            assert_eq!(part.count, 0, "a hello is missing after {decision:?}");
+            return;
+        };
+        assert_eq!(hellos.len(), 1);
+        let from = usize::try_from(part.index).expect("an index");
+        let count = usize::try_from(part.count).expect("a length");
+        let known = usize::try_from(if part.first { part.offset } else { 0 }).expect("a length");
+        let mut expected = part.prefix.to_le_bytes()[..known].to_vec();
+        expected.extend(&payload[from..from + count]);
+        assert_eq!(
+            (header.key, header.offset, bytes),
+            (self.key, if part.first { 0 } else { part.offset }, &expected)
+        );
+    }
+
+    /// The connection is entered under what its client speaks, once for each class.
+    fn check_client(&mut self, decision: &Decision) {
+        if decision.names_client() {
+            let entry = self.clients.entry(decision.class).or_insert((0, Verdict::NONE, Reason::NONE));
+            entry.0 += u64::from(decision.new_client);
+            (entry.1, entry.2) = (decision.verdict, decision.reason);
+        }
+        let seen: BTreeMap<_, _> = self
+            .rig
+            .client_entries()
+            .iter()
+            .map(|(key, client)| {
+                assert_eq!((key.client, key.port), (self.key.client, self.key.pod_port));
+                assert!(client.first_ns <= client.last_ns);
+                (key.class, (client.connections, client.verdict, client.reason))
+            })
+            .collect();
+        assert_eq!(seen, self.clients, "CLIENTS after {decision:?}");
     }
 }
 
@@ -318,8 +373,18 @@ fn the_programs_do_what_the_rules_say() {
                 events_per_second: u32::MAX,
                 ..Settings::DEFAULT
             };
-            let mut both =
-                Both { rig: &mut rig, model, key, client_isn: 5000, pod_isn: u32::MAX - 4, counts };
+            for (client, _) in rig.client_entries() {
+                rig.clients.remove(&client).expect("CLIENTS");
+            }
+            let mut both = Both {
+                rig: &mut rig,
+                model,
+                key,
+                client_isn: 5000,
+                pod_isn: u32::MAX - 4,
+                counts,
+                clients: BTreeMap::new(),
+            };
             both.write();
             both.step(&Step::Handshake);
             if let Some((client, pod)) = opening {

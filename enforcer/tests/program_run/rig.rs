@@ -11,13 +11,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use aya::maps::RingBuf;
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
-use bytemuck::checked::try_pod_read_unaligned;
 use enforcer::datapath::maps::{
-    Counters, Endpoints, Exempt, Flows, HalfOpens, Outbounds, PortModes, SettingsMap, WorkloadCounters,
+    Clients, Counters, Endpoints, Exempt, Flows, HalfOpens, Outbounds, PortModes, SettingsMap,
+    WorkloadCounters,
 };
 use enforcer::datapath::{Datapath, OpenOptions};
-use enforcer_common::event::Event;
-use enforcer_common::map::{Counter, Endpoint, FlowKey, endpoint_flags};
+use enforcer_common::event::{Event, HelloHeader, Record, decode};
+use enforcer_common::map::{Client, ClientKey, Counter, Endpoint, FlowKey, endpoint_flags};
 use enforcer_common::settings::Settings;
 use enforcer_common::{Address, Direction, Mode, Reason, Verdict};
 use nix::libc;
@@ -46,6 +46,17 @@ pub(crate) struct Outcome {
     pub frame: Vec<u8>,
 }
 
+/// What the ring buffer held, by kind.
+#[derive(Default)]
+pub(crate) struct Records {
+    /// Verdicts.
+    pub verdicts: Vec<Event>,
+    /// Ends of connections.
+    pub ends: Vec<Event>,
+    /// Bytes of TLS clients.
+    pub hellos: Vec<(HelloHeader, Vec<u8>)>,
+}
+
 /// Loaded programs and their maps.
 pub(crate) struct Rig {
     datapath: Option<Datapath>,
@@ -68,6 +79,8 @@ pub(crate) struct Rig {
     pub half_open: HalfOpens,
     /// `OUTBOUND`.
     pub outbound: Outbounds,
+    /// `CLIENTS`.
+    pub clients: Clients,
     counters: Counters,
     workload_counters: WorkloadCounters,
     events: RingBuf<aya::maps::MapData>,
@@ -100,7 +113,15 @@ impl Rig {
         let ifindex = nix::net::if_::if_nametoindex("near").expect("near");
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let bpffs = PathBuf::from(format!("/sys/fs/bpf/enforcer-run-{}-{number}", std::process::id()));
-        let sizes = ["FLOWS", "HALF_OPEN", "OUTBOUND"].map(|name| (name.to_owned(), 8192));
+        // Small where tests read all of a map after each packet.
+        let sizes = [
+            ("FLOWS", 8192),
+            ("HALF_OPEN", 8192),
+            ("OUTBOUND", 8192),
+            ("CLIENTS", 64),
+            ("WORKLOAD_COUNTERS", 256),
+        ]
+        .map(|(name, size)| (name.to_owned(), size));
         let options = OpenOptions { bpffs: bpffs.clone(), sizes: sizes.into(), ..OpenOptions::default() };
         let mut datapath = Datapath::open(&options).expect("the kernel takes the programs");
         let mut map = |name: &str| datapath.take_map(name).expect("the object has the map");
@@ -112,6 +133,7 @@ impl Rig {
             flows: Flows::new("FLOWS", map("FLOWS")).expect("FLOWS"),
             half_open: HalfOpens::new("HALF_OPEN", map("HALF_OPEN")).expect("HALF_OPEN"),
             outbound: Outbounds::new("OUTBOUND", map("OUTBOUND")).expect("OUTBOUND"),
+            clients: Clients::new("CLIENTS", map("CLIENTS")).expect("CLIENTS"),
             counters: Counters::new("COUNTERS", map("COUNTERS")).expect("COUNTERS"),
             workload_counters: WorkloadCounters::new("WORKLOAD_COUNTERS", map("WORKLOAD_COUNTERS"))
                 .expect("counters"),
@@ -220,13 +242,29 @@ impl Rig {
         node
     }
 
-    /// The events since the last call.
+    /// The verdicts since the last call; other records are left out.
     pub(crate) fn events(&mut self) -> Vec<Event> {
-        let mut events = Vec::new();
+        self.records().verdicts
+    }
+
+    /// The records since the last call.
+    pub(crate) fn records(&mut self) -> Records {
+        let mut records = Records::default();
         while let Some(record) = self.events.next() {
-            events.push(try_pod_read_unaligned(&record).expect("a valid event"));
+            match decode(&record).expect("a valid record") {
+                Record::Verdict(event) => records.verdicts.push(event),
+                Record::End(event) => records.ends.push(event),
+                Record::Hello(hello) => records.hellos.push((hello.header, hello.bytes.to_vec())),
+            }
         }
-        events
+        records
+    }
+
+    /// The entries of `CLIENTS`, in the order of client and class.
+    pub(crate) fn client_entries(&self) -> Vec<(ClientKey, Client)> {
+        let mut entries = self.clients.entries().expect("CLIENTS");
+        entries.sort_by_key(|(key, _)| (key.client, key.class, key.port));
+        entries
     }
 
     /// Index of the interface that packets come by.

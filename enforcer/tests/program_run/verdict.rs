@@ -1,7 +1,7 @@
 //! Which packets the programs touch, what they count and what they report.
 
-use enforcer_common::event::Event;
-use enforcer_common::map::{Counter, Endpoint, ExemptKind, FlowState, endpoint_flags};
+use enforcer_common::event::{Event, EventKind};
+use enforcer_common::map::{Counter, Endpoint, ExemptKind, FlowState, TrafficClass, endpoint_flags};
 use enforcer_common::settings::{OWN_PROBE_MARK, Settings};
 use enforcer_common::tcp::{ACK, SYN};
 use enforcer_common::{Direction, Mode, Reason, Verdict};
@@ -193,9 +193,12 @@ fn a_verdict_is_counted_once_and_reported_once() {
         let [event] = events[..] else { panic!("one event: {events:?}") };
         let mut head = [0; 64];
         head[..18].copy_from_slice(b"GET / HTTP/1.1\r\n\r\n");
-        assert!(event.time_ns > 0);
+        let opened_ns = rig.flows.get(&key).expect("FLOWS").expect("a flow").opened_ns;
+        assert!(event.time_ns > opened_ns && opened_ns > 0);
         let expected = Event {
+            kind: EventKind::VERDICT,
             time_ns: event.time_ns,
+            opened_ns,
             key,
             ifindex: rig.ifindex(),
             workload: WORKLOAD,
@@ -203,6 +206,11 @@ fn a_verdict_is_counted_once_and_reported_once() {
             reason: Reason::PLAINTEXT,
             direction: Direction::TO_POD,
             state: FlowState::PLAINTEXT,
+            bytes_to_pod: 0,
+            bytes_from_pod: 0,
+            packets_to_pod: 2,
+            packets_from_pod: 0,
+            class: TrafficClass::PLAINTEXT,
             payload_len: 18,
             reserved: 0,
             generation: 1,

@@ -195,12 +195,17 @@ fn data_of_an_unknown_connection_is_midstream() {
         passes(talk.to_pod(flags, CLIENT_ISN + 500, POD_ISN + 600, &[]));
         let decision = talk.to_pod(flags, CLIENT_ISN + 500, POD_ISN + 600, HELLO);
         reset(decision, Reason::MIDSTREAM);
-        let numbers = (decision.client_seq, decision.pod_seq, decision.pod_ack, decision.client_ack);
+        let numbers = (
+            decision.numbers.client_seq,
+            decision.numbers.pod_seq,
+            decision.numbers.pod_ack,
+            decision.numbers.client_ack,
+        );
         assert_eq!(numbers, (POD_ISN + 600, CLIENT_ISN + 500, POD_ISN + 600, 0));
     }
     let decision = talk.pod_sends(ACK, POD_ISN + 600, CLIENT_ISN + 500, SERVER_HELLO);
     reset(decision, Reason::MIDSTREAM);
-    let numbers = (decision.client_seq, decision.pod_seq, decision.pod_ack);
+    let numbers = (decision.numbers.client_seq, decision.numbers.pod_seq, decision.numbers.pod_ack);
     assert_eq!(numbers, (POD_ISN + 600, CLIENT_ISN + 500, POD_ISN + 600));
     for mode in [Mode::PERMISSIVE, Mode::DISABLE] {
         let talk = Conversation::new(mode);
@@ -265,8 +270,8 @@ fn new_connections_to_an_unknown_pod() {
     let segment = |flags, payload_len| crate::tcp::Segment { seq: u32::MAX, ack: 0, payload_len, flags };
     let decision = super::super::unknown_pod(&model, &segment(SYN, 0));
     reset(decision, Reason::UNKNOWN_POD);
-    assert_eq!(decision.client_ack, 0, "one past the SYN, wrapped");
-    assert_eq!(super::super::unknown_pod(&model, &segment(SYN, 5)).client_ack, 5);
+    assert_eq!(decision.numbers.client_ack, 0, "one past the SYN, wrapped");
+    assert_eq!(super::super::unknown_pod(&model, &segment(SYN, 5)).numbers.client_ack, 5);
     for flags in [ACK, SYN | ACK, RST, SYN | RST, FIN | ACK, 0] {
         assert_eq!(super::super::unknown_pod(&model, &segment(flags, 9)), Decision::PASS);
     }

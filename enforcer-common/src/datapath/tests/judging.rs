@@ -84,14 +84,19 @@ fn resets_carry_the_numbers_that_each_end_expects() {
     talk.pod_acks(3);
     let decision = talk.client(3, b"XYZ");
     reset(decision, Reason::PLAINTEXT);
-    let numbers = (decision.client_seq, decision.pod_seq, decision.pod_ack, decision.client_ack);
+    let numbers = (
+        decision.numbers.client_seq,
+        decision.numbers.pod_seq,
+        decision.numbers.pod_ack,
+        decision.numbers.client_ack,
+    );
     assert_eq!(numbers, (POD_ISN + 1, CLIENT_ISN + 4, POD_ISN + 1, 0));
     // A copy that begins before what the pod expects: the pod takes only its own next number.
     let mut talk = Conversation::open(Mode::STRICT);
     passes(talk.client(0, &HELLO[..3]));
     talk.pod_acks(3);
     let decision = talk.client(2, b"\x01XYZ");
-    assert_eq!((decision.act, decision.pod_seq), (Act::Reset, CLIENT_ISN + 4));
+    assert_eq!((decision.act, decision.numbers.pod_seq), (Act::Reset, CLIENT_ISN + 4));
     // The answer of the pod decides.
     let mut talk = Conversation::open(Mode::STRICT);
     talk.client(0, HELLO);
@@ -99,7 +104,7 @@ fn resets_carry_the_numbers_that_each_end_expects() {
     let decision = talk.pod(0, b"HTTP/1.1 200 OK");
     reset(decision, Reason::SERVER_NOT_TLS);
     assert_eq!(
-        (decision.client_seq, decision.pod_seq, decision.pod_ack),
+        (decision.numbers.client_seq, decision.numbers.pod_seq, decision.numbers.pod_ack),
         (POD_ISN + 1, CLIENT_ISN + 12, POD_ISN + 1)
     );
 }

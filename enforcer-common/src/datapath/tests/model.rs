@@ -208,6 +208,10 @@ impl Env for Model {
         self.settings.undecided_ns
     }
 
+    fn hello_bytes(&self) -> u32 {
+        self.settings.hello_bytes
+    }
+
     fn now_ns(&self) -> u64 {
         self.now_ns.get()
     }

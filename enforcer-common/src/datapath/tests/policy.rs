@@ -240,10 +240,10 @@ fn existing_connections() {
         talk.model.insert_flow(&talk.key, &Flow { pod_ack: 0, ..talk.flow() });
         talk.model.set_mode(Mode::STRICT);
         let decision = talk.to_pod(ACK, 77, 88, REQUEST);
-        assert_eq!((decision.pod_seq, decision.client_seq), (77, 88));
+        assert_eq!((decision.numbers.pod_seq, decision.numbers.client_seq), (77, 88));
         reset(decision, Reason::MIDSTREAM);
         talk.pod_sends(ACK, 88, told, &[]);
-        assert_eq!(talk.to_pod(ACK, 77, 88, REQUEST).pod_seq, told);
+        assert_eq!(talk.to_pod(ACK, 77, 88, REQUEST).numbers.pod_seq, told);
     }
     let mut talk = existing(Reason::MIDSTREAM);
     talk.model.set_mode(Mode::STRICT);
