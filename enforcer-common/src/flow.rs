@@ -403,7 +403,9 @@ impl Flow {
     #[inline(always)]
     pub fn hello_part(&mut self, segment: &Segment, limit: u32) -> HelloPart {
         let sent = u32::from(self.hello_sent);
-        if !matches!(self.state, FlowState::HELLO) || sent >= limit || self.hello_parts >= HELLO_PARTS {
+        let own = self.flags & flow_flags::OWN_PROBE != 0;
+        if !matches!(self.state, FlowState::HELLO) || own || sent >= limit || self.hello_parts >= HELLO_PARTS
+        {
             return HelloPart::NONE;
         }
         let Some(part) = overlap(self.client_start, segment.seq, segment.payload_len, limit) else {

@@ -4,14 +4,16 @@
 //! room. `TRANSIENT` holds all others (just opened, plaintext, refused, ended) and pushes the oldest out.
 
 use super::{Decision, FlowTables};
-use crate::Verdict;
 use crate::map::{Flow, FlowKey, FlowState, SocketTag, flow_flags};
+use crate::{Reason, Verdict};
 
 /// Keeps a judged TLS flow from being pushed out. False when there is no room for it.
 #[inline(always)]
 pub(super) fn protect<E: FlowTables>(env: &E, key: &FlowKey, flow: &mut Flow) -> bool {
     let wanted = matches!(flow.state, FlowState::TLS)
         && flow.verdict == Verdict::ALLOW
+        // What is exempt passes without an entry, too.
+        && !matches!(flow.reason, Reason::PROBE | Reason::EXEMPT_SOURCE | Reason::EXEMPT_PORT)
         && flow.flags & (flow_flags::PROTECTED | flow_flags::ENDED) == 0;
     if !wanted {
         return true;
