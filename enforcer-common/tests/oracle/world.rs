@@ -104,7 +104,7 @@ impl World {
     fn run(&self, direction: Direction, flags: u8, seq: u32, ack: u32, payload: &[u8]) -> (bool, u32) {
         let packet = Packet { direction, flags, seq, ack, payload: payload.to_vec() };
         let decision = self.model.run(&self.key, &packet);
-        let reset = if decision.act == Act::Reset { decision.pod_seq } else { 0 };
+        let reset = if decision.act == Act::Reset { decision.numbers.pod_seq } else { 0 };
         (decision.act == Act::Pass || decision.act == Act::TrimSyn, reset)
     }
 
