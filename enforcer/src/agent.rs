@@ -117,6 +117,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     for warning in datapath.warnings() {
         warn!("{warning}");
     }
+    if let Err(error) = datapath.watch_sockets() {
+        warn!("{error}");
+    }
     let tables = Tables::open(&mut datapath)?;
     let mut kernel_lines = kernel_log::open(&mut datapath, config.open.log_level);
     let memory = state::path(&config.state_dir, &config.open.bpffs);
@@ -154,11 +157,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     while let Ok(event) = tokio::time::timeout(FIRST_LINKS, links.next()).await {
         agent.interface(event.context("cannot watch the interfaces")?);
     }
+    agent.retire()?;
     // How long these are without policy is not known.
     agent.gaps = Gaps::default();
     agent.reconcile()?;
     agent.finish_earlier()?;
-    agent.retire_old_layouts();
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     info!(pid = std::process::id(), "agent is running");
@@ -285,6 +288,18 @@ impl Agent {
         } else {
             (self.facts.blocked, self.facts.passed) = (blocked, passed);
             self.reconcile()?;
+        }
+        Ok(())
+    }
+
+    /// The programs of this version are on every interface: what an earlier layout left is not needed any more.
+    fn retire(&mut self) -> anyhow::Result<()> {
+        let old =
+            self.datapath.retire_old_versions().context("cannot remove the pins of an earlier version")?;
+        if !old.is_empty() {
+            let flows = self.tables.protect_judged()?;
+            let maps = self.datapath.carried().join(",");
+            info!(flows, maps, "taken over from an earlier version, whose pins are gone");
         }
         Ok(())
     }

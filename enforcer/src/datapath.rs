@@ -17,9 +17,10 @@ pub mod maps;
 pub mod netns;
 pub mod pin;
 pub mod sockdiag;
+pub mod sockets;
 
-mod carry;
 mod clsact;
+mod migrate;
 mod netlink;
 mod redirects;
 mod sys;

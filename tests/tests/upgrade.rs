@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use enforcer_common::map::{FlowState, LAYOUT_VERSION};
+use enforcer::datapath::load::Pinned;
+use enforcer::datapath::maps::Flows;
+use enforcer_common::map::{Flow, FlowState, LAYOUT_VERSION, flow_flags};
 use enforcer_common::{Reason, Verdict};
 use enforcer_tests::agent::MESH_STRICT;
 use enforcer_tests::lab::{NODE, Running};
@@ -34,10 +36,18 @@ fn layout(lab: &Lab, version: u32) -> PathBuf {
     lab.bpffs().join(format!("v{version}"))
 }
 
-/// Kills the agent and makes its pins those of the layout before.
+/// Kills the agent and makes its pins those of layout 1, which had one table for flows of every kind, where the oldest
+/// went. Connections that are opened until the next agent has taken over are not in it.
 fn make_older(lab: &Lab, agent: &mut Running) -> Result<PathBuf> {
     agent.kill()?;
-    let older = layout(lab, LAYOUT_VERSION - 1);
+    let (judged, current) = (lab.flows()?, layout(lab, LAYOUT_VERSION).join("maps"));
+    let mut one = Flows::new("TRANSIENT", Pinned::open(&lab.bpffs())?.map("TRANSIENT")?)?;
+    for (key, flow) in judged {
+        one.insert(&key, &Flow { flags: flow.flags & !flow_flags::PROTECTED, ..flow })?;
+    }
+    fs::remove_file(current.join("FLOWS")).context("no FLOWS")?;
+    fs::rename(current.join("TRANSIENT"), current.join("FLOWS")).context("cannot rename TRANSIENT")?;
+    let older = layout(lab, 1);
     fs::rename(layout(lab, LAYOUT_VERSION), &older).context("cannot rename the layout")?;
     Ok(older)
 }
@@ -49,7 +59,7 @@ fn replace_map(path: &std::path::Path, key: u32, value: u32) -> Result<()> {
 
 fn assert_upgraded(lab: &Lab, agent: &Running, older: &std::path::Path) -> Result<()> {
     assert!(!older.exists(), "the old layout is still there: {}", agent.output());
-    assert!(agent.output().contains("upgraded:"), "{}", agent.output());
+    assert!(agent.output().contains("taken over from an earlier version"), "{}", agent.output());
     assert_eq!(lab.own_hooks("frontend")?.len(), 2);
     assert!(layout(lab, LAYOUT_VERSION).join("maps/FLOWS").exists());
     Ok(())
@@ -60,7 +70,7 @@ fn an_upgrade_takes_everything_over_under_load() -> Result<()> {
     let mut scene = Scene::strict()?;
     let lab = &scene.lab;
     let (_server, records) = lab.sidecar("frontend", 8080)?;
-    let load = Load::start(lab, PLAN)?;
+    let load = Load::start(lab, Plan { fresh: 0, ..PLAN })?;
     for _ in 0..3 {
         let older = make_older(lab, &mut scene.agent)?;
         // These two are new with every layout.
@@ -73,7 +83,7 @@ fn an_upgrade_takes_everything_over_under_load() -> Result<()> {
         load.totals().check()?;
     }
     let totals = load.finish()?;
-    // Not one connection was forgotten or counted twice, over four agents and three layouts.
+    // Not one connection was forgotten or counted twice, over four agents and three upgrades.
     assert_eq!(lab.count(Verdict::RESET, Reason::PLAINTEXT)?.connections, value(&totals.plain_sent));
     assert_eq!(lab.count(Verdict::ALLOW, Reason::TLS)?.connections, value(&totals.tls_opened));
     assert!(records.all()?.iter().all(|record| record.class == "tls" || record.read == 0));
@@ -95,10 +105,11 @@ fn an_upgrade_that_cannot_read_the_old_flows_loses_no_connection() -> Result<()>
     assert_upgraded(lab, &scene.agent, &older)?;
     let log = scene.agent.output();
     assert!(
-        log.contains("value size 72 where this version needs") && log.contains("FLOWS starts empty"),
+        log.contains("v1/maps/FLOWS has not the layout") && log.contains("found again as existing ones"),
         "{log}"
     );
-    let existing = lab.flows()?.iter().filter(|(_, flow)| flow.state == FlowState::EXISTING).count();
+    let all = [lab.flows()?, lab.transient()?].concat();
+    let existing = all.iter().filter(|(_, flow)| flow.state == FlowState::EXISTING).count();
     assert_eq!(existing, PLAN.lasting);
     let answers = value(&load.totals().tls_answers);
     poll::until("answers on every connection", LIMIT, || {
@@ -117,12 +128,12 @@ fn foreign_pins_in_the_own_layout_are_refused_with_a_sentence_and_enforcement_go
     let lab = &scene.lab;
     let (_server, _) = lab.sidecar("frontend", 8080)?;
     scene.agent.kill()?;
-    let flows = layout(lab, LAYOUT_VERSION).join("maps/FLOWS");
-    replace_map(&flows, 36, 72)?;
+    let map = layout(lab, LAYOUT_VERSION).join("maps/HALF_OPEN");
+    replace_map(&map, 36, 72)?;
     let mut next = lab.start_agent(&[])?;
     assert_eq!(next.wait(LIMIT)?, 2, "{}", next.output());
     let said = next.output();
-    for word in [flows.display().to_string().as_str(), "value size 72", "still enforces", "enforcer detach"] {
+    for word in [map.display().to_string().as_str(), "value size 72", "still enforces", "enforcer detach"] {
         assert!(said.contains(word), "no {word:?} in {said}");
     }
     assert_eq!(lab.curl("sleep", &[PLAIN])?.code, 56);

@@ -12,16 +12,18 @@ use crate::map::{Flow, FlowKey, FlowState, SocketTag, flow_flags};
 pub(super) fn protect<E: FlowTables>(env: &E, key: &FlowKey, flow: &mut Flow) -> bool {
     let wanted = matches!(flow.state, FlowState::TLS)
         && flow.verdict == Verdict::ALLOW
+        && !flow.passes_without_place()
         && flow.flags & (flow_flags::PROTECTED | flow_flags::ENDED) == 0;
     if !wanted {
         return true;
     }
     // The copy is complete: this entry is not looked at any more.
     flow.flags |= flow_flags::PROTECTED;
+    flow.settle();
     if env.protect(key, flow) {
         return true;
     }
-    flow.flags &= !flow_flags::PROTECTED;
+    flow.flags &= !(flow_flags::PROTECTED | flow_flags::SETTLED);
     false
 }
 

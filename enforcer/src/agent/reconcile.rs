@@ -49,18 +49,6 @@ impl Agent {
         drop(self.tables.prepare(&change));
     }
 
-    /// Lets go of what earlier layouts have pinned, now that none of their programs is on a hook.
-    pub(super) fn retire_old_layouts(&self) {
-        match self.datapath.retire_old_versions() {
-            Ok(old) => {
-                for path in old {
-                    info!("upgraded: {} is not used any more and was removed", path.display());
-                }
-            }
-            Err(error) => warn!("what an earlier version pinned cannot be removed: {error}"),
-        }
-    }
-
     /// How long the change took, and how long new pods were without it.
     fn measure(&mut self, change: &Change, begun: Instant) {
         let now = Instant::now();

@@ -220,6 +220,28 @@ impl Tables {
         }
     }
 
+    /// Moves allowed TLS and existing connections to where no other can push them out, as the kernel side does with new ones.
+    /// Gives how many; those for which there is no room stay where they are.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn protect_judged(&mut self) -> Result<usize, MapsError> {
+        let mut moved = 0;
+        for (key, flow) in self.transient.entries()? {
+            let judged = matches!(flow.state, FlowState::TLS | FlowState::EXISTING);
+            let gone = flow.flags & (flow_flags::REOPENING | flow_flags::ENDED) != 0;
+            if !judged || gone || flow.verdict != Verdict::ALLOW {
+                continue;
+            }
+            let protected = Flow { flags: flow.flags | flow_flags::PROTECTED, ..flow };
+            match self.flows.insert_new(&key, &protected) {
+                Err(error) if error.is_full() => break,
+                result => moved += usize::from(result?),
+            }
+        }
+        Ok(moved)
+    }
+
     /// Removes ports of generations that no packet can be using any more.
     ///
     /// # Errors

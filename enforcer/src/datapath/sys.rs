@@ -23,6 +23,11 @@ const BPF_LINK_DETACH: libc::c_long = 34;
 /// Place before the programs that are on the hook.
 const BPF_F_BEFORE: u32 = 1 << 3;
 
+/// The type of a cgroup link (`BPF_LINK_TYPE_CGROUP`).
+const LINK_TYPE_CGROUP: u32 = 3;
+/// Attach type of programs that see sockets.
+const BPF_CGROUP_SOCK_OPS: u32 = 3;
+
 /// The type of a TCX link (`BPF_LINK_TYPE_TCX`).
 pub(super) const LINK_TYPE_TCX: u32 = 11;
 
@@ -63,6 +68,13 @@ pub(super) struct Hooked {
     pub link: u32,
 }
 
+impl LinkInfo {
+    /// A link to a cgroup that is still there. Of such a link the kernel tells a 64-bit id where others have an interface.
+    pub(super) fn has_cgroup(&self) -> bool {
+        self.kind == LINK_TYPE_CGROUP && (self.ifindex, self.hook) != (0, 0)
+    }
+}
+
 #[repr(C)]
 #[derive(Default)]
 struct ObjectAttr {
@@ -83,6 +95,7 @@ struct InfoAttr {
 #[derive(Default)]
 struct LinkCreateAttr {
     program: u32,
+    /// Or the descriptor of a cgroup.
     ifindex: u32,
     attach_type: u32,
     flags: u32,
@@ -254,6 +267,17 @@ pub(super) fn tcx_attach_first(program: BorrowedFd<'_>, ifindex: u32, hook: TcxH
         ifindex,
         attach_type: hook as u32,
         flags: BPF_F_BEFORE,
+        ..LinkCreateAttr::default()
+    };
+    bpf(BPF_LINK_CREATE, &mut attr).map(own)
+}
+
+/// Puts a program that sees sockets on a cgroup, beside what others put there.
+pub(super) fn cgroup_attach(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreateAttr {
+        program: raw(program),
+        ifindex: raw(cgroup),
+        attach_type: BPF_CGROUP_SOCK_OPS,
         ..LinkCreateAttr::default()
     };
     bpf(BPF_LINK_CREATE, &mut attr).map(own)
