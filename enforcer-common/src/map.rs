@@ -324,11 +324,12 @@ map_type! {
 }
 
 map_type! {
-    /// Value of `RESET_BUDGET` (one entry): how many resets were sent in the current second.
+    /// Value of `RESET_BUDGET` (one entry) and `CLIENT_RESETS` (one for each client): how many resets were asked for in the
+    /// current second.
     pub struct ResetBudget {
         /// When the current second began, ns.
         pub window_ns: u64,
-        /// Resets sent since.
+        /// Resets asked for since.
         pub sent: u64,
     }
 }

@@ -157,7 +157,7 @@ fn act(skb: &Skb, work: &mut Work, direction: Direction) -> i32 {
     let Work { packet, endpoint, decision } = work;
     if decision.verdict != Verdict::NONE {
         report::debug_line(skb, packet, decision);
-        report::limit_resets(decision);
+        report::limit_resets(packet, decision);
         report::count(packet, endpoint.workload, decision);
     }
     if decision.report {

@@ -7,37 +7,57 @@ use aya_log_ebpf::debug;
 use enforcer_common::datapath::{Act, Decision};
 use enforcer_common::event::{Event, EventKind, HEAD_BYTES};
 use enforcer_common::map::{
-    Client, ClientKey, Counter, CounterKey, Endpoint, EventBudget, FlowKey, WorkloadCounterKey,
+    Client, ClientKey, Counter, CounterKey, Endpoint, EventBudget, FlowKey, ResetBudget, WorkloadCounterKey,
 };
 use enforcer_common::{Direction, Reason, Verdict};
 
 use crate::packet::Packet;
 use crate::skb::{Skb, bounded};
-use crate::tables::{CLIENTS, COUNTERS, EVENT_BUDGET, EVENTS, RESET_BUDGET, WORKLOAD_COUNTERS, settings};
+use crate::tables::{
+    CLIENT_RESETS, CLIENTS, COUNTERS, EVENT_BUDGET, EVENTS, RESET_BUDGET, WORKLOAD_COUNTERS, settings,
+};
 
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// Turns a reset into a drop when this second's resets are spent.
+/// Turns a reset into a drop when this second's resets are spent: its client's, or the node's. The client's are looked at first,
+/// so that one client does not spend the node's.
 #[inline(never)]
-pub fn limit_resets(decision: &mut Decision) {
+pub fn limit_resets(packet: &Packet, decision: &mut Decision) {
     if decision.act != Act::Reset {
         return;
     }
-    if let Some(budget) = RESET_BUDGET.get_ptr_mut(0) {
-        // SAFETY: the pointer comes from the map. CPUs that write at once may let a few resets more through.
-        unsafe {
-            let now = bpf_ktime_get_ns();
-            if now - (*budget).window_ns >= SECOND_NS {
-                (*budget).window_ns = now;
-                (*budget).sent = 0;
-            }
-            (*budget).sent += 1;
-            if (*budget).sent > u64::from(settings().resets_per_second()) {
-                decision.act = Act::Drop;
-                decision.verdict = Verdict::DROP;
-                decision.reason = Reason::RESET_LIMIT;
-            }
+    // SAFETY: the helper has no arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let client = &packet.key.client;
+    let of_client = match CLIENT_RESETS.get_ptr_mut(client) {
+        Some(budget) => spend_reset(budget, now, settings().resets_per_second_per_client()),
+        None => {
+            let _ = CLIENT_RESETS.insert(client, ResetBudget { window_ns: now, sent: 1 }, 0);
+            settings().resets_per_second_per_client() > 0
         }
+    };
+    let within = of_client
+        && RESET_BUDGET
+            .get_ptr_mut(0)
+            .is_none_or(|budget| spend_reset(budget, now, settings().resets_per_second()));
+    if !within {
+        decision.act = Act::Drop;
+        decision.verdict = Verdict::DROP;
+        decision.reason = Reason::RESET_LIMIT;
+    }
+}
+
+/// Takes one reset out of a budget; false when this second's are spent.
+#[inline(always)]
+fn spend_reset(budget: *mut ResetBudget, now: u64, limit: u32) -> bool {
+    // SAFETY: the pointer comes from a map. CPUs that write at once may let a few resets more through.
+    unsafe {
+        if now.wrapping_sub((*budget).window_ns) >= SECOND_NS {
+            (*budget).window_ns = now;
+            (*budget).sent = 0;
+        }
+        (*budget).sent += 1;
+        (*budget).sent <= u64::from(limit)
     }
 }
 

@@ -62,6 +62,9 @@ pub static SETTINGS: Array<Settings, 1> = Array::new();
 /// Resets of the current second.
 #[btf_map]
 pub static RESET_BUDGET: Array<ResetBudget, 1> = Array::new();
+/// Resets of the current second by the client that they answer.
+#[btf_map]
+pub static CLIENT_RESETS: LruHashMap<Address, ResetBudget, 16384> = LruHashMap::new();
 /// What became of the events.
 #[btf_map]
 pub static EVENT_BUDGET: PerCpuArray<EventBudget, 1> = PerCpuArray::new();
@@ -216,6 +219,10 @@ impl SettingsRef {
     setting!(
         /// Resets per second on this node.
         resets_per_second: u32
+    );
+    setting!(
+        /// Resets per second in answer to one client.
+        resets_per_second_per_client: u32
     );
     setting!(
         /// Events per second and CPU.

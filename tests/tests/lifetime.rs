@@ -63,7 +63,12 @@ fn a_full_table_loses_no_tls_connection_and_lets_nothing_through() -> Result<()>
             Ok(_) => live.push(stream),
             Err(_) => break stream,
         }
-        ensure!(live.len() <= 16, "more connections than the table has entries");
+        ensure!(
+            live.len() <= 16,
+            "more connections than the table has entries: {:?}, beside them {:?}",
+            lab.flows()?,
+            lab.transient()?
+        );
     };
     assert!(live.len() >= 8, "room for {} only", live.len());
     let waited = lab.count(Verdict::DROP, Reason::UNDECIDED)?;

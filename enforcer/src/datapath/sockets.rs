@@ -37,7 +37,8 @@ pub enum SocketsError {
 }
 
 /// The mount point of the root of the cgroup v2 hierarchy in a `mountinfo` (proc_pid_mountinfo(5)): alone (`/sys/fs/cgroup`)
-/// or beside version 1 (`/sys/fs/cgroup/unified`). A mount of a part of it serves where there is no other.
+/// or beside version 1 (`/sys/fs/cgroup/unified`). In a container a mount of the host's hierarchy shows a root above our own
+/// (`/../..`), which is what is wanted; a part of the hierarchy serves where there is no other.
 fn cgroup2(mountinfo: &str) -> Option<PathBuf> {
     let mounts = mountinfo.lines().filter_map(|line| {
         let (mount, kind) = line.split_once(" - ")?;
@@ -45,16 +46,18 @@ fn cgroup2(mountinfo: &str) -> Option<PathBuf> {
         (kind.split(' ').next() == Some("cgroup2")).then_some((fields.next()?, fields.next()?))
     });
     let mut mounts: Vec<(&str, &str)> = mounts.collect();
-    mounts.sort_by_key(|(root, _)| *root != "/");
+    mounts.sort_by_key(|(root, _)| (!root.starts_with("/.."), *root != "/"));
     mounts.first().map(|(_, at)| PathBuf::from(at))
 }
 
-/// The root of the hierarchy, as the first process sees it where that may be looked at: a container sees only its own part.
-fn root() -> Option<PathBuf> {
-    let seen_by =
-        |process: &str| cgroup2(&std::fs::read_to_string(format!("/proc/{process}/mountinfo")).ok()?);
-    let first = seen_by("1").map(|at| Path::new("/proc/1/root").join(at.strip_prefix("/").unwrap_or(&at)));
-    first.filter(|at| at.is_dir()).or_else(|| seen_by("self"))
+/// Opens the root of the hierarchy: where it is mounted, or else through a mount that nobody else sees, because a mount
+/// namespace may hide it (that of `ip netns exec` does).
+fn root() -> Result<File, SocketsError> {
+    let mounted = std::fs::read_to_string("/proc/self/mountinfo").ok().and_then(|text| cgroup2(&text));
+    if let Some(at) = mounted {
+        return File::open(&at).map_err(|source| SocketsError::Io { at, source });
+    }
+    sys::unseen_mount(c"cgroup2").map_err(|_| SocketsError::NoCgroup)
 }
 
 fn pin_of(pins: &Pins) -> PathBuf {
@@ -85,9 +88,8 @@ impl Datapath {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(failed(&path)(e)),
         }
-        let at = root().ok_or(SocketsError::NoCgroup)?;
-        let cgroup = File::open(&at).map_err(failed(&at))?;
-        let link = sys::cgroup_attach(program, cgroup.as_fd()).map_err(failed(&at))?;
+        let root = root()?;
+        let link = sys::cgroup_attach(program, root.as_fd()).map_err(failed(Path::new("the cgroup root")))?;
         sys::pin(link.as_fd(), &path).map_err(failed(&path))
     }
 }
@@ -121,6 +123,9 @@ mod tests {
         assert_eq!(cgroup2(hybrid), Some("/sys/fs/cgroup/unified".into()));
         assert_eq!(cgroup2(&format!("{part}{hybrid}")), Some("/sys/fs/cgroup/unified".into()));
         assert_eq!(cgroup2(part), Some("/cg".into()));
+        let container = "60 31 0:38 / /sys/fs/cgroup rw - cgroup2 cgroup rw\n\
+                         61 31 0:38 /../../.. /host/cgroup rw - cgroup2 cgroup rw\n";
+        assert_eq!(cgroup2(container), Some("/host/cgroup".into()));
         assert_eq!(cgroup2("31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n"), None);
         assert_eq!(cgroup2("garbage\n - cgroup2\n"), None);
     }

@@ -3,7 +3,8 @@
 //!
 //! Numbers and layouts: `include/uapi/linux/bpf.h`.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
@@ -270,6 +271,29 @@ pub(super) fn tcx_attach_first(program: BorrowedFd<'_>, ifindex: u32, hook: TcxH
         ..LinkCreateAttr::default()
     };
     bpf(BPF_LINK_CREATE, &mut attr).map(own)
+}
+
+/// Opens the root of a file system of this kind through a mount of its own that has no place in any mount namespace.
+pub(super) fn unseen_mount(kind: &CStr) -> io::Result<File> {
+    /// `FSCONFIG_CMD_CREATE` (`include/uapi/linux/mount.h`).
+    const CREATE: libc::c_uint = 6;
+    let checked = |result: libc::c_long| {
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        RawFd::try_from(result).map_err(io::Error::other)
+    };
+    // SAFETY: the string ends with a zero; the other arguments are numbers.
+    let context = own(checked(unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), 1) })?);
+    let none = std::ptr::null::<libc::c_char>();
+    // SAFETY: this command takes no key and no value.
+    checked(unsafe { libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), CREATE, none, none, 0) })?;
+    // SAFETY: plain numbers.
+    let mount = own(checked(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), 1, 0) })?);
+    let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
+    // SAFETY: the string ends with a zero.
+    let root = unsafe { libc::openat(mount.as_raw_fd(), c".".as_ptr(), flags) };
+    Ok(File::from(own(checked(libc::c_long::from(root))?)))
 }
 
 /// Puts a program that sees sockets on a cgroup, beside what others put there.

@@ -408,6 +408,7 @@ fn the_programs_do_what_the_rules_say() {
             model.settings = Settings {
                 undecided_ns: u64::MAX,
                 resets_per_second: u32::MAX,
+                resets_per_second_per_client: u32::MAX,
                 events_per_second: u32::MAX,
                 ..Settings::DEFAULT
             };

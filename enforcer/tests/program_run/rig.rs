@@ -148,7 +148,12 @@ impl Rig {
             wire: listen("far"),
             mark: 0,
         };
-        rig.set(Settings { resets_per_second: u32::MAX, events_per_second: u32::MAX, ..Settings::DEFAULT });
+        rig.set(Settings {
+            resets_per_second: u32::MAX,
+            resets_per_second_per_client: u32::MAX,
+            events_per_second: u32::MAX,
+            ..Settings::DEFAULT
+        });
         rig
     }
 
