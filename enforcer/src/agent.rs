@@ -8,6 +8,7 @@ mod interfaces;
 mod kernel_log;
 pub mod pods;
 mod reconcile;
+mod retired;
 mod snapshot;
 pub mod state;
 pub mod tables;
@@ -29,10 +30,10 @@ use self::gap::Gaps;
 use self::pods::SourceState;
 use self::state::State;
 use self::tables::{ExistingFlows, Tables};
+use crate::datapath::addresses::AddressWatch;
 use crate::datapath::desired::{self, Desired, Facts, WorkloadIds};
 use crate::datapath::load::OpenError;
 use crate::datapath::lock::LockError;
-use crate::datapath::netns::{self};
 use crate::datapath::{Attachment, Datapath, LinkWatch, OpenOptions, Selector};
 use crate::object::{ObjectName, Objects};
 use crate::source::{self, Source};
@@ -92,6 +93,7 @@ struct Agent {
     source_problems: Vec<String>,
     source_warnings: Vec<String>,
     hooks: hooks::Hooks,
+    retired: retired::Retired,
     node_problems: BTreeMap<String, String>,
     /// Policy that the maps did not take.
     refused: BTreeSet<String>,
@@ -133,8 +135,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     if let Some(update) = source.first() {
         agent.load(update, &source);
     }
+    let node_addresses = AddressWatch::open().context("cannot watch this node's addresses")?;
+    agent.read_node_addresses()?;
     let mut links = LinkWatch::open(agent.config.selector.clone()).context("cannot watch the interfaces")?;
     agent.forget_lost_interfaces();
+    agent.prepare();
     // What is there already is hooked before any policy is new to it: connections that are open then can be found behind
     // the interfaces, and all others are followed from their first packet.
     while let Ok(event) = tokio::time::timeout(FIRST_LINKS, links.next()).await {
@@ -144,6 +149,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     agent.gaps = Gaps::default();
     agent.reconcile()?;
     agent.finish_earlier()?;
+    agent.retire_old_layouts();
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     info!(pid = std::process::id(), "agent is running");
@@ -152,6 +158,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             event = links.next() => {
                 agent.interface(event.context("cannot watch the interfaces")?);
                 agent.reconcile()?;
+            }
+            changed = node_addresses.changed() => {
+                changed.context("cannot watch this node's addresses")?;
+                if agent.read_node_addresses()? {
+                    agent.reconcile()?;
+                }
             }
             update = source.next() => {
                 agent.load(update, &source);
@@ -206,28 +218,23 @@ impl Agent {
             let (namespace, name) = pod.split_once('/')?;
             Some((ObjectName::new(namespace, name), *id))
         });
-        let node_addresses = netns::addresses().context("cannot list this node's addresses")?;
-        let facts = Facts {
-            node_addresses: node_addresses.into_iter().map(|found| found.address).collect(),
-            ..Facts::default()
-        };
-        let node_addresses = Arc::new(facts.node_addresses.clone());
         Ok(Self {
-            ids: WorkloadIds::restore(known.collect()),
+            ids: WorkloadIds::restore(known.collect(), last.last_workload),
             config,
             datapath,
             tables,
             source: SourceState::default(),
             objects: Arc::default(),
             loaded: false,
-            facts,
-            node_addresses,
+            facts: Facts::default(),
+            node_addresses: Arc::default(),
             wanted: Arc::default(),
             attachments: BTreeMap::new(),
             unsupported: BTreeMap::new(),
             source_problems: Vec::new(),
             source_warnings: Vec::new(),
             hooks: hooks::Hooks::default(),
+            retired: retired::Retired::default(),
             node_problems: BTreeMap::new(),
             refused: BTreeSet::new(),
             started: Timestamp::now(),
@@ -247,6 +254,7 @@ impl Agent {
             self.reconcile()?;
         }
         self.check_hooks();
+        self.retire_workloads();
         Ok(())
     }
 

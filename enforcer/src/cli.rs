@@ -7,7 +7,7 @@ use std::fmt;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 mod capabilities;
 pub mod certs;
@@ -16,6 +16,7 @@ pub mod detach;
 pub mod doctor;
 pub mod endpoints;
 pub mod flows;
+pub mod kube;
 pub mod node;
 pub mod output;
 pub mod policy;
@@ -79,8 +80,14 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
 #[must_use]
 pub fn main() -> ExitCode {
     // clap ends the process itself: 0 for --help and --version, 2 for usage errors.
-    let root = Root::parse();
-    match dispatch(root.command) {
+    let plugin = kube::is_plugin(std::env::args_os().next().as_ref());
+    let command = if plugin { Root::command().bin_name("kubectl enforcer") } else { Root::command() };
+    let matches = command.get_matches();
+    let done = match kube::remote(&matches, plugin) {
+        Some(remote) => kube::run(&remote, |line| dispatch(Root::try_parse_from(line)?.command)),
+        None => Root::from_arg_matches(&matches).map_err(Into::into).and_then(|root| dispatch(root.command)),
+    };
+    match done {
         Ok(code) => code,
         // The reader of a pipe that closed early (`| head`) wants no message.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,

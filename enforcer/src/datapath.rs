@@ -3,6 +3,7 @@
 //!
 //! Everything that enforces is pinned in bpffs, so that it outlives the agent (see [`pin`] for the folder's form).
 
+pub mod addresses;
 pub mod apply;
 pub mod attach;
 pub mod bpffs;
@@ -17,6 +18,7 @@ pub mod netns;
 pub mod pin;
 pub mod sockdiag;
 
+mod carry;
 mod clsact;
 mod netlink;
 mod redirects;

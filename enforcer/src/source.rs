@@ -3,6 +3,7 @@
 pub mod document;
 pub mod kube;
 pub mod manifest;
+pub mod text;
 pub mod watch;
 
 use std::path::PathBuf;

@@ -85,7 +85,7 @@ fn without_the_definition_the_last_policy_stays() -> Result<()> {
     assert_eq!(scene.curl()?, reset());
     let strict = |scene: &KubeScene| -> Result<()> {
         let found = scene.lab.endpoint(scene.lab.pod("frontend").v4().into())?.mode;
-        ensure!(found == Mode::STRICT, "it is {found}");
+        ensure!(found == Mode::STRICT, "it is {found}; the agent said:\n{}", scene.agent.output());
         Ok(())
     };
     strict(&scene)?;

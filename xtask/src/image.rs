@@ -67,6 +67,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// The image as it is shipped, under the name that the chart has for it.
+pub(crate) fn shipped() -> Result<PathBuf> {
+    fs::create_dir_all(folder()).with_context(|| format!("cannot create {}", folder().display()))?;
+    write(&binary::build(root())?, "localhost/enforcer", &folder())
+}
+
 /// Where images go unless told otherwise.
 fn folder() -> PathBuf {
     root().join("target/oci")

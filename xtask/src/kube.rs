@@ -15,7 +15,9 @@ use clap::{Args, Subcommand};
 
 use self::binaries::Part;
 use self::control_plane::{ControlPlane, FEW_CONTROLLERS, down};
-use crate::shell::root;
+use crate::demo::all_binaries;
+use crate::shell::{binaries as binaries_folder, command, require_root, root, run as run_command};
+use crate::{image, setup};
 
 /// What to do with it.
 #[derive(Subcommand)]
@@ -29,6 +31,19 @@ pub(crate) enum Task {
     /// A real node: kubelet, containerd and a network plug-in beside a control plane, in namespaces of their own (as root)
     #[command(subcommand)]
     Node(node::Task),
+    /// Raise a node, install the chart with the image as it is shipped, and play the walk-through with kubectl (as root)
+    Demo(DemoOptions),
+}
+
+/// What the demo gets.
+#[derive(Args)]
+pub(crate) struct DemoOptions {
+    /// Take this build's program instead of the image as it is shipped, which takes minutes to build
+    #[arg(long)]
+    development: bool,
+    /// Leave the node up at the end until Enter is pressed
+    #[arg(long)]
+    keep: bool,
 }
 
 /// What to build.
@@ -84,6 +99,7 @@ pub(crate) fn run(task: &Task) -> Result<()> {
         Task::Up(options) => up(options),
         Task::Down(options) => down(&options.folder()),
         Task::Node(task) => node::run(task),
+        Task::Demo(options) => demo(options),
     }
 }
 
@@ -103,4 +119,18 @@ fn up(options: &UpOptions) -> Result<()> {
     plane.up()?;
     println!("{}", plane.kubeconfig().display());
     Ok(())
+}
+
+fn demo(options: &DemoOptions) -> Result<()> {
+    require_root("kube demo")?;
+    setup::run()?;
+    run_command(&mut all_binaries())?;
+    let mut demo = command(binaries_folder()?.join("kube-demo"));
+    if !options.development {
+        demo.env("ENFORCER_IMAGE", image::shipped()?);
+    }
+    if options.keep {
+        demo.arg("--keep").stdin(std::process::Stdio::inherit());
+    }
+    run_command(&mut demo)
 }

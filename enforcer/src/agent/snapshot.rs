@@ -88,6 +88,7 @@ impl Agent {
             source: self.source.description.clone(),
             kinds: self.source.kinds.clone(),
             workloads: self.ids.all().iter().map(|(pod, id)| (pod.to_string(), *id)).collect(),
+            last_workload: self.ids.last(),
             owners: self.owners.clone(),
             endpoints: endpoints.collect(),
             interfaces: interfaces.collect(),

@@ -27,8 +27,10 @@ pub struct State {
     pub source: String,
     /// How each kind of the Kubernetes API is doing; empty for manifests.
     pub kinds: Vec<KindState>,
-    /// Every pod that ever had a workload id, by `namespace/name`.
+    /// Pods with a workload id, by `namespace/name`; those that are gone for long are left out.
     pub workloads: BTreeMap<String, u32>,
+    /// The workload id that was given last: none is given twice.
+    pub last_workload: u32,
     /// The workload that a pod belongs to, by `namespace/name` of the pod, where it has another name than the pod.
     pub owners: BTreeMap<String, String>,
     /// The endpoints.

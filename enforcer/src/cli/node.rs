@@ -23,6 +23,8 @@ pub struct NodeArgs {
     /// Folder of the state file.
     #[arg(long, env = "ENFORCER_STATE_DIR", default_value = state::DEFAULT_DIR, value_name = "DIR")]
     state_dir: PathBuf,
+    #[command(flatten)]
+    _remote: super::kube::RemoteArgs,
 }
 
 /// The node as it is pinned.

@@ -12,6 +12,7 @@ use aya::{Ebpf, EbpfError, EbpfLoader};
 
 use super::attach::{Hook, Way};
 use super::bpffs::{BpffsError, ensure_bpffs};
+use super::carry::carry_all;
 use super::lock::{AgentLock, LockError};
 use super::pin::{self, Pins};
 use super::sys;
@@ -162,6 +163,7 @@ impl Datapath {
         if let Some(name) = options.sizes.keys().find(|name| !object.maps.contains_key(*name)) {
             return Err(OpenError::UnknownMap(name.clone()));
         }
+        carry_all(&pins, &object.maps, &mut warnings)?;
         for (name, map) in object.maps.iter().filter(|(name, map)| is_pinned(name, map)) {
             let path = pins.maps().join(name);
             let wanted = options.sizes.get(name).copied();
@@ -305,7 +307,7 @@ impl Pinned {
     }
 }
 
-fn pin_error(action: &'static str, path: &Path, source: io::Error) -> OpenError {
+pub(super) fn pin_error(action: &'static str, path: &Path, source: io::Error) -> OpenError {
     OpenError::Pin { action, path: path.to_owned(), source }
 }
 

@@ -72,13 +72,13 @@ pub fn during(node: &Node, work: impl FnOnce() -> Result<()>) -> Result<Report> 
     let before = plaintext(node)?.len();
     let own = "--cacert /mesh/ca.pem --cert /mesh/loadgenerator.pem --key /mesh/loadgenerator.key";
     let write = "curl -s -m 20 -o /dev/null -w '%{http_code} %{exitcode}\\n'";
-    let repeat = |request: &str| format!("while [ ! -e /tmp/stop ]; do {request}; done");
+    let repeat = |request: &str| format!("while [ ! -e /tmp/stop ]; do {request}; done; true");
     let attack = Loop::start(node, sleep, &repeat(&format!("{write} http://{ADSERVICE}")))?;
     let short = Loop::start(node, mesh, &repeat(&format!("{write} {own} https://{ADSERVICE}")))?;
     // An upload whose rate is so low that it outlasts the work; the pipe ends it.
     let pour = "while [ ! -e /tmp/stop ]; do echo 0123456789; sleep 0.1 || sleep 1; done";
     let upload = write.replace("-m 20", "-m 300");
-    let long = format!("({pour}) | {upload} {own} -H Expect: -T - https://{FRONTEND}/");
+    let long = format!("({pour}) | {upload} {own} -H Expect: -T - https://{FRONTEND}/; true");
     let long = Loop::start(node, mesh, &long)?;
     let begun = |requests: &Loop| {
         poll::until("the load to begin", Duration::from_secs(20), || {

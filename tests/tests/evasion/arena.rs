@@ -21,6 +21,8 @@ pub(crate) const ISN: u32 = 0x1234_5678;
 pub(crate) const ECHO: &[&str] = &["--echo-after", "6"];
 /// A plaintext request.
 pub(crate) const REQUEST: &[u8] = b"GET /evil HTTP/1.1\r\nhost: frontend\r\n\r\n";
+/// Its length in sequence numbers.
+pub(crate) const REQUEST_LEN: u32 = 38;
 /// What the rules take for a hello: the first bytes are all that counts to them. The server sends it back, which is a
 /// handshake record too.
 pub(crate) const HELLO: &[u8] = b"\x16\x03\x01\x01\x20\x01\x00\x01\x1c\x03\x03hello";
@@ -78,14 +80,8 @@ impl Arena {
     /// A client whose flow is judged as TLS, the pod's answer included.
     pub(crate) fn judged(&self, v6: bool) -> Result<Client<'_>> {
         let mut client = self.open(v6)?;
-        self.hello(&mut client)?;
+        hello(&mut client)?;
         Ok(client)
-    }
-
-    /// Says hello on an open connection and hears the echo.
-    pub(crate) fn hello(&self, client: &mut Client) -> Result<()> {
-        client.send(&client.data(0, HELLO))?;
-        client.expect_heard(HELLO)
     }
 
     /// The flow of a judged client lives on: more bytes go there and back. Ends it, and looks at what the pod read.
@@ -146,6 +142,12 @@ impl Arena {
         ensure!(refused.is_empty(), "refused: {refused:?}");
         Ok(())
     }
+}
+
+/// Says hello on an open connection and hears the echo.
+pub(crate) fn hello(client: &mut Client) -> Result<()> {
+    client.send(&client.data(0, HELLO))?;
+    client.expect_heard(HELLO)
 }
 
 /// A case in both address families, in one arena.

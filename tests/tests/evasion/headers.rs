@@ -5,14 +5,14 @@ use enforcer_common::Reason;
 use enforcer_common::tcp::URG;
 use enforcer_tests::raw::{Client, Extension, Tcp, option};
 
-use crate::arena::{Arena, HELLO, HELLO_LEN, ISN, REQUEST, each_family};
+use crate::arena::{Arena, HELLO, HELLO_LEN, ISN, REQUEST, each_family, hello};
 
 /// Both verdicts with packets of this shape: a hello lives, a request is refused at its first byte.
 fn judged_as_any(arena: &Arena, v6: bool, shape: impl Fn(&mut Client)) -> Result<()> {
     let mut client = arena.client(v6, ISN);
     shape(&mut client);
     client.shake()?;
-    arena.hello(&mut client)?;
+    hello(&mut client)?;
     arena.lives_on(&mut client)?;
     arena.nothing_refused()?;
     let seen = arena.records.all()?.len();
@@ -86,7 +86,7 @@ fn extension_headers_that_cannot_be_read_are_dropped() -> Result<()> {
         let dropped = ("drop".to_owned(), "MALFORMED".to_owned());
         ensure!(refused.keys().eq([&dropped]), "{chain:?}: {refused:?}");
         // Nothing arrived: the same offsets can still be said right.
-        arena.hello(&mut client)?;
+        hello(&mut client)?;
         arena.lives_on(&mut client)?;
     }
     Ok(())

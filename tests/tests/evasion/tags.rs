@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use enforcer_common::Reason;
 use enforcer_tests::Topology;
 
-use crate::arena::{Arena, ECHO, HELLO, REQUEST, each_family_in};
+use crate::arena::{Arena, ECHO, HELLO, REQUEST, each_family_in, hello};
 
 /// Tags with VLAN id 0 only carry a priority: the pod's stack unpacks any number of them without being told of a VLAN.
 #[test]
@@ -14,7 +14,7 @@ fn priority_tags_hide_nothing() -> Result<()> {
         for depth in 0..12 {
             let seen = arena.records.all()?.len();
             let mut client = arena.open(v6)?;
-            client.tags = (0..depth).map(|priority| priority % 8 << 13).collect();
+            client.tags = (0..depth).map(|priority| (priority % 8) << 13).collect();
             client.send(&client.data(0, REQUEST))?;
             if depth <= 5 {
                 client.expect_reset().map_err(|error| error.context(format!("{depth} tags")))?;
@@ -31,7 +31,7 @@ fn priority_tags_hide_nothing() -> Result<()> {
                 "{depth} tags: {refused:?}"
             );
             client.tags.clear();
-            arena.hello(&mut client).map_err(|error| error.context(format!("{depth} tags")))?;
+            hello(&mut client).map_err(|error| error.context(format!("{depth} tags")))?;
             arena.lives_on(&mut client)?;
         }
         Ok(())

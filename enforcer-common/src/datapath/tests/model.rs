@@ -15,9 +15,9 @@ use enforcer_common::tcp::{Segment, overlap};
 use enforcer_common::{Address, Direction, Mode};
 
 /// A key in the order of its fields; the map type has none.
-type Tuple = (Address, Address, u16, u16);
+pub(crate) type Tuple = (Address, Address, u16, u16);
 
-fn tuple(key: &FlowKey) -> Tuple {
+pub(crate) fn tuple(key: &FlowKey) -> Tuple {
     (key.client, key.pod, key.client_port, key.pod_port)
 }
 
@@ -64,7 +64,8 @@ pub(crate) struct Model {
     pub ports: BTreeMap<(u16, u16), PortMode>,
     /// `EXEMPT`.
     pub exempt: BTreeMap<Address, ExemptKind>,
-    flows: RefCell<BTreeMap<Tuple, Flow>>,
+    /// `FLOWS`.
+    pub flows: RefCell<BTreeMap<Tuple, Flow>>,
     transient: RefCell<BTreeMap<Tuple, Flow>>,
     half_open: RefCell<BTreeMap<Tuple, HalfOpen>>,
     outbound: RefCell<BTreeMap<Tuple, Outbound>>,
