@@ -122,8 +122,17 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let memory = state::path(&config.state_dir, &config.open.bpffs);
     let mut source = Source::open(config.source.clone(), &memory)?;
     let telemetry = Telemetry::start(&config.telemetry, None)?;
+    if let source::Origin::Kubernetes { access, options } = &config.source {
+        let client = source::kube::Access::clone(access).client()?;
+        tokio::spawn(source::kube::events::tell(client, telemetry.shared().clone(), options.node.clone()));
+    }
     telemetry
         .read_events(datapath.take_map("EVENTS").context("map EVENTS is missing")?, &config.open.bpffs)?;
+    telemetry.spawn(telemetry::readiness::watch::run(
+        telemetry.shared().clone(),
+        config.open.bpffs.clone(),
+        config.state_dir.clone(),
+    ));
     let mut agent = Agent::new(config, datapath, tables, telemetry.shared().clone())?;
     agent.heartbeat()?;
     let mut certificates = Certificates::new(

@@ -213,6 +213,13 @@ impl Telemetry {
         &self.shared
     }
 
+    /// Runs a task on its threads.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        if let Some(runtime) = &self.runtime {
+            runtime.spawn(task);
+        }
+    }
+
     /// Reads the events of the kernel side from now on.
     ///
     /// # Errors
