@@ -27,7 +27,7 @@ const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: frontend\r\n\r\n";
 /// How long the short form runs.
 const SHORT: Duration = Duration::from_secs(2);
 
-/// Closing sends a reset: no TIME_WAIT eats up the ports.
+/// Closing sends a reset: no `TIME_WAIT` eats up the ports.
 fn abort_on_close(stream: &TcpStream) -> Result<()> {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     let size = libc::socklen_t::try_from(size_of_val(&linger))?;
