@@ -16,7 +16,7 @@ use clap::{Args, Subcommand};
 use self::binaries::Part;
 use self::control_plane::{ControlPlane, FEW_CONTROLLERS, down};
 use crate::demo::all_binaries;
-use crate::shell::{cargo, command, require_root, root, run as run_command};
+use crate::shell::{binaries as binaries_folder, cargo, command, require_root, root, run as run_command};
 use crate::{image, setup};
 
 /// What to do with it.
