@@ -128,6 +128,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     telemetry
         .read_events(datapath.take_map("EVENTS").context("map EVENTS is missing")?, &config.open.bpffs)?;
+    telemetry.spawn(telemetry::readiness::watch::run(
+        telemetry.shared().clone(),
+        config.open.bpffs.clone(),
+        config.state_dir.clone(),
+    ));
     let mut agent = Agent::new(config, datapath, tables, telemetry.shared().clone())?;
     agent.heartbeat()?;
     let mut certificates = Certificates::new(

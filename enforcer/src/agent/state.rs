@@ -25,6 +25,10 @@ pub struct State {
     pub policy_applied: Option<Timestamp>,
     /// Where the objects come from.
     pub source: String,
+    /// The root namespace that policies are read with.
+    pub root_namespace: String,
+    /// The revision that policies are read with.
+    pub revision: Option<String>,
     /// How each kind of the Kubernetes API is doing; empty for manifests.
     pub kinds: Vec<KindState>,
     /// Pods with a workload id, by `namespace/name`; those that are gone for long are left out.
@@ -59,7 +63,7 @@ pub struct EndpointState {
 }
 
 /// A policy that decided, as in `policy explain`.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct DecisionState {
     /// `mesh`, `namespace`, `workload` or `port`.
     pub level: String,
@@ -73,7 +77,7 @@ pub struct DecisionState {
 }
 
 /// A hooked interface.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct InterfaceState {
     /// Its index.
     pub index: u32,

@@ -246,12 +246,12 @@ fn write(n: &Numbers, problems: u64, to: &mut Writer<'_>) -> fmt::Result {
     )?;
     to.gauge(
         "flows",
-        "Connections that the kernel side knows",
+        "Judged TLS connections: those that no flood can push out",
         n.map("FLOWS").and_then(|fill| fill.entries),
     )?;
     to.gauge(
         "flow_table_capacity",
-        "Connections that the kernel side can know",
+        "Judged TLS connections that the kernel side can keep",
         n.map("FLOWS").map(|fill| fill.capacity),
     )?;
     to.gauges("map_entries", "Entries of a map", |family| {

@@ -132,7 +132,8 @@ fn fake_syn_and_rst_change_nothing() {
                     );
                 }
             }
-            if flags & RST != 0 {
+            // One of the pod's own stack is the end of a judged flow.
+            if flags & RST != 0 && before.verdict == Verdict::NONE {
                 assert_eq!(talk.pod_sends(flags, POD_ISN + 5, CLIENT_ISN + 9, REQUEST), Decision::PASS);
             }
         }
@@ -161,8 +162,8 @@ fn a_syn_ack_of_the_client_is_no_handshake() {
 #[test]
 fn the_tuple_can_be_opened_again() {
     let mut talk = Conversation::tls(Mode::STRICT);
-    let old = talk.flow();
     talk.client_fin(11);
+    let old = talk.flow();
     (talk.client_isn, talk.pod_isn, talk.received, talk.answered) =
         (CLIENT_ISN + 70_000, POD_ISN + 90_000, 0, 0);
     passes(talk.to_pod(SYN, talk.client_isn, 0, &[]));
