@@ -48,7 +48,7 @@ fn a_storm_of_different_refusals_is_bounded() {
     let mut budget = Budget::default();
     let start = Instant::now();
     let told = |budget: &mut Budget, minute: u32| {
-        let now = start + Duration::from_secs(60) * minute;
+        let now = start + Duration::from_mins(1) * minute;
         (0..100).filter(|number| budget.may_tell(&format!("{minute}-{number}"), now)).count()
     };
     let per_minute = PER_MINUTE as usize;
