@@ -77,8 +77,9 @@ pub fn during(node: &Node, work: impl FnOnce() -> Result<()>) -> Result<Report> 
     let repeat = |request: &str| format!("while [ ! -e /tmp/stop ]; do {request}; done; true");
     let attack = Loop::start(node, sleep, &repeat(&format!("{write} http://{ADSERVICE}")))?;
     let short = Loop::start(node, mesh, &repeat(&format!("{write} {own} https://{ADSERVICE}")))?;
-    // Many requests on one connection: curl says with each whether it had to connect again.
-    let each = "curl -s --rate 5/s -o /dev/null -w '%{http_code} %{exitcode} %{num_connects}\\n'";
+    // Many requests on one connection: curl says with each whether it had to connect again; what goes to its standard
+    // output it would keep to itself until it ends.
+    let each = "curl -s --rate 5/s -o /dev/null -w '%{stderr}%{http_code} %{exitcode} %{num_connects}\\n'";
     let wait = "while [ ! -e /tmp/stop ]; do sleep 1; done; kill $!; true";
     let long = format!("{each} {own} 'https://{FRONTEND}/[1-100000]' & {wait}");
     let long = Loop::start(node, mesh, &long)?;
