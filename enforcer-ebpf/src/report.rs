@@ -7,9 +7,9 @@ use aya_log_ebpf::debug;
 use enforcer_common::datapath::{Act, Decision};
 use enforcer_common::event::{Event, EventKind, HEAD_BYTES};
 use enforcer_common::map::{
-    Client, ClientKey, Counter, CounterKey, Endpoint, EventBudget, WorkloadCounterKey,
+    Client, ClientKey, Counter, CounterKey, Endpoint, EventBudget, FlowKey, WorkloadCounterKey,
 };
-use enforcer_common::{Reason, Verdict};
+use enforcer_common::{Direction, Reason, Verdict};
 
 use crate::packet::Packet;
 use crate::skb::{Skb, bounded};
@@ -133,6 +133,59 @@ pub fn lose(budget: *mut EventBudget) {
     }
 }
 
+/// Reports the end of a connection, with its last verdict.
+#[inline(never)]
+pub fn end(key: &FlowKey, direction: Direction, endpoint: &Endpoint, decision: &Decision) {
+    let Some(budget) = EVENT_BUDGET.get_ptr_mut(0) else {
+        return;
+    };
+    // SAFETY: the helper has no arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if !spend(budget, now) {
+        return;
+    }
+    let Some(mut record) = EVENTS.reserve(0) else {
+        return lose(budget);
+    };
+    let event: *mut Event = record.as_mut_ptr();
+    // SAFETY: every field of the record is written before it is submitted.
+    unsafe {
+        (*event).kind = EventKind::END;
+        (*event).ifindex = endpoint.ifindex;
+        (*event).time_ns = now;
+        (*event).key = *key;
+        (*event).workload = endpoint.workload;
+        (*event).verdict = decision.last_verdict;
+        (*event).reason = decision.last_reason;
+        (*event).direction = direction;
+        (*event).payload_len = 0;
+        (*event).generation = endpoint.generation;
+        (*event).head_len = 0;
+        (*event).head = [0; HEAD_BYTES];
+        describe(event, decision);
+    }
+    record.submit(0);
+}
+
+/// What a decision says of the flow.
+///
+/// # Safety
+/// `event` must be writable.
+#[inline(always)]
+unsafe fn describe(event: *mut Event, decision: &Decision) {
+    // SAFETY: the caller's.
+    unsafe {
+        (*event).opened_ns = decision.carried.opened_ns;
+        (*event).state = decision.state;
+        (*event).bytes_to_pod = decision.carried.bytes_to_pod;
+        (*event).bytes_from_pod = decision.carried.bytes_from_pod;
+        (*event).packets_to_pod = decision.carried.packets_to_pod;
+        (*event).packets_from_pod = decision.carried.packets_from_pod;
+        (*event).class = decision.class;
+        (*event).reserved = 0;
+    }
+}
+
 /// Sends one event, unless this second's events are spent or the buffer is full.
 #[inline(never)]
 pub fn event(skb: &Skb, packet: &Packet, endpoint: &Endpoint, decision: &Decision) {
@@ -153,21 +206,14 @@ pub fn event(skb: &Skb, packet: &Packet, endpoint: &Endpoint, decision: &Decisio
         (*event).kind = EventKind::VERDICT;
         (*event).ifindex = skb.ifindex();
         (*event).time_ns = now;
-        (*event).opened_ns = decision.carried.opened_ns;
         (*event).key = packet.key;
         (*event).workload = endpoint.workload;
         (*event).verdict = decision.verdict;
         (*event).reason = decision.reason;
         (*event).direction = packet.direction;
-        (*event).state = decision.state;
-        (*event).bytes_to_pod = decision.carried.bytes_to_pod;
-        (*event).bytes_from_pod = decision.carried.bytes_from_pod;
-        (*event).packets_to_pod = decision.carried.packets_to_pod;
-        (*event).packets_from_pod = decision.carried.packets_from_pod;
-        (*event).class = decision.class;
         (*event).payload_len = packet.segment.payload_len;
         (*event).generation = endpoint.generation;
-        (*event).reserved = 0;
+        describe(event, decision);
         (*event).head = [0; HEAD_BYTES];
         let available = packet.segment.payload_len;
         let mut len =

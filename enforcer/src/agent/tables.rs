@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use enforcer_common::map::{Endpoint, Flow, FlowKey, FlowState, Outbound, PortKey, endpoint_flags};
+use enforcer_common::map::{
+    Endpoint, Flow, FlowKey, FlowState, Outbound, PortKey, endpoint_flags, flow_flags,
+};
 use enforcer_common::settings::Settings;
 use enforcer_common::{Address, Mode, Reason, Verdict};
 
@@ -44,6 +46,7 @@ pub struct Tables {
     ports: PortModes,
     exempt: Exempt,
     flows: Flows,
+    transient: Flows,
     outbound: Outbounds,
     settings: SettingsMap,
     held: Held,
@@ -77,6 +80,7 @@ impl Tables {
             ports,
             exempt,
             flows: Flows::new("FLOWS", take(datapath, "FLOWS")?)?,
+            transient: Flows::new("TRANSIENT", take(datapath, "TRANSIENT")?)?,
             outbound: Outbounds::new("OUTBOUND", take(datapath, "OUTBOUND")?)?,
             settings: SettingsMap::new(take(datapath, "SETTINGS")?)?,
             held,
@@ -194,13 +198,26 @@ impl Tables {
             }
             let key = key(socket);
             if sockets.is_inbound(socket) {
-                // What the kernel side has judged meanwhile stays as it is.
-                self.flows.insert_new(&key, &existing_flow(&endpoint, existing))?;
+                self.enter_existing(&key, &existing_flow(&endpoint, existing))?;
             } else {
                 self.outbound.insert(&key, &Outbound { pod_isn: 0, reserved: 0 })?;
             }
         }
         self.endpoints.insert(&address, &endpoint)
+    }
+
+    /// Enters a connection that was open before, where no other can push it out. What the kernel side has judged meanwhile stays
+    /// as it is. Without room it goes where it can be pushed out.
+    fn enter_existing(&mut self, key: &FlowKey, flow: &Flow) -> Result<(), MapsError> {
+        let judged = self.transient.get(key)?.is_some_and(|flow| flow.flags & flow_flags::ENDED == 0);
+        if judged {
+            return Ok(());
+        }
+        let protected = Flow { flags: flow.flags | flow_flags::PROTECTED, ..*flow };
+        match self.flows.insert_new(key, &protected) {
+            Err(error) if error.is_full() => self.transient.insert_new(key, flow).map(drop),
+            result => result.map(drop),
+        }
     }
 
     /// Removes ports of generations that no packet can be using any more.

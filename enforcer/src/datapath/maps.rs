@@ -40,6 +40,14 @@ pub enum MapsError {
     },
 }
 
+impl MapsError {
+    /// True when the map takes no more entries.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Kernel { source, .. } if is_errno(source, libc::E2BIG))
+    }
+}
+
 /// A type that is stored in maps.
 pub trait Entry: NoUninit + CheckedBitPattern {}
 impl<T: NoUninit + CheckedBitPattern> Entry for T {}
@@ -167,7 +175,7 @@ impl<K: Entry, V: Entry, const KN: usize, const VN: usize> Table<K, V, KN, VN> {
 pub type Endpoints = Table<Address, Endpoint, 16, 16>;
 /// `PORT_MODES`.
 pub type PortModes = Table<PortKey, PortMode, 8, 4>;
-/// `FLOWS`.
+/// `FLOWS` or `TRANSIENT`.
 pub type Flows = Table<FlowKey, Flow, 36, 96>;
 /// `CLIENTS`.
 pub type Clients = Table<ClientKey, Client, 28, 32>;

@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use enforcer_common::datapath::Env as _;
+use enforcer_common::datapath::FlowTables as _;
 use enforcer_common::datapath::{Act, Carried, Decision};
-use enforcer_common::event::HelloHeader;
+use enforcer_common::event::{Event, HelloHeader};
 use enforcer_common::map::{
     Counter, ExemptKind, Flow, FlowKey, FlowState, HalfOpen, PortKey, TrafficClass, endpoint_flags,
     port_flags,
@@ -122,6 +122,7 @@ struct Both<'a> {
     pod_isn: u32,
     counts: BTreeMap<(Verdict, Reason, Direction), Counter>,
     clients: BTreeMap<TrafficClass, (u64, Verdict, Reason)>,
+    ends: usize,
 }
 
 impl Both<'_> {
@@ -156,7 +157,7 @@ impl Both<'_> {
                 let fault = if refused { Reason::MIDSTREAM } else { Reason::NONE };
                 let flow = Flow { state: FlowState::EXISTING, fault, ..open };
                 self.model.insert_flow(&self.key, &flow);
-                self.rig.flows.insert(&self.key, &flow).expect("FLOWS");
+                self.rig.transient.insert(&self.key, &flow).expect("TRANSIENT");
             }
             Step::Mode(mode) => self.model.set_mode(mode),
             Step::Port(mode, flags) => self.model.set_port(self.key.pod_port, mode, flags & all_port_flags()),
@@ -249,8 +250,10 @@ impl Both<'_> {
         self.check_event(&decision, direction, payload);
         self.check_client(&decision);
         let key = &self.key;
-        let found = self.rig.flows.get(key).expect("FLOWS");
-        assert_eq!(found.map(timeless), self.model.flow_entry(key).map(timeless), "FLOWS after {decision:?}");
+        let found = self.rig.flow(key).map(|(flow, protected)| (timeless(flow), protected));
+        let protected = self.model.protected_entry(key).is_some();
+        let expected = self.model.flow_entry(key).map(|flow| (timeless(flow), protected));
+        assert_eq!(found, expected, "FLOWS and TRANSIENT after {decision:?}");
         assert_eq!(
             self.rig.half_open.get(key).expect("HALF_OPEN"),
             self.model.half_open_entry(key),
@@ -293,6 +296,7 @@ impl Both<'_> {
         let carried = Carried { opened_ns: 0, ..decision.carried };
         let expected = (decided, generation, self.key, payload.to_vec(), carried);
         self.check_hello(decision, payload, &records.hellos);
+        self.check_end(decision, direction, &records.ends);
         let reported = decision.report && verdict != Verdict::NONE;
         assert_eq!(
             seen,
@@ -320,6 +324,28 @@ impl Both<'_> {
             (header.key, header.offset, bytes),
             (self.key, if part.first { 0 } else { part.offset }, &expected)
         );
+    }
+
+    /// The end of a connection is reported once, with its last verdict.
+    fn check_end(&mut self, decision: &Decision, direction: Direction, records: &[Event]) {
+        let ends: Vec<_> = records
+            .iter()
+            .map(|event| {
+                let carried =
+                    [event.bytes_to_pod, event.bytes_from_pod, event.packets_to_pod, event.packets_from_pod];
+                ((event.verdict, event.reason, event.state, event.class), event.direction, event.key, carried)
+            })
+            .collect();
+        let Carried { bytes_to_pod, bytes_from_pod, packets_to_pod, packets_from_pod, .. } = decision.carried;
+        let last = (decision.last_verdict, decision.last_reason, decision.state, decision.class);
+        let carried = [bytes_to_pod, bytes_from_pod, packets_to_pod, packets_from_pod];
+        let expected = (last, direction, self.key, carried);
+        assert_eq!(
+            ends,
+            decision.end.then_some(expected).into_iter().collect::<Vec<_>>(),
+            "after {decision:?}"
+        );
+        self.ends += ends.len();
     }
 
     /// The connection is entered under what its client speaks, once for each class.
@@ -359,6 +385,7 @@ fn the_programs_do_what_the_rules_say() {
     with_rig(move |rig| {
         let mut number = 0_u16;
         let reached = std::cell::RefCell::new(BTreeMap::new());
+        let ends = std::cell::Cell::new(0);
         let config = Config { cases, failure_persistence: None, max_shrink_iters: 400, ..Config::default() };
         let opening = proptest::option::weighted(0.3, (1..16_usize, 1..16_usize));
         let conversation = (mode(), any::<bool>(), opening, vec(step(), 1..40));
@@ -370,6 +397,7 @@ fn the_programs_do_what_the_rules_say() {
             **number = number.wrapping_add(1).max(1);
             let key = if is_v6 { v6(**number) } else { v4(**number) };
             rig.flows.remove(&key).expect("FLOWS");
+            rig.transient.remove(&key).expect("TRANSIENT");
             rig.half_open.remove(&key).expect("HALF_OPEN");
             rig.outbound.remove(&key).expect("OUTBOUND");
             rig.events();
@@ -394,6 +422,7 @@ fn the_programs_do_what_the_rules_say() {
                 pod_isn: u32::MAX - 4,
                 counts,
                 clients: BTreeMap::new(),
+                ends: 0,
             };
             both.write();
             both.step(&Step::Handshake);
@@ -403,6 +432,7 @@ fn the_programs_do_what_the_rules_say() {
             for step in &steps {
                 both.step(step);
             }
+            ends.set(ends.get() + both.ends);
             for (key, counter) in &both.counts {
                 let packets = counter.packets - before.get(key).map_or(0, |counter| counter.packets);
                 *reached.borrow_mut().entry((key.0, key.1)).or_insert(0) += packets;
@@ -416,6 +446,7 @@ fn the_programs_do_what_the_rules_say() {
         println!("packets by verdict: {reached:?}");
         // A run that never gets anywhere proves nothing.
         if cases >= 300 {
+            assert!(ends.get() > 0, "no conversation ended");
             for verdict in
                 [Verdict::ALLOW, Verdict::RESET, Verdict::DROP, Verdict::WOULD_RESET, Verdict::WAIT]
             {

@@ -116,7 +116,7 @@ fn both_ends_get_an_exact_reset() {
                 CLIENT_ISN.wrapping_add(1),
                 POD_ISN.wrapping_add(1),
             );
-            let flow = rig.flows.get(&key).expect("FLOWS").expect("a flow");
+            let flow = rig.flow(&key).expect("a flow").0;
             assert_eq!(
                 (flow.state, flow.verdict, flow.reason),
                 (FlowState::PLAINTEXT, Verdict::RESET, Reason::PLAINTEXT)
