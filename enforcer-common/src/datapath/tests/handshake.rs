@@ -141,7 +141,7 @@ fn fake_syn_and_rst_change_nothing() {
         let after = talk.flow();
         let looked_at = flow_flags::PREFIX_ACKED | flow_flags::SETTLED;
         let (flags, pod_ack) = (after.flags | (before.flags & looked_at), before.pod_ack);
-        assert_eq!(crate::map::Flow { flags, pod_ack, ..after }, before);
+        assert_eq!(crate::map::Flow { pod_ack, flags, ..after }, before);
         assert_eq!(talk.model.half_open_entry(&talk.key), None);
     }
 }
