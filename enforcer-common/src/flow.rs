@@ -296,6 +296,17 @@ impl Flow {
         matches!(self.state, FlowState::EXISTING) && self.pod_ack == 0
     }
 
+    /// The pod's socket may be closed. Under SYN cookies an old third packet makes a new one, whose first bytes nobody has seen;
+    /// so copies of the first bytes are held against what is known again, until the pod acknowledges more.
+    #[inline(always)]
+    pub fn look_again(&mut self) {
+        // Beyond that the numbers of the first bytes are about to come again.
+        if self.flags & flow_flags::PREFIX_ACKED != 0 && self.bytes_to_pod < 1 << 30 {
+            self.flags &= !(flow_flags::PREFIX_ACKED | flow_flags::SETTLED);
+            self.pod_ack = self.client_start;
+        }
+    }
+
     #[inline(always)]
     fn record_pod(&mut self, window: &Window) -> Seen {
         if !tls::pod_word_fits(window.word, window.mask()) {

@@ -67,6 +67,7 @@ pub(super) fn note_fin<E: FlowTables>(
 pub(super) fn end<E: FlowTables>(env: &E, key: &FlowKey, flow: &mut Flow) -> Decision {
     let told = flow.flags & flow_flags::ENDED != 0;
     flow.flags |= flow_flags::ENDED;
+    flow.look_again();
     let decision = if told { Decision::PASS } else { report(key, flow) };
     if flow.flags & flow_flags::PROTECTED != 0 {
         flow.flags &= !flow_flags::PROTECTED;
@@ -98,7 +99,10 @@ fn report(key: &FlowKey, flow: &Flow) -> Decision {
 #[inline(always)]
 pub fn end_of_socket<E: FlowTables>(env: &E, tag: &SocketTag) -> Decision {
     match env.flow(&tag.key) {
-        Some(mut flow) if flow.pod_start == tag.pod_start => end(env, &tag.key, &mut flow),
+        Some(mut flow) if flow.pod_start == tag.pod_start => {
+            flow.flags |= flow_flags::GONE;
+            end(env, &tag.key, &mut flow)
+        }
         _ => Decision::PASS,
     }
 }

@@ -5,13 +5,13 @@
 
 use std::collections::BTreeMap;
 
-use enforcer_common::datapath::Act;
-use enforcer_common::map::FlowKey;
+use enforcer_common::datapath::{Act, end_of_socket};
+use enforcer_common::map::{FlowKey, SocketTag};
 use enforcer_common::tcp::{ACK, FIN, RST, SYN, URG};
 use enforcer_common::tls::{Class, classify, pod_byte_fits};
 use enforcer_common::{Address, Direction, Mode};
 
-use super::model::{Model, Packet, tuple};
+use super::model::{Model, Packet};
 
 const HELLO: &[u8] = b"\x16\x03\x01\x00\xf0\x01\x00\x00\xec\x03\x03\x16\x03\x01\x00\x05\x01";
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
@@ -254,10 +254,12 @@ impl World {
         }
     }
 
-    /// The pod's socket is gone, and with it what is known of the flow.
+    /// The pod's socket is gone, and the program at its close says so.
     fn close(&mut self) {
-        self.socket = None;
-        self.model.flows.borrow_mut().remove(&tuple(&self.key));
+        if let Some(socket) = self.socket.take() {
+            let pod_start = socket.pod_isn.wrapping_add(1);
+            end_of_socket(&self.model, &SocketTag { key: self.key, pod_start });
+        }
         if !self.cookies {
             self.answered.clear();
         }

@@ -3,15 +3,17 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use enforcer::datapath::load::Pinned;
 use enforcer::datapath::maps::Counters;
+use enforcer_common::map::endpoint_flags;
 use enforcer_common::{Reason, Verdict};
 use enforcer_tests::lab::Running;
 use enforcer_tests::raw::{Client, Wire};
 use enforcer_tests::record::{End, Record, Records};
-use enforcer_tests::{Lab, Pod, Scene, Topology, agent};
+use enforcer_tests::{Lab, Pod, Scene, Topology, agent, poll};
 
 /// The server's port.
 pub(crate) const PORT: u16 = 8080;
@@ -53,6 +55,13 @@ impl Arena {
         let lab = Lab::with(topology, Pod::cast())?;
         let scene = Scene::in_lab(lab, &[("mesh.yaml", agent::MESH_STRICT)])?;
         scene.lab.wait_mode("frontend", enforcer_common::Mode::STRICT)?;
+        poll::until("the pod's open connections to be known", Duration::from_secs(20), || {
+            for address in scene.lab.pod("frontend").addresses() {
+                let flags = scene.lab.endpoint(address)?.flags;
+                ensure!(flags & endpoint_flags::LEARNING == 0, "{address} is still being looked at");
+            }
+            Ok(())
+        })?;
         let (running, records) = scene.lab.raw_server("frontend", PORT, server)?;
         let wire = Wire::open(&scene.lab, "sleep", "frontend")?;
         let counters = Cell::default();
@@ -134,6 +143,23 @@ impl Arena {
             "one reset for {reason} was due, there is {refused:?}"
         );
         Ok(())
+    }
+
+    /// Since the last call exactly so many packets were dropped for this reason, and nothing else was refused; a busy machine may take
+    /// a moment to get to them.
+    pub(crate) fn were_dropped_for(&self, reason: Reason, packets: u64) -> Result<()> {
+        let expected = ("drop".to_owned(), reason.to_string());
+        let mut all = Counts::new();
+        poll::until(&format!("{packets} drops for {reason}"), Duration::from_secs(3), || {
+            for (key, [connections, packets]) in self.refused()? {
+                let sum = all.entry(key).or_default();
+                sum[0] += connections;
+                sum[1] += packets;
+            }
+            let found = all.get(&expected).map_or(0, |[_, packets]| *packets);
+            ensure!(all.keys().all(|key| *key == expected) && found == packets, "there is {all:?}");
+            Ok(())
+        })
     }
 
     /// Since the last call nothing was refused.

@@ -1,6 +1,6 @@
 //! Options of TCP and IP, extension headers, urgent data.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result};
 use enforcer_common::Reason;
 use enforcer_common::tcp::URG;
 use enforcer_tests::raw::{Client, Extension, Tcp, option};
@@ -82,9 +82,7 @@ fn extension_headers_that_cannot_be_read_are_dropped() -> Result<()> {
         client.send(&client.data(0, REQUEST))?;
         client.send(&client.data(0, HELLO))?;
         client.ip.extensions.clear();
-        let refused = arena.refused()?;
-        let dropped = ("drop".to_owned(), "MALFORMED".to_owned());
-        ensure!(refused.keys().eq([&dropped]), "{chain:?}: {refused:?}");
+        arena.were_dropped_for(Reason::MALFORMED, 2).with_context(|| format!("{chain:?}"))?;
         // Nothing arrived: the same offsets can still be said right.
         hello(&mut client)?;
         arena.lives_on(&mut client)?;
@@ -124,12 +122,11 @@ fn an_extension_header_of_two_kilobytes_hides_nothing() -> Result<()> {
         client.send(&client.data(0, REQUEST))?;
     }
     client.ip.extensions.clear();
-    let refused = arena.refused()?;
+    arena.were_dropped_for(Reason::MALFORMED, 8)?;
     client.send(&client.data(0, REQUEST))?;
     client.expect_reset()?;
     arena.pod_was_reset(seen, &client, b"")?;
-    ensure!(refused.keys().eq([&("drop".to_owned(), "MALFORMED".to_owned())]), "{refused:?}");
-    Ok(())
+    arena.was_reset_for(Reason::PLAINTEXT)
 }
 
 #[test]

@@ -177,3 +177,29 @@ fn two_handshakes_under_syn_cookies_do_not_cross() -> Result<()> {
         Ok(())
     })
 }
+
+/// Under SYN cookies the pod makes a new socket of an old third packet, for as long as the cookie is valid.
+#[test]
+fn a_cookie_played_again_opens_nothing() -> Result<()> {
+    each_family(|arena, v6| {
+        arena.scene.lab.exec("frontend", ["sysctl", "-qw", "net.ipv4.tcp_syncookies=2"])?.success()?;
+        let seen = arena.records.all()?.len();
+        let mut client = arena.judged(v6)?;
+        client.expect_acked(HELLO_LEN)?;
+        client.abort(HELLO_LEN)?;
+        arena.records.at_least(seen + 1)?;
+        client.received.clear();
+        client.send(&client.data(0, REQUEST))?;
+        client.wait("a reset", |segment| segment.has(RST))?;
+        client.send(&client.ack(0))?;
+        client.send(&client.data(0, REQUEST))?;
+        client.listen(Duration::from_millis(200))?;
+        client.abort(0)?;
+        client.abort(REQUEST_LEN)?;
+        client.listen(Duration::from_millis(200))?;
+        for record in arena.records.all()?.get(seen + 1..).unwrap_or_default() {
+            ensure!(record.head.is_empty(), "the pod read {record:?}");
+        }
+        Ok(())
+    })
+}

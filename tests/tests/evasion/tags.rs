@@ -1,6 +1,6 @@
 //! VLAN tags. The pods are on one bridge, which carries tagged frames from one to the other as they are.
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use enforcer_common::Reason;
 use enforcer_tests::Topology;
 
@@ -25,11 +25,9 @@ fn priority_tags_hide_nothing() -> Result<()> {
                 continue;
             }
             // Too many to be stepped over: dropped, so that the same bytes can still be said right.
-            let refused = arena.refused()?;
-            ensure!(
-                refused.keys().eq([&("drop".to_owned(), "MALFORMED".to_owned())]),
-                "{depth} tags: {refused:?}"
-            );
+            arena
+                .were_dropped_for(Reason::MALFORMED, 1)
+                .map_err(|error| error.context(format!("{depth} tags")))?;
             client.tags.clear();
             hello(&mut client).map_err(|error| error.context(format!("{depth} tags")))?;
             arena.lives_on(&mut client)?;

@@ -15,9 +15,9 @@ use enforcer_common::tcp::{Segment, overlap};
 use enforcer_common::{Address, Direction, Mode};
 
 /// A key in the order of its fields; the map type has none.
-pub(crate) type Tuple = (Address, Address, u16, u16);
+type Tuple = (Address, Address, u16, u16);
 
-pub(crate) fn tuple(key: &FlowKey) -> Tuple {
+fn tuple(key: &FlowKey) -> Tuple {
     (key.client, key.pod, key.client_port, key.pod_port)
 }
 
@@ -64,8 +64,7 @@ pub(crate) struct Model {
     pub ports: BTreeMap<(u16, u16), PortMode>,
     /// `EXEMPT`.
     pub exempt: BTreeMap<Address, ExemptKind>,
-    /// `FLOWS`.
-    pub flows: RefCell<BTreeMap<Tuple, Flow>>,
+    flows: RefCell<BTreeMap<Tuple, Flow>>,
     transient: RefCell<BTreeMap<Tuple, Flow>>,
     half_open: RefCell<BTreeMap<Tuple, HalfOpen>>,
     outbound: RefCell<BTreeMap<Tuple, Outbound>>,
