@@ -63,8 +63,8 @@ fn labels(text: &str) -> Result<Map, String> {
         .collect()
 }
 
-#[derive(Serialize)]
-struct Report {
+#[derive(Serialize, schemars::JsonSchema)]
+pub(super) struct Report {
     /// `None` for an imagined pod.
     pod: Option<String>,
     default: &'static str,
@@ -72,7 +72,7 @@ struct Report {
     decided_by: Vec<Entry>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, schemars::JsonSchema)]
 struct Entry {
     level: &'static str,
     policy: String,
