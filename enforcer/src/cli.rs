@@ -22,6 +22,7 @@ pub mod output;
 pub mod policy;
 pub mod readiness;
 pub mod run;
+pub mod schemas;
 pub mod status;
 pub mod top;
 

@@ -112,3 +112,15 @@ fn nothing_read(loaded: &Loaded) -> anyhow::Result<()> {
 fn warn(problem: &Problem) -> io::Result<()> {
     writeln!(io::stderr(), "warning: {problem}")
 }
+
+/// The schemas of the subcommands' json.
+pub(super) fn schemas(
+    generator: &schemars::generate::SchemaSettings,
+) -> [(&'static str, schemars::Schema); 3] {
+    let new = || generator.clone().into_generator();
+    [
+        ("policy-explain", new().into_root_schema_for::<explain::Report>()),
+        ("policy-lint", new().into_root_schema_for::<lint::Findings>()),
+        ("policy-diff", new().into_root_schema_for::<diff::Report>()),
+    ]
+}

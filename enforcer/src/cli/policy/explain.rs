@@ -69,8 +69,8 @@ fn labels(text: &str) -> Result<Map, String> {
         .collect()
 }
 
-#[derive(Serialize)]
-struct Report {
+#[derive(Serialize, schemars::JsonSchema)]
+pub(super) struct Report {
     /// `None` for an imagined pod.
     pod: Option<String>,
     default: &'static str,
@@ -78,7 +78,7 @@ struct Report {
     decided_by: Vec<Entry>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, schemars::JsonSchema)]
 struct Entry {
     level: &'static str,
     policy: String,

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::cli::node::Node;
 use crate::datapath::maps::{
-    Counters, Endpoints, Exempt, Flows, HalfOpens, Outbounds, PortModes, WorkloadCounters,
+    Clients, Counters, Endpoints, Exempt, Flows, HalfOpens, Outbounds, PortModes, WorkloadCounters,
 };
 
 /// A map.
@@ -31,7 +31,7 @@ impl MapRow {
     }
 }
 
-const MAPS: [&str; 12] = [
+const MAPS: [&str; 13] = [
     "ENDPOINTS",
     "PORT_MODES",
     "EXEMPT",
@@ -40,6 +40,7 @@ const MAPS: [&str; 12] = [
     "OUTBOUND",
     "COUNTERS",
     "WORKLOAD_COUNTERS",
+    "CLIENTS",
     "EVENTS",
     "SETTINGS",
     "RESET_BUDGET",
@@ -77,6 +78,7 @@ fn entries(name: &'static str, map: Map) -> anyhow::Result<Option<usize>> {
         "FLOWS" => Flows::new(name, map)?.len(),
         "OUTBOUND" => Outbounds::new(name, map)?.len(),
         "COUNTERS" => Counters::new(name, map)?.totals()?.len(),
+        "CLIENTS" => Clients::new(name, map)?.len(),
         "WORKLOAD_COUNTERS" => WorkloadCounters::new(name, map)?.totals()?.len(),
         _ => return Ok(None),
     }))

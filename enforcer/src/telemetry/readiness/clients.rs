@@ -3,10 +3,12 @@
 use std::fs;
 use std::net::IpAddr;
 
-use self::layout::{Client, ClientKey, Clients, TrafficClass};
+use enforcer_common::map::{Client, ClientKey, TrafficClass};
+
 use super::Class;
 use super::history::Seen;
 use crate::datapath::load::Pinned;
+use crate::datapath::maps::Clients;
 
 /// The map's content, and its capacity.
 #[derive(Debug)]
@@ -64,45 +66,4 @@ fn seen(key: &ClientKey, value: &Client) -> Option<Seen> {
 pub fn boot_id() -> String {
     let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     text.trim().to_owned()
-}
-
-/// The entries' layout.
-mod layout {
-    use bytemuck::{CheckedBitPattern, NoUninit};
-    use enforcer_common::{Address, Reason, Verdict};
-
-    use crate::datapath::maps::Table;
-
-    #[repr(u32)]
-    #[derive(Clone, Copy, CheckedBitPattern, NoUninit)]
-    #[expect(dead_code, non_camel_case_types, reason = "the kernel side makes them, bpftool prints them")]
-    pub(super) enum TrafficClass {
-        UNKNOWN = 0,
-        PLAINTEXT = 1,
-        TLS = 2,
-        MESH_TLS = 3,
-        EXISTING = 4,
-    }
-
-    #[repr(C)]
-    #[derive(Clone, Copy, CheckedBitPattern, NoUninit)]
-    pub(super) struct ClientKey {
-        pub(super) workload: u32,
-        pub(super) class: TrafficClass,
-        pub(super) client: Address,
-        pub(super) port: u16,
-        reserved: u16,
-    }
-
-    #[repr(C)]
-    #[derive(Clone, Copy, CheckedBitPattern, NoUninit)]
-    pub(super) struct Client {
-        pub(super) connections: u64,
-        pub(super) first_ns: u64,
-        pub(super) last_ns: u64,
-        pub(super) verdict: Verdict,
-        pub(super) reason: Reason,
-    }
-
-    pub(super) type Clients = Table<ClientKey, Client, 28, 32>;
 }

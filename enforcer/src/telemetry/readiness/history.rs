@@ -226,6 +226,12 @@ impl History {
         self.names.get(&client).map(String::as_str)
     }
 
+    /// How many clients have a name.
+    #[must_use]
+    pub fn named(&self) -> usize {
+        self.names.len()
+    }
+
     /// True for the history of this boot.
     #[must_use]
     pub fn is_of(&self, boot: &str) -> bool {

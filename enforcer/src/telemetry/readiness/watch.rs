@@ -24,7 +24,7 @@ use crate::telemetry::{Shared, Snapshot};
 
 /// How often the agent looks.
 const EVERY: Duration = Duration::from_secs(5);
-/// How often the history is written while no pod comes or goes.
+/// How often the history is written while no pod comes or goes and no client gets a name.
 const WRITE_EVERY: Duration = Duration::from_secs(15);
 /// How long after the first policy the places of the pods that were there are known.
 const SETTLE: Duration = Duration::from_secs(2);
@@ -141,11 +141,13 @@ impl Watch {
             first: !self.begun,
             crowded: table.is_crowded(),
         };
+        let named = self.history.named();
         self.history.look(&look, &observed, &table.clients);
+        let news = named != self.history.named();
         self.begun = true;
         self.note_mesh(&observed);
         let pods: BTreeSet<u32> = observed.pods.keys().copied().collect();
-        if self.written.is_none_or(|then| then.elapsed() >= WRITE_EVERY) || pods != self.pods {
+        if news || pods != self.pods || self.written.is_none_or(|then| then.elapsed() >= WRITE_EVERY) {
             self.pods = pods;
             self.save();
         }
