@@ -1,11 +1,15 @@
 //! `enforcer policy explain` on what the running agent knows.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use enforcer_common::Mode;
-use enforcer_tests::Scene;
 use enforcer_tests::agent::{FRONTEND_PERMISSIVE, MESH_STRICT, enforcer_binary};
 use enforcer_tests::lab::{NODE, Output};
+use enforcer_tests::{Scene, poll};
 use serde_json::{Value, json};
+
+const WAIT: Duration = Duration::from_secs(20);
 
 fn explain(scene: &Scene, words: &[&str]) -> Result<Output> {
     let program = enforcer_binary()?.display().to_string();
@@ -29,7 +33,7 @@ fn the_running_agent_explains_what_it_enforces() -> Result<()> {
 
     // Of the file that is refused now, the last good version is in force, and the answer says so.
     scene.lab.apply("frontend.yaml", &FRONTEND_PERMISSIVE.replace("PERMISSIVE", "permissive"))?;
-    enforcer_tests::poll::until("the problem to be told", std::time::Duration::from_secs(10), || {
+    poll::until("the problem to be told", WAIT, || {
         let again = explain(&scene, &frontend)?.success()?;
         ensure!(again.stdout == table.stdout, "{again:?}");
         ensure!(again.stderr.contains("`permissive` is not a mode"), "{again:?}");
@@ -39,7 +43,10 @@ fn the_running_agent_explains_what_it_enforces() -> Result<()> {
     // The agent's own root namespace counts.
     scene.agent.kill()?;
     scene.agent = scene.lab.agent_with(&["--root-namespace", "hipstershopv1v2"])?;
-    let other = explain(&scene, &["--pod", "hipstershopv1v2/adservice"])?.success()?;
+    // What is pinned enforces before the new agent answers.
+    let other = poll::until("the new agent to answer", WAIT, || {
+        explain(&scene, &["--pod", "hipstershopv1v2/adservice"])?.success()
+    })?;
     ensure!(other.stdout.contains("PERMISSIVE  no policy sets a mode"), "{other:?}");
     let asked = ["--pod", "hipstershopv1v2/adservice", "--root-namespace", "istio-system"];
     let asked = explain(&scene, &asked)?.success()?;
