@@ -144,6 +144,7 @@ impl Model {
     /// Forgets a flow, as the end of its socket does.
     pub(crate) fn remove_flow(&self, key: &FlowKey) {
         self.flows.borrow_mut().remove(&tuple(key));
+        self.transient.borrow_mut().remove(&tuple(key));
     }
 
     /// The entry of a half-open connection.
