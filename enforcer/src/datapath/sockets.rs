@@ -36,7 +36,7 @@ pub enum SocketsError {
     },
 }
 
-/// The mount point of the root of the cgroup v2 hierarchy in a `mountinfo` (proc_pid_mountinfo(5)): alone (`/sys/fs/cgroup`)
+/// The mount point of the root of the cgroup v2 hierarchy in a `mountinfo` (`proc_pid_mountinfo(5))`: alone (`/sys/fs/cgroup`)
 /// or beside version 1 (`/sys/fs/cgroup/unified`). In a container a mount of the host's hierarchy shows a root above our own
 /// (`/../..`), which is what is wanted; a part of the hierarchy serves where there is no other.
 fn cgroup2(mountinfo: &str) -> Option<PathBuf> {

@@ -86,12 +86,9 @@ impl Group<'_> {
         if !ports().any(|port| port.verdict == Readiness::Ready) {
             return Err("none of its ports is ready".to_owned());
         }
-        let (name, selector) = match &self.governing {
-            Some(governing) => (governing.policy.clone(), governing.selector.clone()),
-            None => {
-                let workload = self.workloads.first().map_or("", |workload| &workload.workload);
-                (free_name(nodes, namespace, workload), self.selector(all)?)
-            }
+        let (name, selector) = if let Some(governing) = &self.governing { (governing.policy.clone(), governing.selector.clone()) } else {
+            let workload = self.workloads.first().map_or("", |workload| &workload.workload);
+            (free_name(nodes, namespace, workload), self.selector(all)?)
         };
         // Ports that somebody disabled stay as they are.
         let disabled = self.pods.iter().any(|pod| pod.posture.mode == Mode::Disable);
