@@ -15,6 +15,8 @@ use super::sample::Client;
 const SPARK: usize = 6;
 /// Width of everything but the pods' names, blanks between included.
 const COLUMNS: u16 = 10 + 3 * (5 + 6) + 7;
+/// The same of the clients.
+const CLIENT_COLUMNS: u16 = 5 + 9 + 7 + 11 + 19 + 4 + 6;
 /// Lines of latest refusals.
 const REFUSALS: u16 = 6;
 const HEAD: Style = Style::new().add_modifier(Modifier::BOLD);
@@ -168,9 +170,10 @@ fn clients(frame: &mut Frame<'_>, app: &App, area: Rect) {
     let [title, list] = Layout::vertical([Constraint::Length(1), Constraint::Fill(1)]).areas(area);
     let pod = app.selected.as_deref().unwrap_or("");
     frame.render_widget(Paragraph::new(Line::styled(format!("clients of {pod}"), HEAD)), title);
+    let width = usize::from(area.width.saturating_sub(CLIENT_COLUMNS));
     let rows = app.clients().skip(app.scroll).map(|client| {
         let row = Row::new([
-            who(client),
+            fit(&who(client), width),
             client.port.to_string(),
             client.class.to_owned(),
             client.connections.to_string(),
