@@ -96,11 +96,14 @@ fn top_shows_pods_refusals_and_clients_and_obeys_its_keys() -> Result<()> {
     terminal
         .wait("the order by name", |screen| screen.last().is_some_and(|keys| keys.contains("sort (name)")))?;
     terminal.keys(&["Up", "Up", "Up", "Down", "Enter"])?;
-    let clients = terminal
-        .wait("the clients", |screen| row(screen, "clients of hipstershopv1v2/frontend").is_some())?;
+    let mesh_client =
+        |screen: &[String]| screen.iter().find(|line| line.contains("/loadgenerator ")).cloned();
+    let clients = terminal.wait("the clients", |screen| {
+        row(screen, "clients of hipstershopv1v2/frontend").is_some() && mesh_client(screen).is_some()
+    })?;
     let sleep = row(&clients, "noistio/sleep").context("the plaintext client")?;
     assert!(sleep.contains("plaintext") && sleep.contains("PLAINTEXT_PERMITTED"), "{clients:#?}");
-    let mesh = row(&clients, "hipstershopv1v2/loadgenerator").context("the mesh client")?;
+    let mesh = mesh_client(&clients).context("the mesh client")?;
     assert!(mesh.contains("TLS") && mesh.contains("allow"), "{clients:#?}");
     terminal.keys(&["Escape"])?;
     terminal.wait("the pods again", |screen| row(screen, "POD ").is_some())?;

@@ -12,7 +12,11 @@ use super::app::{App, Rates};
 use super::sample::Client;
 
 /// Width of a sparkline.
-const SPARK: usize = 8;
+const SPARK: usize = 6;
+/// Width of everything but the pods' names, blanks between included.
+const COLUMNS: u16 = 10 + 3 * (5 + 6) + 7;
+/// The same of the clients.
+const CLIENT_COLUMNS: u16 = 5 + 9 + 7 + 11 + 19 + 4 + 6;
 /// Lines of latest refusals.
 const REFUSALS: u16 = 6;
 const HEAD: Style = Style::new().add_modifier(Modifier::BOLD);
@@ -87,6 +91,16 @@ fn rate(value: f64) -> String {
     }
 }
 
+/// The end of a name that is too long: there pods differ.
+fn fit(name: &str, width: usize) -> String {
+    let surplus = name.chars().count().saturating_sub(width);
+    if surplus == 0 {
+        return name.to_owned();
+    }
+    let end: String = name.chars().skip(surplus + 1).collect();
+    format!("…{end}")
+}
+
 fn pods(frame: &mut Frame<'_>, app: &App, area: Rect) {
     let height = usize::from(area.height.saturating_sub(1)).max(1);
     // The selected pod stays in sight.
@@ -98,7 +112,7 @@ fn pods(frame: &mut Frame<'_>, app: &App, area: Rect) {
         let mode = app.sample.pods.get(name).map_or("", |pod| pod.mode);
         let column = |of: fn(&Rates) -> f64| spark(rates.iter().map(of));
         let row = Row::new([
-            name.clone(),
+            fit(name, usize::from(area.width.saturating_sub(COLUMNS))),
             mode.to_owned(),
             rate(now.tls),
             column(|rates| rates.tls),
@@ -114,13 +128,13 @@ fn pods(frame: &mut Frame<'_>, app: &App, area: Rect) {
         Constraint::Fill(1),
         Constraint::Length(10),
         Constraint::Length(5),
-        Constraint::Length(8),
-        Constraint::Length(7),
-        Constraint::Length(8),
-        Constraint::Length(7),
-        Constraint::Length(8),
+        Constraint::Length(6),
+        Constraint::Length(5),
+        Constraint::Length(6),
+        Constraint::Length(5),
+        Constraint::Length(6),
     ];
-    let head = Row::new(["POD", "MODE", "TLS/s", "", "PLAIN/s", "", "RESET/s", ""]).style(HEAD);
+    let head = Row::new(["POD", "MODE", "TLS/s", "", "PLAIN", "", "RESET", ""]).style(HEAD);
     frame.render_widget(Table::new(rows, widths).header(head), area);
 }
 
@@ -156,9 +170,10 @@ fn clients(frame: &mut Frame<'_>, app: &App, area: Rect) {
     let [title, list] = Layout::vertical([Constraint::Length(1), Constraint::Fill(1)]).areas(area);
     let pod = app.selected.as_deref().unwrap_or("");
     frame.render_widget(Paragraph::new(Line::styled(format!("clients of {pod}"), HEAD)), title);
+    let width = usize::from(area.width.saturating_sub(CLIENT_COLUMNS));
     let rows = app.clients().skip(app.scroll).map(|client| {
         let row = Row::new([
-            who(client),
+            fit(&who(client), width),
             client.port.to_string(),
             client.class.to_owned(),
             client.connections.to_string(),

@@ -61,7 +61,7 @@ fn the_pods_with_their_rates_fit_in_80_by_24() {
     let lines = screen(&app(), 80, 24);
     assert_eq!(lines[0], "enforcer top  agent running  mode enforce  2 pods");
     let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-    assert_eq!(words(&lines[2]), ["POD", "MODE", "TLS/s", "PLAIN/s", "RESET/s"]);
+    assert_eq!(words(&lines[2]), ["POD", "MODE", "TLS/s", "PLAIN", "RESET"]);
     // The one with refusals comes first.
     assert_eq!(words(&lines[3]), ["shop/adservice", "STRICT", "0", "0", "0.5", "█"]);
     assert_eq!(words(&lines[4]), ["shop/frontend", "PERMISSIVE", "12", "█", "5.0", "█", "0"]);
@@ -158,10 +158,11 @@ fn the_selected_pod_stays_in_sight() {
 
 #[test]
 fn bars_and_rates_are_short() {
-    assert_eq!(spark([].into_iter()), "        ");
-    assert_eq!(spark([1.0, 2.0].into_iter()), "      ▅█");
-    assert_eq!(spark([0.0, 100.0, 0.1].into_iter()), "      █▁");
+    assert_eq!(spark([].into_iter()), "      ");
+    assert_eq!(spark([1.0, 2.0].into_iter()), "    ▅█");
+    assert_eq!(spark([0.0, 100.0, 0.1].into_iter()), "    █▁");
     assert_eq!(spark((0..20).map(f64::from)).chars().count(), SPARK);
+    assert_eq!((fit("shop/cart", 9), fit("shop/cart", 6)), ("shop/cart".to_owned(), "…/cart".to_owned()));
     for (value, text) in [(0.0, "0"), (0.51, "0.5"), (12.4, "12"), (99_999.0, "99999"), (123_456.0, "123k")] {
         assert_eq!(rate(value), text);
     }
