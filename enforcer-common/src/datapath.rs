@@ -313,9 +313,11 @@ fn pod_segment<E: Env>(
     if decision.act == Act::Pass {
         let answered = flow.bytes_from_pod > 0;
         flow.bytes_from_pod += u64::from(segment.payload_len);
+        flow.settle();
         if !protect(env, key, flow) && hold && !answered {
             // It could be pushed out while it lives. Its first answer waits until there is room.
             flow.bytes_from_pod = 0;
+            flow.settle();
             return Decision {
                 act: Act::Drop,
                 verdict: Verdict::DROP,

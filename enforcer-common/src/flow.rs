@@ -434,7 +434,8 @@ impl Flow {
     #[inline(always)]
     pub fn settle(&mut self) {
         let final_state = match self.state {
-            FlowState::TLS => self.flags & flow_flags::PREFIX_ACKED != 0,
+            // Before an answer was let through there may be no room for the flow.
+            FlowState::TLS => self.flags & flow_flags::PREFIX_ACKED != 0 && self.bytes_from_pod > 0,
             FlowState::PLAINTEXT | FlowState::EXISTING => true,
             FlowState::OPEN | FlowState::HELLO => false,
         };
