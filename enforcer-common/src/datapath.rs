@@ -82,16 +82,23 @@ pub trait Env: FlowTables {
 /// True when the flow needs no look at this packet: the hot path. Counts the packet.
 #[inline(always)]
 pub fn passes_settled(flow: &mut Flow, endpoint: &Endpoint, segment: &Segment) -> bool {
-    let settled = flow.flags & (flow_flags::SETTLED | flow_flags::REOPENING) == flow_flags::SETTLED;
+    let settled = flow_flags::SETTLED;
+    let settled = flow.flags & (settled | flow_flags::REOPENING | flow_flags::GONE) == settled;
     settled && flow.generation == endpoint.generation && !segment.has(SYN | RST | FIN)
 }
 
 /// Decides about a TCP packet towards the pod.
 #[inline(always)]
 pub fn to_pod<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey, segment: &Segment) -> Decision {
-    if endpoint.flags & endpoint_flags::NOT_MESHED != 0 || segment.has(RST) {
+    if endpoint.flags & endpoint_flags::NOT_MESHED != 0 {
+        return Decision::PASS;
+    }
+    if segment.has(RST) {
         // A RST carries no data to the application and never changes what is known of a flow; the pod's own stack
         // decides whether it is genuine.
+        if let Some(mut flow) = env.flow(key) {
+            flow.look_again();
+        }
         return Decision::PASS;
     }
     if segment.has(SYN) {
@@ -239,6 +246,17 @@ fn client_segment<E: Env>(
     }
     let policy = policy(env, endpoint, key);
     let hold = policy.is_enforced() && env.enforcement() == Enforcement::ENFORCE;
+    if hold && flow.flags & flow_flags::GONE != 0 && segment.payload_len > 0 {
+        // Answered as the pod's stack answers what is for no one. Under SYN cookies it might instead make a socket of an old
+        // handshake, and take this for its first data.
+        let numbers = ResetNumbers {
+            client_seq: segment.ack,
+            client_ack: 0,
+            pod_seq: flow.pod_ack,
+            pod_ack: segment.ack,
+        };
+        return Decision { verdict: Verdict::NONE, ..refusal(env, numbers) };
+    }
     if hold && flow.is_unconfirmed() && segment.ack != flow.pod_start {
         // Not of this handshake: for all we know, of another one that the pod answered for the same tuple.
         return Decision::WAIT;
@@ -313,11 +331,9 @@ fn pod_segment<E: Env>(
     if decision.act == Act::Pass {
         let answered = flow.bytes_from_pod > 0;
         flow.bytes_from_pod += u64::from(segment.payload_len);
-        flow.settle();
         if !protect(env, key, flow) && hold && !answered {
             // It could be pushed out while it lives. Its first answer waits until there is room.
             flow.bytes_from_pod = 0;
-            flow.settle();
             return Decision {
                 act: Act::Drop,
                 verdict: Verdict::DROP,

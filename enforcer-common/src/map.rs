@@ -239,6 +239,8 @@ pub mod flow_flags {
     pub const ENDED: u16 = 128;
     /// The pod's socket carries a [`super::SocketTag`]: its close is seen by `sockops`.
     pub const TAGGED: u16 = 256;
+    /// The pod's socket is closed: whatever the client still says is for no one.
+    pub const GONE: u16 = 512;
 }
 
 map_type! {

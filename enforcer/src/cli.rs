@@ -7,7 +7,7 @@ use std::fmt;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 mod capabilities;
 pub mod certs;
@@ -16,11 +16,15 @@ pub mod detach;
 pub mod doctor;
 pub mod endpoints;
 pub mod flows;
+pub mod kube;
 pub mod node;
 pub mod output;
 pub mod policy;
+pub mod readiness;
 pub mod run;
+pub mod schemas;
 pub mod status;
+pub mod top;
 
 /// Exit code for usage and input errors.
 pub const EXIT_USAGE: u8 = 2;
@@ -46,6 +50,10 @@ enum Command {
     Endpoints(endpoints::Args),
     /// Recent connections to the pods and their verdicts.
     Flows(flows::Args),
+    /// The pods of this node and their connections, live.
+    Top(top::Args),
+    /// Which workloads are safe to turn STRICT, and which clients of the others would break.
+    Readiness(readiness::Args),
     /// Certificate checks: what every server presents and refuses; `certs probe` checks one by hand.
     Certs(certs::Args),
     /// Explain, check and compare `PeerAuthentication` policies; offline, without root.
@@ -66,6 +74,8 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Status(args) => status::run(&args),
         Command::Endpoints(args) => endpoints::run(&args),
         Command::Flows(args) => flows::run(&args),
+        Command::Top(args) => top::run(&args),
+        Command::Readiness(args) => readiness::run(&args),
         Command::Certs(args) => certs::run(args),
         Command::Policy(args) => policy::run(args),
         Command::Doctor(args) => doctor::run(&args),
@@ -79,8 +89,14 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
 #[must_use]
 pub fn main() -> ExitCode {
     // clap ends the process itself: 0 for --help and --version, 2 for usage errors.
-    let root = Root::parse();
-    match dispatch(root.command) {
+    let plugin = kube::is_plugin(std::env::args_os().next().as_ref());
+    let command = if plugin { Root::command().bin_name("kubectl enforcer") } else { Root::command() };
+    let matches = command.get_matches();
+    let done = match kube::remote(&matches, plugin) {
+        Some(remote) => kube::run(&remote, |line| dispatch(Root::try_parse_from(line)?.command)),
+        None => Root::from_arg_matches(&matches).map_err(Into::into).and_then(|root| dispatch(root.command)),
+    };
+    match done {
         Ok(code) => code,
         // The reader of a pipe that closed early (`| head`) wants no message.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,

@@ -3,6 +3,7 @@
 //!
 //! Everything that enforces is pinned in bpffs, so that it outlives the agent (see [`pin`] for the folder's form).
 
+pub mod addresses;
 pub mod apply;
 pub mod attach;
 pub mod bpffs;

@@ -4,6 +4,7 @@
 pub mod compose;
 pub mod diff;
 pub mod explain;
+pub mod instant;
 pub mod lint;
 pub mod membership;
 pub mod problem;

@@ -4,6 +4,9 @@
 //! however slow a reader is, policy is not delayed, and a record that nobody takes is counted, not waited for.
 
 pub mod client;
+pub mod connections;
+pub mod describe;
+mod events;
 pub mod filter;
 pub mod health;
 pub mod hello;
@@ -14,12 +17,13 @@ pub mod readiness;
 pub mod record;
 pub mod ring;
 pub mod server;
+mod verdict_log;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -32,13 +36,16 @@ use self::ring::FlowLog;
 use crate::agent::monotonic_ns;
 use crate::agent::state::State;
 use crate::datapath::desired::Desired;
-use crate::object::Objects;
+use crate::datapath::load::Pinned;
+use crate::object::{ObjectName, Objects};
 
 /// Where the control socket is by default.
 pub const DEFAULT_SOCKET: &str = "/run/enforcer/agent.sock";
 
 /// How many remote addresses are remembered with the pods behind them.
 const REMOTE_PODS: usize = 4096;
+/// How many ports are kept for the policy loop until it asks.
+const SERVED: usize = 4096;
 
 /// What is told, and where.
 #[derive(Clone, Debug)]
@@ -70,6 +77,8 @@ pub struct Snapshot {
     pub node_addresses: Arc<BTreeSet<IpAddr>>,
     /// What `status` and `endpoints` read.
     pub state: State,
+    /// Interfaces behind which addresses were found.
+    pub placed: BTreeSet<u32>,
     /// Interfaces of pods that could not be hooked, with the reason.
     pub unhooked: Vec<String>,
 }
@@ -96,6 +105,8 @@ pub struct Shared {
     pub timings: Timings,
     /// When the policy loop last went round, `CLOCK_MONOTONIC` ns.
     alive_ns: AtomicU64,
+    /// Ports where clients were seen, since the policy loop last asked.
+    served: Mutex<BTreeSet<(ObjectName, u16)>>,
 }
 
 impl Shared {
@@ -108,6 +119,7 @@ impl Shared {
             remote,
             timings: Timings::default(),
             alive_ns: AtomicU64::new(monotonic_ns()),
+            served: Mutex::default(),
         }
     }
 
@@ -134,6 +146,20 @@ impl Shared {
     pub fn view(&self) -> Arc<View> {
         let [now, _] = self.views();
         now
+    }
+
+    /// Clients were seen at a port of a pod. What is beyond a bound is seen again later.
+    pub fn note_served(&self, pod: &ObjectName, port: u16) {
+        let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        if served.len() < SERVED {
+            served.insert((pod.clone(), port));
+        }
+    }
+
+    /// Ports where clients were seen since this was last asked.
+    #[must_use]
+    pub fn take_served(&self) -> BTreeSet<(ObjectName, u16)> {
+        std::mem::take(&mut *self.served.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The policy loop lives.
@@ -192,6 +218,19 @@ impl Telemetry {
         if let Some(runtime) = &self.runtime {
             runtime.spawn(task);
         }
+    }
+
+    /// Reads the events of the kernel side from now on.
+    ///
+    /// # Errors
+    /// When the map is no ring buffer.
+    pub fn read_events(&self, map: aya::maps::Map, bpffs: &std::path::Path) -> anyhow::Result<()> {
+        let Some(runtime) = &self.runtime else { return Ok(()) };
+        let _inside = runtime.enter();
+        let pinned = Pinned::open(bpffs).context("cannot open the maps for events")?;
+        let events = events::Events::open(map, pinned, self.shared.clone())?;
+        runtime.spawn(events.run());
+        Ok(())
     }
 }
 

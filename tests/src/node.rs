@@ -2,6 +2,7 @@
 //! own. `cargo xtask kube node` raises it; it ends when dropped.
 
 pub mod load;
+pub mod remains;
 pub mod walk;
 
 use std::fs;

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use flate2::Compression;
 
 use crate::kube::binaries::{self, Part};
 use crate::setup;
@@ -45,7 +46,9 @@ pub(crate) struct Options {
 
 /// Builds the image and says what it is.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    setup::run()?;
+    if !options.development {
+        setup::run()?;
+    }
     let directory = options.output.clone().unwrap_or_else(folder);
     fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
     if options.lab {
@@ -65,6 +68,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         reproduce::check(&program, &options.name, &archive)?;
     }
     Ok(())
+}
+
+/// The image as it is shipped, under the name that the chart has for it.
+pub(crate) fn shipped() -> Result<PathBuf> {
+    fs::create_dir_all(folder()).with_context(|| format!("cannot create {}", folder().display()))?;
+    write(&binary::build(root())?, "localhost/enforcer", &folder())
 }
 
 /// Where images go unless told otherwise.
@@ -91,6 +100,7 @@ fn write(program: &Path, name: &str, directory: &Path) -> Result<PathBuf> {
         entrypoint: &["/usr/bin/enforcer"],
         command: &[],
         path: "/usr/bin",
+        compression: Compression::best(),
     };
     let archived = image.write(entries)?;
     let archive = directory.join("enforcer.tar");

@@ -15,7 +15,9 @@ use clap::{Args, Subcommand};
 
 use self::binaries::Part;
 use self::control_plane::{ControlPlane, FEW_CONTROLLERS, down};
-use crate::shell::root;
+use crate::demo::all_binaries;
+use crate::shell::{binaries as binaries_folder, cargo, command, require_root, root, run as run_command};
+use crate::{image, setup};
 
 /// What to do with it.
 #[derive(Subcommand)]
@@ -24,11 +26,26 @@ pub(crate) enum Task {
     Build(BuildOptions),
     /// Start etcd and kube-apiserver on loopback; prints the kubeconfig. Starts again what was killed
     Up(UpOptions),
+    /// Measure the agent in a cluster of thousands of objects, optimised (as root)
+    Scale(ScaleOptions),
     /// End them and remove their data
     Down(DownOptions),
     /// A real node: kubelet, containerd and a network plug-in beside a control plane, in namespaces of their own (as root)
     #[command(subcommand)]
     Node(node::Task),
+    /// Raise a node, install the chart with the image as it is shipped, and play the walk-through with kubectl (as root)
+    Demo(DemoOptions),
+}
+
+/// What the demo gets.
+#[derive(Args)]
+pub(crate) struct DemoOptions {
+    /// Take this build's program instead of the image as it is shipped, which takes minutes to build
+    #[arg(long)]
+    development: bool,
+    /// Leave the node up at the end until Enter is pressed
+    #[arg(long)]
+    keep: bool,
 }
 
 /// What to build.
@@ -37,6 +54,14 @@ pub(crate) struct BuildOptions {
     /// Also what a node needs: controllers, scheduler, kubelet, containerd, network plug-ins
     #[arg(long)]
     node: bool,
+}
+
+/// What the measurement gets.
+#[derive(Args)]
+pub(crate) struct ScaleOptions {
+    /// Arguments for the measurement itself; `--help` lists them
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
 }
 
 /// Where a control plane keeps its state.
@@ -82,8 +107,15 @@ pub(crate) fn run(task: &Task) -> Result<()> {
             Ok(())
         }
         Task::Up(options) => up(options),
+        Task::Scale(options) => {
+            require_root("kube scale")?;
+            binaries::ensure(&[Part::ControlPlane])?;
+            run_command(&mut cargo(["build", "--locked", "--release", "--workspace", "--bins"]))?;
+            run_command(command(root().join("target/release/kube-scale")).args(&options.arguments))
+        }
         Task::Down(options) => down(&options.folder()),
         Task::Node(task) => node::run(task),
+        Task::Demo(options) => demo(options),
     }
 }
 
@@ -103,4 +135,18 @@ fn up(options: &UpOptions) -> Result<()> {
     plane.up()?;
     println!("{}", plane.kubeconfig().display());
     Ok(())
+}
+
+fn demo(options: &DemoOptions) -> Result<()> {
+    require_root("kube demo")?;
+    setup::run()?;
+    run_command(&mut all_binaries())?;
+    let mut demo = command(binaries_folder()?.join("kube-demo"));
+    if !options.development {
+        demo.env("ENFORCER_IMAGE", image::shipped()?);
+    }
+    if options.keep {
+        demo.arg("--keep").stdin(std::process::Stdio::inherit());
+    }
+    run_command(&mut demo)
 }

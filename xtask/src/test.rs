@@ -3,6 +3,7 @@
 mod runner;
 mod summary;
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -23,6 +24,10 @@ pub(crate) struct Options {
     /// Leave out the end-to-end tests; needs no root
     #[arg(long)]
     quick: bool,
+    /// Give the tests on a real node the image as it is shipped, which takes minutes to build, instead of this build's
+    /// program in an image
+    #[arg(long)]
+    shipped_image: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -64,12 +69,14 @@ impl Step {
         matches!(self, Self::Setup | Self::Build)
     }
 
-    fn run(self) -> Result<Tally> {
+    /// `image` is the archive that the tests on a real node take.
+    fn run(self, image: Option<&Path>) -> Result<Tally> {
         let commands = match self {
             Self::Setup => {
                 setup::run()?;
-                // The end-to-end tests ask a real API server.
-                kube::binaries::ensure(&[kube::binaries::Part::ControlPlane])?;
+                // The end-to-end tests ask a real API server and raise real nodes.
+                kube::binaries::ensure(&[kube::binaries::Part::ControlPlane, kube::binaries::Part::Node])?;
+                setup::helm::ensure()?;
                 Vec::new()
             }
             Self::Format => lint::format(),
@@ -78,9 +85,9 @@ impl Step {
             Self::Chart => {
                 return crate::chart::check().map(|passed| Tally { passed, ..Tally::default() });
             }
-            Self::Unit => return run_tests(&["--lib", "--bins"], true),
-            Self::Doc => return run_tests(&["--doc"], false),
-            Self::EndToEnd => return run_tests(&["--test", "*"], true),
+            Self::Unit => return run_tests(&["--lib", "--bins"], true, None),
+            Self::Doc => return run_tests(&["--doc"], false, None),
+            Self::EndToEnd => return run_tests(&["--test", "*"], true, image),
         };
         // All of them, so that one run shows everything that is wrong.
         let results: Vec<_> = commands.into_iter().map(|mut command| run_command(&mut command)).collect();
@@ -100,6 +107,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         require_root("test")?;
     }
 
+    let image = options.shipped_image.then(crate::image::shipped).transpose()?;
     let mut records = Vec::new();
     let mut blocked = false;
     for step in steps {
@@ -109,7 +117,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         }
         println!("\n== {}", step.name());
         let start = Instant::now();
-        let outcome = match step.run() {
+        let outcome = match step.run(image.as_deref()) {
             Ok(tally) => Outcome::of(tally),
             Err(error) => {
                 eprintln!("error: {error:#}");

@@ -4,26 +4,26 @@
 //! room. `TRANSIENT` holds all others (just opened, plaintext, refused, ended) and pushes the oldest out.
 
 use super::{Decision, FlowTables};
+use crate::Verdict;
 use crate::map::{Flow, FlowKey, FlowState, SocketTag, flow_flags};
-use crate::{Reason, Verdict};
 
 /// Keeps a judged TLS flow from being pushed out. False when there is no room for it.
 #[inline(always)]
 pub(super) fn protect<E: FlowTables>(env: &E, key: &FlowKey, flow: &mut Flow) -> bool {
     let wanted = matches!(flow.state, FlowState::TLS)
         && flow.verdict == Verdict::ALLOW
-        // What is exempt passes without an entry, too.
-        && !matches!(flow.reason, Reason::PROBE | Reason::EXEMPT_SOURCE | Reason::EXEMPT_PORT)
+        && !flow.passes_without_place()
         && flow.flags & (flow_flags::PROTECTED | flow_flags::ENDED) == 0;
     if !wanted {
         return true;
     }
     // The copy is complete: this entry is not looked at any more.
     flow.flags |= flow_flags::PROTECTED;
+    flow.settle();
     if env.protect(key, flow) {
         return true;
     }
-    flow.flags &= !flow_flags::PROTECTED;
+    flow.flags &= !(flow_flags::PROTECTED | flow_flags::SETTLED);
     false
 }
 
@@ -67,6 +67,7 @@ pub(super) fn note_fin<E: FlowTables>(
 pub(super) fn end<E: FlowTables>(env: &E, key: &FlowKey, flow: &mut Flow) -> Decision {
     let told = flow.flags & flow_flags::ENDED != 0;
     flow.flags |= flow_flags::ENDED;
+    flow.look_again();
     let decision = if told { Decision::PASS } else { report(key, flow) };
     if flow.flags & flow_flags::PROTECTED != 0 {
         flow.flags &= !flow_flags::PROTECTED;
@@ -98,7 +99,10 @@ fn report(key: &FlowKey, flow: &Flow) -> Decision {
 #[inline(always)]
 pub fn end_of_socket<E: FlowTables>(env: &E, tag: &SocketTag) -> Decision {
     match env.flow(&tag.key) {
-        Some(mut flow) if flow.pod_start == tag.pod_start => end(env, &tag.key, &mut flow),
+        Some(mut flow) if flow.pod_start == tag.pod_start => {
+            flow.flags |= flow_flags::GONE;
+            end(env, &tag.key, &mut flow)
+        }
         _ => Decision::PASS,
     }
 }

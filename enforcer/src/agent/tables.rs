@@ -138,6 +138,16 @@ impl Tables {
         refusals
     }
 
+    /// Writes everything as fresh, to be written again: new programs that come onto their hooks with empty maps have a
+    /// policy from the first packet on, and what is open can still be entered afterwards.
+    pub fn prepare(&mut self, change: &Change) -> Vec<Refusal> {
+        let held = self.held.clone();
+        let refusals = self.apply(change);
+        self.held = held;
+        self.stale.clear();
+        refusals
+    }
+
     /// What can be written of this write when these generations have not all of their ports.
     fn possible(&self, write: &Write, without_ports: &BTreeSet<(u32, u16)>) -> Option<Write> {
         match *write {

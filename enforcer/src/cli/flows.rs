@@ -1,135 +1,161 @@
-//! `enforcer flows`: the connections that the kernel side knows, with their verdicts.
+//! `enforcer flows`: verdicts and ends of connections, recent ones and as they happen.
 
-use std::io::Write as _;
+use std::io::{self, BufRead as _, Write as _};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use enforcer_common::map::{Flow, FlowKey};
-use serde::Serialize;
+use anyhow::{Context as _, bail};
+use jiff::{SignedDuration, Timestamp};
 
 use super::node::{Node, NodeArgs};
-use super::output::{OutputFormat, print_json, print_table, table};
-use crate::agent::monotonic_ns;
-use crate::datapath::maps::Flows;
+use super::output::{OutputFormat, print_table};
+use crate::telemetry::client::{self, AskError};
+use crate::telemetry::filter::Filter;
+use crate::telemetry::record::Record;
+use crate::telemetry::{self};
 
-/// List recent connections to meshed pods with their verdicts, latest first; read from the kernel's table.
+mod kernel;
+mod rows;
+
+/// List verdicts and ends of connections to meshed pods, the latest last, from the agent's log. When no agent runs: what the
+/// kernel's table of connections still holds.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     node: NodeArgs,
     #[command(flatten)]
-    filter: Filter,
-    /// Form of the output.
+    filter: FilterArgs,
+    /// Control socket of the agent.
+    #[arg(long, env = "ENFORCER_SOCKET", default_value = telemetry::DEFAULT_SOCKET, value_name = "PATH")]
+    socket: PathBuf,
+    /// Go on with what happens, until interrupted.
+    #[arg(short, long, conflicts_with = "kernel")]
+    follow: bool,
+    /// Read the kernel's table of connections instead of the agent's log: also what was before the agent started, one line
+    /// for each connection, with less said about it.
+    #[arg(long)]
+    kernel: bool,
+    /// Form of the output; json is one object a line.
     #[arg(short, long, value_enum, default_value_t)]
     output: OutputFormat,
-    /// At most this many.
+    /// At most this many of the recent ones.
     #[arg(long, default_value_t = 100, value_name = "N")]
     last: usize,
 }
 
 #[derive(Debug, Default, clap::Args)]
-struct Filter {
+struct FilterArgs {
     /// Only this verdict: `allow`, `reset`, `drop`, `would_reset` or `none`.
     #[arg(long, value_name = "VERDICT")]
     verdict: Option<String>,
     /// Only this reason, such as `PLAINTEXT`.
     #[arg(long, value_name = "REASON")]
     reason: Option<String>,
-    /// Only this pod: `NAMESPACE/NAME`.
-    #[arg(long, value_name = "NS/NAME")]
+    /// Only this pod, at either end: `NAMESPACE/NAME`.
+    #[arg(long, value_name = "NS/NAME", value_parser = pod_name)]
     pod: Option<String>,
-    /// Only this port of the pod.
+    /// Only this namespace, at either end.
+    #[arg(long, value_name = "NAMESPACE")]
+    namespace: Option<String>,
+    /// Only this port of the meshed pod.
     #[arg(long, value_name = "PORT")]
     port: Option<u16>,
+    /// Only what is not older: a time such as 2026-01-31T12:00:00Z, or an age such as 90s, 5m or 1h.
+    #[arg(long, value_name = "TIME|AGE", value_parser = since)]
+    since: Option<Timestamp>,
 }
 
-#[derive(Clone, PartialEq, Debug, Serialize)]
-struct Row {
-    /// Seconds since the verdict (without one: since the connection was opened).
-    age_seconds: f64,
-    client: String,
-    client_port: u16,
-    address: String,
-    port: u16,
-    pod: String,
-    state: String,
-    verdict: &'static str,
-    reason: &'static str,
-    generation: u16,
-    bytes_to_pod: u64,
-    bytes_from_pod: u64,
-}
-
-impl Filter {
-    fn takes(&self, row: &Row) -> bool {
-        let word = |wanted: &Option<String>, found: &str| {
-            wanted.as_ref().is_none_or(|w| w.eq_ignore_ascii_case(found))
-        };
-        word(&self.verdict, row.verdict)
-            && word(&self.reason, row.reason)
-            && self.pod.as_ref().is_none_or(|pod| *pod == row.pod)
-            && self.port.is_none_or(|port| port == row.port)
+fn pod_name(text: &str) -> Result<String, String> {
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => Ok(text.to_owned()),
+        _ => Err("give namespace and name, such as shop/web-0".to_owned()),
     }
 }
 
-fn row(node: &Node, now_ns: u64, (key, flow): &(FlowKey, Flow)) -> Row {
-    let then = if flow.phase_ns == 0 { flow.opened_ns } else { flow.phase_ns };
-    Row {
-        age_seconds: Duration::from_nanos(now_ns.saturating_sub(then)).as_secs_f64(),
-        client: key.client.to_string(),
-        client_port: key.client_port,
-        address: key.pod.to_string(),
-        port: key.pod_port,
-        pod: node.pod(flow.workload),
-        state: format!("{:?}", flow.state),
-        verdict: flow.verdict.name(),
-        reason: flow.reason.name(),
-        generation: flow.generation,
-        bytes_to_pod: flow.bytes_to_pod,
-        bytes_from_pod: flow.bytes_from_pod,
+fn since(text: &str) -> Result<Timestamp, String> {
+    if let Ok(time) = text.parse::<Timestamp>() {
+        return Ok(time);
+    }
+    let age = text.parse::<SignedDuration>().ok().filter(|age| !age.is_negative());
+    let time = age.and_then(|age| Timestamp::now().checked_sub(age).ok());
+    time.ok_or_else(|| "give a time such as 2026-01-31T12:00:00Z, or an age such as 90s, 5m or 1h".to_owned())
+}
+
+impl Args {
+    fn filter(&self) -> Filter {
+        let FilterArgs { verdict, reason, pod, namespace, port, since } = &self.filter;
+        Filter {
+            verdict: verdict.clone(),
+            reason: reason.clone(),
+            pod: pod.clone(),
+            namespace: namespace.clone(),
+            port: *port,
+            since: *since,
+            last: Some(self.last),
+            follow: self.follow,
+        }
     }
 }
 
 /// Runs the subcommand.
 ///
 /// # Errors
-/// When no agent has run here, or the table cannot be read.
+/// When no agent has run here, or what it left cannot be read.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let filter = args.filter();
+    if !args.kernel {
+        match client::follow(&args.socket, &format!("/v1/flows?{}", filter.query())) {
+            Ok(answer) => {
+                let records = answer.lines().map(|line| {
+                    let line = line.context("the agent's answer broke off: it stopped")?;
+                    serde_json::from_str(&line)
+                        .context("the agent's answer cannot be read: use the binary of its version")
+                });
+                return print(args, records);
+            }
+            // What the kernel side knows is there without an agent too.
+            Err(error @ AskError::Connect { .. }) if args.follow => return Err(error.into()),
+            Err(AskError::Connect { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
     let node = Node::open(&args.node)?;
-    let now = monotonic_ns();
-    let entries = Flows::new("FLOWS", node.pinned.map("FLOWS")?)?.entries()?;
-    let mut rows: Vec<_> =
-        entries.iter().map(|entry| row(&node, now, entry)).filter(|row| args.filter.takes(row)).collect();
-    rows.sort_by(|a, b| a.age_seconds.total_cmp(&b.age_seconds));
-    rows.truncate(args.last);
+    if !args.kernel {
+        let why = node.agent().problem().unwrap_or_else(|| {
+            format!("the agent does not answer on {}: give its --socket", args.socket.display())
+        });
+        writeln!(io::stderr(), "note: {why}. This is what the kernel's table of connections holds.")?;
+    }
+    let records = kernel::records(&node, &filter)?;
+    print(args, records.into_iter().map(Ok))
+}
+
+/// Prints records as they come.
+fn print(args: &Args, mut records: impl Iterator<Item = anyhow::Result<Record>>) -> anyhow::Result<ExitCode> {
     match args.output {
-        OutputFormat::Json => print_json(&rows)?,
+        OutputFormat::Json => {
+            let mut out = io::stdout().lock();
+            for record in records {
+                serde_json::to_writer(&mut out, &record?)?;
+                out.write_all(b"\n")?;
+                out.flush()?;
+            }
+        }
+        OutputFormat::Table if args.follow => {
+            let mut out = io::stdout().lock();
+            writeln!(out, "{}", rows::heading())?;
+            for record in records {
+                writeln!(out, "{}", rows::line(&record?))?;
+                out.flush()?;
+            }
+            bail!("the agent stopped: start the command again when it runs");
+        }
         OutputFormat::Table => {
-            if let Some(problem) = node.agent().problem() {
-                writeln!(std::io::stderr(), "note: {problem}")?;
-            }
-            let mut all =
-                table(["AGE", "CLIENT", "POD", "ADDRESS", "STATE", "VERDICT", "REASON", "IN", "OUT"]);
-            for row in &rows {
-                let end = |address: &str, port: u16| {
-                    if address.contains(':') {
-                        format!("[{address}]:{port}")
-                    } else {
-                        format!("{address}:{port}")
-                    }
-                };
-                all.add_row([
-                    format!("{:.1} s", row.age_seconds),
-                    end(&row.client, row.client_port),
-                    row.pod.clone(),
-                    end(&row.address, row.port),
-                    row.state.clone(),
-                    row.verdict.to_owned(),
-                    row.reason.to_owned(),
-                    row.bytes_to_pod.to_string(),
-                    row.bytes_from_pod.to_string(),
-                ]);
-            }
+            let mut all = rows::table();
+            records.try_for_each(|record| {
+                all.add_row(rows::cells(&record?));
+                anyhow::Ok(())
+            })?;
             print_table(&all)?;
         }
     }
@@ -141,27 +167,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn filters_combine() {
-        let row = Row {
-            age_seconds: 0.0,
-            client: "10.0.0.9".into(),
-            client_port: 4000,
-            address: "10.0.0.1".into(),
-            port: 8080,
-            pod: "shop/a".into(),
-            state: "TLS".into(),
-            verdict: "allow",
-            reason: "TLS",
-            generation: 1,
-            bytes_to_pod: 1,
-            bytes_from_pod: 2,
-        };
-        let all = Filter::default();
-        assert!(all.takes(&row));
-        let filter = Filter { reason: Some("tls".into()), port: Some(8080), ..Filter::default() };
-        assert!(filter.takes(&row));
-        assert!(!Filter { port: Some(8081), ..filter }.takes(&row));
-        assert!(!Filter { pod: Some("shop/b".into()), ..Filter::default() }.takes(&row));
-        assert!(!Filter { verdict: Some("reset".into()), ..Filter::default() }.takes(&row));
+    fn since_is_a_time_or_an_age() {
+        let time = since("2026-01-31T12:00:00Z").expect("a time");
+        assert_eq!(time.to_string(), "2026-01-31T12:00:00Z");
+        for (text, seconds) in [("90s", 90), ("5m", 300), ("1h", 3600)] {
+            let then = since(text).expect("an age");
+            let age = Timestamp::now().duration_since(then).as_secs();
+            assert!((seconds..seconds + 5).contains(&age), "{text}: {age}");
+        }
+        for text in ["", "yesterday", "-5m", "5"] {
+            assert!(since(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_pod_has_a_namespace() {
+        assert!(pod_name("shop/web").is_ok());
+        for text in ["web", "/web", "shop/"] {
+            assert!(pod_name(text).is_err(), "{text}");
+        }
     }
 }

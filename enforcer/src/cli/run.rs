@@ -17,6 +17,7 @@ use crate::agent::{self, Config, state};
 use crate::certificate::bundle::{DEFAULT_CONFIG_MAP, DEFAULT_CRL_CONFIG_MAP};
 use crate::certificate::schedule::ScheduleSettings;
 use crate::certificate::state::{Consequences, OnFailure, UncheckedPorts};
+use crate::datapath::bpffs::ensure_bpffs;
 use crate::datapath::desired;
 use crate::datapath::pin::DEFAULT_DIR;
 use crate::datapath::{Hook, OpenOptions, Selector};
@@ -280,6 +281,12 @@ fn config(args: Args, source: source::Origin) -> anyhow::Result<Config> {
         Unknown::Strict => UnknownPods::STRICT,
     };
     let bpffs = std::path::absolute(&args.bpffs)?;
+    if in_cluster() {
+        ensure_bpffs(&bpffs, false).context(
+            "mount one on the node (`mount -t bpf bpf /sys/fs/bpf`): one of this container's own would end with it, and \
+             enforcement too",
+        )?;
+    }
     let root_namespace = args.root_namespace;
     Ok(Config {
         telemetry: telemetry::Options {

@@ -187,6 +187,7 @@ pub type Outbounds = Table<FlowKey, Outbound, 36, 8>;
 /// `COUNTERS` or `WORKLOAD_COUNTERS`: one value per CPU, summed when read.
 pub struct CounterTable<K, const KN: usize> {
     name: &'static str,
+    capacity: usize,
     map: PerCpuHashMap<MapData, [u8; KN], [u8; 24]>,
     types: PhantomData<K>,
 }
@@ -202,8 +203,13 @@ impl<K: Entry, const KN: usize> CounterTable<K, KN> {
     /// # Errors
     /// When the map is of another kind or size.
     pub fn new(name: &'static str, map: Map) -> Result<Self, MapsError> {
-        let map = PerCpuHashMap::try_from(map).map_err(|source| MapsError::Kernel { map: name, source })?;
-        Ok(Self { name, map, types: PhantomData })
+        let kernel = |source| MapsError::Kernel { map: name, source };
+        let entries = match &map {
+            Map::PerCpuHashMap(data) => data.info().map_err(kernel)?.max_entries(),
+            _ => 0,
+        };
+        let map = PerCpuHashMap::try_from(map).map_err(kernel)?;
+        Ok(Self { name, capacity: entries as usize, map, types: PhantomData })
     }
 
     /// How many counters there are.
@@ -237,6 +243,21 @@ impl<K: Entry, const KN: usize> CounterTable<K, KN> {
             totals.push((decode(self.name, &key)?, sum));
         }
         Ok(totals)
+    }
+
+    /// How many counters the map can hold.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Removes a counter; one that is not there is no error.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn remove(&mut self, key: &K) -> Result<(), MapsError> {
+        absent_is_fine(self.map.remove(&encode(key)))
+            .map_err(|source| MapsError::Kernel { map: self.name, source })
     }
 }
 

@@ -26,8 +26,11 @@ const FROM_1: [(&str, &str); 10] = [
     ("WORKLOAD_COUNTERS", "WORKLOAD_COUNTERS"),
     ("RESET_BUDGET", "RESET_BUDGET"),
     ("EVENT_BUDGET", "EVENT_BUDGET"),
-    ("ENDPOINTS", "ENDPOINTS"),
+    (ENDPOINTS, ENDPOINTS),
 ];
+const ENDPOINTS: &str = "ENDPOINTS";
+/// Where connections are known from.
+const CONNECTIONS: [&str; 2] = ["TRANSIENT", "OUTBOUND"];
 
 /// What was taken over.
 #[derive(Debug, Default)]
@@ -46,6 +49,10 @@ pub(super) fn carry(pins: &Pins, object: &aya_obj::Object) -> io::Result<Carried
         return Ok(carried);
     }
     for (old, new) in FROM_1 {
+        // An endpoint that is there counts as one whose connections are known.
+        if new == ENDPOINTS && !CONNECTIONS.iter().all(|name| carried.maps.contains(name)) {
+            continue;
+        }
         let Some(wanted) = object.maps.get(new) else { continue };
         let (from, to) = (from.join(old), pins.maps().join(new));
         let map = match sys::open(&from) {

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde_json::{Map as Json, Value};
 
 use crate::object::{Map, ObjectName, Origin, PeerAuthentication};
+use crate::policy::instant::creation_time;
 use crate::policy::problem::Problem;
 
 /// API versions that are read; both have one schema.
@@ -279,8 +280,8 @@ impl Reader<'_> {
         match metadata.get("creationTimestamp")? {
             Value::Null => None,
             Value::String(text) => {
-                if let Ok(instant) = text.parse() {
-                    Some(instant)
+                if let Ok(instant) = creation_time(text) {
+                    instant
                 } else {
                     self.undecodable(path, "timestamp", format!("`{text}` is no RFC 3339 time such as 2024-01-01T00:00:00Z: correct it or remove it"));
                     None

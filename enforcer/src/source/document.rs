@@ -10,6 +10,7 @@ use crate::object::{
     ApiServerClient, ConfigMap, ContainerPort, Map, Namespace, ObjectName, Objects, Origin,
     PeerAuthentication, Pod, Service, ServicePort, TargetPort,
 };
+use crate::policy::instant::creation_time;
 use crate::policy::problem::Problem;
 use crate::policy::validate::{type_name, validate};
 use crate::source::manifest::FileContent;
@@ -391,7 +392,7 @@ fn created(metadata: &Fields) -> Reading<Option<Timestamp>> {
     let Some(text) = metadata.text("creationTimestamp")? else {
         return Ok(None);
     };
-    text.parse().map(Some).map_err(|_| Wrong {
+    creation_time(text).map_err(|_| Wrong {
         field: "metadata.creationTimestamp".to_owned(),
         message: format!(
             "`{text}` is no RFC 3339 time such as 2024-01-01T00:00:00Z: correct it or remove it"

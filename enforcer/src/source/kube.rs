@@ -2,6 +2,7 @@
 //! together in one store.
 
 mod access;
+pub mod events;
 mod failure;
 mod follow;
 mod kind;
@@ -32,8 +33,9 @@ pub use self::kind::Kind;
 const SETTLE: Duration = Duration::from_millis(25);
 /// The shortest time between two updates: a storm of changes gives few of them.
 const PACE: Duration = Duration::from_millis(150);
-/// What is known is written down before it is put in force; in a storm of changes this often.
-const MEMORY_PACE: Duration = Duration::from_secs(1);
+/// What is known is written down before it is put in force; in a storm of changes only so often that it takes one part in
+/// this many of the time.
+const MEMORY_SHARE: u32 = 20;
 
 /// What is asked of a cluster.
 #[derive(Clone, Debug)]
@@ -61,7 +63,8 @@ pub struct Cluster {
     patience: Option<Instant>,
     /// When to remember what is known.
     remember: Option<Instant>,
-    remembered: Option<Instant>,
+    /// When it may be remembered again.
+    rested: Option<Instant>,
 }
 
 impl Cluster {
@@ -105,7 +108,7 @@ impl Cluster {
             last: None,
             patience: Some(Instant::now() + PATIENCE),
             remember: None,
-            remembered: None,
+            rested: None,
         })
     }
 
@@ -119,8 +122,8 @@ impl Cluster {
             }
             if self.remember.is_some_and(|due| now >= due) {
                 self.remember = None;
-                self.remembered = Some(now);
                 self.keep();
+                self.rested = Some(Instant::now() + now.elapsed() * MEMORY_SHARE);
             }
             if self.due.is_some_and(|due| now >= due) {
                 self.due = None;
@@ -150,8 +153,9 @@ impl Cluster {
         let earliest = self.last.map_or(now, |last| last + PACE);
         self.due = self.due.or(Some(earliest.max(now + SETTLE)));
         if matches!(kind, Kind::Policies | Kind::Namespaces) {
-            let earliest = self.remembered.map_or(now, |last| last + MEMORY_PACE);
-            self.remember = self.remember.or(Some(earliest.max(now + SETTLE)));
+            let earliest = now + SETTLE;
+            self.remember =
+                self.remember.or(Some(self.rested.map_or(earliest, |rested| rested.max(earliest))));
         }
         // Nobody is waited for any more: nothing is missing that would have to be told.
         if self.patience.is_some() && self.store.is_complete() {

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::object::{Objects, Origin};
 use crate::source::document::{Object, read};
+use crate::source::text::documents;
 
 pub use crate::policy::problem::Problem;
 
@@ -121,7 +122,7 @@ pub fn load_file(path: &Path) -> FileContent {
 /// Parses the text of one file. Bounded in memory: aliases cannot multiply without end.
 #[must_use]
 pub fn parse_file(path: &Path, text: &str) -> FileContent {
-    let documents = match parse_documents(text) {
+    let documents = match documents(text) {
         Ok(documents) => documents,
         Err(message) => {
             return whole_file(path, "syntax", format!("is not valid YAML or JSON: {message}; correct it"));
@@ -139,54 +140,35 @@ pub fn parse_file(path: &Path, text: &str) -> FileContent {
     let mut number = 0;
     for document in &documents {
         number += 1;
-        if document.is_null() {
-            continue;
-        }
-        let kind = document.get("kind").and_then(Value::as_str).unwrap_or_default();
-        match document.get("items") {
-            Some(Value::Array(items)) if kind.ends_with("List") => {
-                // A `PodList` of the raw API leaves out the kind of its items.
-                let item_kind = kind.strip_suffix("List").filter(|kind| !kind.is_empty());
-                let version = document.get("apiVersion").cloned();
-                for (index, item) in items.iter().enumerate() {
-                    let origin = Origin { file: Some(path.to_owned()), document: number + index };
-                    let mut item = item.clone();
-                    if let (Some(kind), Value::Object(fields)) = (item_kind, &mut item) {
-                        fields.entry("kind").or_insert_with(|| kind.into());
-                        if let Some(version) = version.clone() {
-                            fields.entry("apiVersion").or_insert(version);
-                        }
-                    }
-                    read(&item, &origin, &mut content);
-                }
-                number += items.len().saturating_sub(1);
-            }
-            _ => read(document, &Origin { file: Some(path.to_owned()), document: number }, &mut content),
+        if !document.is_null() {
+            document_or_list(document, path, &mut number, &mut content);
         }
     }
     content
 }
 
-fn parse_documents(text: &str) -> Result<Vec<Value>, String> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    // JSON is parsed as such: faster, and its errors are clearer.
-    if text.trim_start().starts_with('{')
-        && let Ok(document) = serde_json::from_str(text)
-    {
-        return Ok(vec![document]);
+/// Reads a document, or each item of a list, lists in lists included; `number` becomes that of the last one.
+fn document_or_list(document: &Value, path: &Path, number: &mut usize, content: &mut FileContent) {
+    let kind = document.get("kind").and_then(Value::as_str).unwrap_or_default();
+    let Some(items) = document.get("items").and_then(Value::as_array).filter(|_| kind.ends_with("List"))
+    else {
+        read(document, &Origin { file: Some(path.to_owned()), document: *number }, content);
+        return;
+    };
+    // A `PodList` of the raw API leaves out the kind of its items.
+    let item_kind = kind.strip_suffix("List").filter(|kind| !kind.is_empty());
+    let version = document.get("apiVersion");
+    for (index, item) in items.iter().enumerate() {
+        *number += usize::from(index > 0);
+        let mut item = item.clone();
+        if let (Some(kind), Value::Object(fields)) = (item_kind, &mut item) {
+            fields.entry("kind").or_insert_with(|| kind.into());
+            if let Some(version) = version {
+                fields.entry("apiVersion").or_insert_with(|| version.clone());
+            }
+        }
+        document_or_list(&item, path, number, content);
     }
-    let mut options = serde_saphyr::Options::default();
-    options.with_snippet = false;
-    if let Some(budget) = &mut options.budget {
-        // Nodes and text are bounded by the file's size; what aliases may add is bounded separately.
-        budget.max_events = text.len().saturating_add(1000);
-        budget.max_nodes = text.len().saturating_add(1000);
-        budget.max_total_scalar_bytes = text.len().saturating_mul(2).saturating_add(1000);
-        budget.max_documents = text.len().saturating_add(1000);
-        budget.max_depth = 200;
-    }
-    serde_saphyr::from_multiple_with_options(text, options)
-        .map_err(|error| error.to_string().split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 /// Merges file contents, in order, into one set of objects; later documents win.

@@ -2,6 +2,8 @@
 //! leads to them (RFC 8446, sections 4.1.2 and 5.1) is walked here, so that a hello that is only partly there still tells
 //! what it can.
 
+use std::sync::Arc;
+
 use tls_parser::{SNIType, TlsExtension, TlsVersion, parse_tls_client_hello_extension};
 
 use super::record::Word;
@@ -25,9 +27,9 @@ const MOST_PROTOCOLS: usize = 16;
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Hello {
     /// Server name.
-    pub sni: Option<String>,
+    pub sni: Option<Arc<str>>,
     /// Application protocols, in the client's order.
-    pub alpn: Vec<String>,
+    pub alpn: Vec<Arc<str>>,
     /// Versions, in the client's order.
     pub versions: Vec<Word>,
 }
@@ -36,7 +38,7 @@ impl Hello {
     /// A client of the mesh: it offers one of Istio's own protocols.
     #[must_use]
     pub fn is_mesh(&self) -> bool {
-        self.alpn.iter().any(|name| name == "istio" || name.starts_with("istio-"))
+        self.alpn.iter().any(|name| &**name == "istio" || name.starts_with("istio-"))
     }
 }
 
@@ -150,10 +152,10 @@ fn extensions(mut rest: &[u8], hello: &mut Hello) -> Option<()> {
 }
 
 /// The client chose these bytes: what cannot be printed is replaced, so that no terminal and no log is led astray.
-fn text(bytes: &[u8]) -> String {
+fn text(bytes: &[u8]) -> Arc<str> {
     let shown = bytes.get(..LONGEST_NAME).unwrap_or(bytes);
     let plain = |byte: &u8| if byte.is_ascii_graphic() { char::from(*byte) } else { '?' };
-    shown.iter().map(plain).collect()
+    shown.iter().map(plain).collect::<String>().into()
 }
 
 fn version(number: u16) -> Option<Word> {

@@ -38,6 +38,8 @@ enum Step {
     Outbound,
     /// The client's hello, the pod's acknowledgement and its answer, in pieces of so many bytes.
     Tls(usize, usize),
+    /// A client that opens in plaintext, with so many bytes.
+    Request(usize),
     /// The agent enters the connection as one that it found open; refused where that is asked for.
     Existing(bool),
     /// The endpoint's mode.
@@ -98,6 +100,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => Just(Step::Handshake),
         1 => Just(Step::Outbound),
         4 => (1..16_usize, 1..16_usize).prop_map(|(client, pod)| Step::Tls(client, pod)),
+        2 => (1..16_usize).prop_map(Step::Request),
         1 => any::<bool>().prop_map(Step::Existing),
         3 => mode().prop_map(Step::Mode),
         1 => (mode(), 0..8_u8).prop_map(|(mode, flags)| Step::Port(mode, flags)),
@@ -142,6 +145,10 @@ impl Both<'_> {
                 self.packet(Direction::TO_POD, ACK, client.wrapping_add(1), pod.wrapping_add(1), &[]);
             }
             Step::Tls(client, pod) => self.tls(client, pod),
+            Step::Request(size) => {
+                let (client, pod) = (self.client_isn.wrapping_add(1), self.pod_isn.wrapping_add(1));
+                self.packet(Direction::TO_POD, ACK, client, pod, &REQUEST[..size.min(REQUEST.len())]);
+            }
             Step::Outbound => self.packet(Direction::FROM_POD, SYN, self.pod_isn, 0, &[]),
             Step::Existing(refused) => {
                 let half_open = HalfOpen { client_isn: self.client_isn, pod_isn: self.pod_isn };
@@ -166,7 +173,10 @@ impl Both<'_> {
             Step::Probe(probe) => self.model.own_probe = probe,
             Step::Renumber(client, pod) => (self.client_isn, self.pod_isn) = (client, pod),
         }
-        if !matches!(step, Step::Packet { .. } | Step::Handshake | Step::Outbound | Step::Tls(..)) {
+        if !matches!(
+            step,
+            Step::Packet { .. } | Step::Handshake | Step::Outbound | Step::Tls(..) | Step::Request(_)
+        ) {
             self.write();
         }
     }

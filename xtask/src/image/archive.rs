@@ -53,6 +53,8 @@ pub(crate) struct Image<'a> {
     pub(crate) command: &'a [&'a str],
     /// `PATH` in the container.
     pub(crate) path: &'a str,
+    /// Of the layer; tests have no use for small images.
+    pub(crate) compression: Compression,
 }
 
 /// A finished image.
@@ -94,7 +96,7 @@ impl Image<'_> {
             "rootfs": {"type": "layers", "diff_ids": [digest(&layer)]},
             "history": [{"created": "1970-01-01T00:00:00Z", "created_by": "cargo xtask image"}],
         }))?;
-        let layer = gzip(&layer)?;
+        let layer = gzip(&layer, self.compression)?;
         let descriptor = |kind: &str, blob: &[u8]| {
             json!({
                 "mediaType": format!("application/vnd.oci.image.{kind}"),
@@ -144,8 +146,8 @@ fn bytes(value: &Value) -> Result<Vec<u8>> {
 }
 
 /// Without a name and a time in the header.
-fn gzip(bytes: &[u8]) -> Result<Vec<u8>> {
-    let mut encoder = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
+fn gzip(bytes: &[u8], compression: Compression) -> Result<Vec<u8>> {
+    let mut encoder = GzBuilder::new().mtime(0).write(Vec::new(), compression);
     encoder.write_all(bytes)?;
     Ok(encoder.finish()?)
 }

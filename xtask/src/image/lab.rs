@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use flate2::Compression;
 
 use super::archive::{Entry, Image};
 use super::folder;
@@ -29,8 +30,14 @@ pub(super) fn build(busybox: &Path, archive: &Path) -> Result<PathBuf> {
     ];
     entries.extend(APPLETS.map(|name| Entry::link(&format!("bin/{name}"), "busybox")));
     entries.extend(libraries(&[&curl, &server])?);
-    let image =
-        Image { name: NAME, title: "enforcer-lab", entrypoint: &[], command: &["sleep", "1d"], path: "/bin" };
+    let image = Image {
+        name: NAME,
+        title: "enforcer-lab",
+        entrypoint: &[],
+        command: &["sleep", "1d"],
+        path: "/bin",
+        compression: Compression::none(),
+    };
     fs::write(archive, image.write(entries)?.archive)
         .with_context(|| format!("cannot write {}", archive.display()))?;
     Ok(archive.to_owned())
@@ -51,6 +58,7 @@ pub(super) fn development(name: &str, archive: &Path) -> Result<()> {
         entrypoint: &["/usr/bin/enforcer"],
         command: &[],
         path: "/usr/bin",
+        compression: Compression::none(),
     };
     fs::write(archive, image.write(entries)?.archive)
         .with_context(|| format!("cannot write {}", archive.display()))

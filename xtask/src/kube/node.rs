@@ -167,6 +167,7 @@ impl Node {
             entrypoint: &["/busybox", "sleep", "1000d"],
             command: &[],
             path: "/",
+            compression: flate2::Compression::none(),
         };
         let file = self.folder.join("pause.tar");
         fs::write(&file, image.write(vec![Entry::file("busybox", 0o755, busybox)])?.archive)?;

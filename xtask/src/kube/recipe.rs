@@ -199,7 +199,9 @@ impl Go {
             let (path, name) = (entry.path(), entry.file_name());
             let name = name.to_string_lossy();
             let kind = entry.file_type().with_context(|| format!("cannot read {}", path.display()))?;
-            if kind.is_dir() {
+            // The source's own libraries are links to the folder `staging`.
+            let linked = kind.is_symlink() && folder.ends_with("vendor/k8s.io") && path.is_dir();
+            if kind.is_dir() || linked {
                 let foreign = folder.ends_with("vendor/k8s.io") && NOT.contains(&&*name);
                 if !foreign && name != "generators" {
                     self.marked(&path, found)?;

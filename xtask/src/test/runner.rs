@@ -1,6 +1,7 @@
 //! Runs `cargo test`, shows its output as it comes, and counts.
 
 use std::io::{BufRead, BufReader, Write, stdout};
+use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
@@ -9,10 +10,14 @@ use super::summary::Tally;
 use crate::shell::cargo;
 
 /// Runs the tests of the whole workspace that `targets` selects. A run that counts nothing is an error when
-/// `some_expected`: a filter that matches nothing must not look like success.
-pub(super) fn run_tests(targets: &[&str], some_expected: bool) -> Result<Tally> {
+/// `some_expected`: a filter that matches nothing must not look like success. `image` is the
+/// archive that the tests on a real node take.
+pub(super) fn run_tests(targets: &[&str], some_expected: bool, image: Option<&Path>) -> Result<Tally> {
     let mut command = cargo(["test", "--locked", "--workspace", "--no-fail-fast"]);
     command.args(targets).stdout(Stdio::piped());
+    if let Some(image) = image {
+        command.env("ENFORCER_IMAGE", image);
+    }
     println!("  $ cargo test --workspace {}", targets.join(" "));
     let mut child = command.spawn().context("cannot run cargo test")?;
     let output = child.stdout.take().context("cargo test has no output")?;

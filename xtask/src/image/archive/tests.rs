@@ -9,6 +9,7 @@ fn image() -> Archived {
         entrypoint: &["/bin/thing"],
         command: &["run"],
         path: "/bin",
+        compression: Compression::best(),
     };
     let entries = vec![
         Entry::file("usr/bin/thing", 0o755, b"program".to_vec()),
