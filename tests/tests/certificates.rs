@@ -171,10 +171,10 @@ fn ports_that_clients_use_are_checked_although_nobody_declared_them() -> Result<
 fn config_maps_bring_roots_and_revocation_lists() -> Result<()> {
     let lab = strict_lab()?;
     let map = |name: &str, key: &str, text: &str| {
-        let lines: String = text.lines().map(|line| format!("    {line}\n")).collect();
+        let lines = text.trim_end().replace('\n', "\n    ");
         format!(
             "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: {name}\n  namespace: istio-system\n\
-             data:\n  {key}: |\n{lines}"
+             data:\n  {key}: |\n    {lines}\n"
         )
     };
     let root = std::fs::read_to_string(&lab.authority().certificate)?;

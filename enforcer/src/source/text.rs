@@ -134,6 +134,8 @@ impl<'de> Visitor<'de> for Values {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use serde_json::json;
 
     use super::*;
@@ -175,7 +177,7 @@ mod tests {
         let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n".to_owned();
         for level in 1..12 {
             let below = format!("*a{}, ", level - 1).repeat(9);
-            bomb.push_str(&format!("a{level}: &a{level} [{below}]\n"));
+            let _ = writeln!(bomb, "a{level}: &a{level} [{below}]");
         }
         assert!(documents(&bomb).is_err());
     }
