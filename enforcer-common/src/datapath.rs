@@ -12,27 +12,40 @@ use crate::map::{
     Endpoint, ExemptKind, Flow, FlowKey, FlowState, HalfOpen, PortKey, PortMode, endpoint_flags, flow_flags,
 };
 use crate::settings::{Action, Enforcement};
-use crate::tcp::{ACK, RST, SYN, Segment};
+use crate::tcp::{ACK, FIN, RST, SYN, Segment};
 use crate::tls::{CLIENT_PREFIX, POD_PREFIX};
 use crate::{Address, Reason, Verdict};
 
 mod decision;
+mod lifetime;
 mod policy;
 
 pub use self::decision::{Act, Carried, Decision, HelloPart, ResetNumbers};
+pub use self::lifetime::end_of_socket;
+use self::lifetime::{note_fin, note_pod_rst, protect};
 pub use self::policy::{policy, unknown_pod, unreadable};
 
-/// The tables and the packet that a decision is made from.
-pub trait Env {
+/// The tables of flows.
+pub trait FlowTables {
     /// A flow entry that can be changed in place.
     type FlowRef<'a>: DerefMut<Target = Flow>
     where
         Self: 'a;
 
-    /// Looks a flow up in `FLOWS`.
+    /// Looks a flow up in `FLOWS`, then in `TRANSIENT`.
     fn flow(&self, key: &FlowKey) -> Option<Self::FlowRef<'_>>;
-    /// Enters a flow; false when the table does not take it.
+    /// Enters a flow in `TRANSIENT`; false when the table does not take it.
     fn insert_flow(&self, key: &FlowKey, flow: &Flow) -> bool;
+    /// Enters a flow in `FLOWS`; false when the table is full.
+    fn protect(&self, key: &FlowKey, flow: &Flow) -> bool;
+    /// Removes a flow from `FLOWS`.
+    fn unprotect(&self, key: &FlowKey);
+}
+
+/// The tables and the packet that a decision is made from.
+pub trait Env: FlowTables {
+    /// Ties the socket that sent the packet to a flow; false where its close is not seen.
+    fn tag_socket(&self, key: &FlowKey, pod_start: u32) -> bool;
     /// Looks a connection up in `HALF_OPEN`.
     fn half_open(&self, key: &FlowKey) -> Option<HalfOpen>;
     /// Enters a half-open connection.
@@ -69,16 +82,23 @@ pub trait Env {
 /// True when the flow needs no look at this packet: the hot path. Counts the packet.
 #[inline(always)]
 pub fn passes_settled(flow: &mut Flow, endpoint: &Endpoint, segment: &Segment) -> bool {
-    let settled = flow.flags & (flow_flags::SETTLED | flow_flags::REOPENING) == flow_flags::SETTLED;
-    settled && flow.generation == endpoint.generation && !segment.has(SYN | RST)
+    let settled = flow_flags::SETTLED;
+    let settled = flow.flags & (settled | flow_flags::REOPENING | flow_flags::GONE) == settled;
+    settled && flow.generation == endpoint.generation && !segment.has(SYN | RST | FIN)
 }
 
 /// Decides about a TCP packet towards the pod.
 #[inline(always)]
 pub fn to_pod<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey, segment: &Segment) -> Decision {
-    if endpoint.flags & endpoint_flags::NOT_MESHED != 0 || segment.has(RST) {
+    if endpoint.flags & endpoint_flags::NOT_MESHED != 0 {
+        return Decision::PASS;
+    }
+    if segment.has(RST) {
         // A RST carries no data to the application and never changes what is known of a flow; the pod's own stack
         // decides whether it is genuine.
+        if let Some(mut flow) = env.flow(key) {
+            flow.look_again();
+        }
         return Decision::PASS;
     }
     if segment.has(SYN) {
@@ -114,8 +134,11 @@ pub fn to_pod<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey, segment: &Seg
 /// Decides about a TCP packet from the pod.
 #[inline(always)]
 pub fn from_pod<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey, segment: &Segment) -> Decision {
-    if endpoint.flags & endpoint_flags::NOT_MESHED != 0 || segment.has(RST) {
+    if endpoint.flags & endpoint_flags::NOT_MESHED != 0 {
         return Decision::PASS;
+    }
+    if segment.has(RST) {
+        return note_pod_rst(env, key);
     }
     if segment.has(SYN) {
         if segment.has(ACK) {
@@ -196,6 +219,8 @@ fn promote<'a, E: Env>(
     half_open: &HalfOpen,
 ) -> Option<E::FlowRef<'a>> {
     let flow = Flow::open(half_open, endpoint.workload, endpoint.generation, env.now_ns());
+    // What an earlier connection of this tuple left in the table that is looked at first.
+    env.unprotect(key);
     if !env.insert_flow(key, &flow) {
         return None;
     }
@@ -221,6 +246,17 @@ fn client_segment<E: Env>(
     }
     let policy = policy(env, endpoint, key);
     let hold = policy.is_enforced() && env.enforcement() == Enforcement::ENFORCE;
+    if hold && flow.flags & flow_flags::GONE != 0 && segment.payload_len > 0 {
+        // Answered as the pod's stack answers what is for no one. Under SYN cookies it might instead make a socket of an old
+        // handshake, and take this for its first data.
+        let numbers = ResetNumbers {
+            client_seq: segment.ack,
+            client_ack: 0,
+            pod_seq: flow.pod_ack,
+            pod_ack: segment.ack,
+        };
+        return Decision { verdict: Verdict::NONE, ..refusal(env, numbers) };
+    }
     if hold && flow.is_unconfirmed() && segment.ack != flow.pod_start {
         // Not of this handshake: for all we know, of another one that the pod answered for the same tuple.
         return Decision::WAIT;
@@ -249,6 +285,9 @@ fn client_segment<E: Env>(
     }
     if decision.report || decision.hello.count > 0 {
         decision.carried = flow.carried();
+    }
+    if decision.act == Act::Pass && segment.has(FIN) {
+        note_fin(env, key, flow, flow_flags::CLIENT_FIN, &mut decision);
     }
     decision
 }
@@ -286,11 +325,28 @@ fn pod_segment<E: Env>(
     let numbers =
         ResetNumbers { client_seq: segment.seq, client_ack: 0, pod_seq: segment.ack, pod_ack: segment.seq };
     let mut decision = conclude(env, flow, opinion, &policy, key.pod_port, env.now_ns(), numbers);
+    if flow.flags & flow_flags::TAGGED == 0 && env.tag_socket(key, flow.pod_start) {
+        flow.flags |= flow_flags::TAGGED;
+    }
     if decision.act == Act::Pass {
+        let answered = flow.bytes_from_pod > 0;
         flow.bytes_from_pod += u64::from(segment.payload_len);
+        if !protect(env, key, flow) && hold && !answered {
+            // It could be pushed out while it lives. Its first answer waits until there is room.
+            flow.bytes_from_pod = 0;
+            return Decision {
+                act: Act::Drop,
+                verdict: Verdict::DROP,
+                reason: Reason::UNDECIDED,
+                ..Decision::PASS
+            };
+        }
     }
     if decision.report {
         decision.carried = flow.carried();
+    }
+    if decision.act == Act::Pass && segment.has(FIN) {
+        note_fin(env, key, flow, flow_flags::POD_FIN, &mut decision);
     }
     decision
 }
@@ -322,6 +378,9 @@ fn conclude<E: Env>(
         decision.new_client = flow.count_client(decision.class);
     }
     flow.settle();
+    if decision.act == Act::Reset {
+        flow.flags |= flow_flags::ENDED;
+    }
     if decision.verdict == Verdict::ALLOW && !decision.report {
         decision.verdict = Verdict::NONE;
     }

@@ -296,6 +296,17 @@ impl Flow {
         matches!(self.state, FlowState::EXISTING) && self.pod_ack == 0
     }
 
+    /// The pod's socket may be closed. Under SYN cookies an old third packet makes a new one, whose first bytes nobody has seen;
+    /// so copies of the first bytes are held against what is known again, until the pod acknowledges more.
+    #[inline(always)]
+    pub fn look_again(&mut self) {
+        // Beyond that the numbers of the first bytes are about to come again.
+        if self.flags & flow_flags::PREFIX_ACKED != 0 && self.bytes_to_pod < 1 << 30 {
+            self.flags &= !(flow_flags::PREFIX_ACKED | flow_flags::SETTLED);
+            self.pod_ack = self.client_start;
+        }
+    }
+
     #[inline(always)]
     fn record_pod(&mut self, window: &Window) -> Seen {
         if !tls::pod_word_fits(window.word, window.mask()) {
@@ -403,7 +414,9 @@ impl Flow {
     #[inline(always)]
     pub fn hello_part(&mut self, segment: &Segment, limit: u32) -> HelloPart {
         let sent = u32::from(self.hello_sent);
-        if !matches!(self.state, FlowState::HELLO) || sent >= limit || self.hello_parts >= HELLO_PARTS {
+        let own = self.flags & flow_flags::OWN_PROBE != 0;
+        if !matches!(self.state, FlowState::HELLO) || own || sent >= limit || self.hello_parts >= HELLO_PARTS
+        {
             return HelloPart::NONE;
         }
         let Some(part) = overlap(self.client_start, segment.seq, segment.payload_len, limit) else {
@@ -428,11 +441,22 @@ impl Flow {
         }
     }
 
+    /// What is exempt passes without an entry, too.
+    #[inline(always)]
+    #[must_use]
+    pub fn passes_without_place(&self) -> bool {
+        matches!(self.reason, Reason::PROBE | Reason::EXEMPT_SOURCE | Reason::EXEMPT_PORT)
+    }
+
     /// Marks a flow that needs no further look while its generation stays: allowed, and its judged bytes cannot change.
     #[inline(always)]
     pub fn settle(&mut self) {
         let final_state = match self.state {
-            FlowState::TLS => self.flags & flow_flags::PREFIX_ACKED != 0,
+            // One that waits for a place must not get past its wait.
+            FlowState::TLS => {
+                self.flags & flow_flags::PREFIX_ACKED != 0
+                    && (self.passes_without_place() || self.flags & flow_flags::PROTECTED != 0)
+            }
             FlowState::PLAINTEXT | FlowState::EXISTING => true,
             FlowState::OPEN | FlowState::HELLO => false,
         };

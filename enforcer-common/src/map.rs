@@ -170,7 +170,7 @@ pub enum TrafficClass {
 }
 
 map_type! {
-    /// Value of `FLOWS`. Times are `bpf_ktime_get_ns` (`CLOCK_MONOTONIC`), sequence numbers host byte order.
+    /// Value of `FLOWS` and `TRANSIENT`. Times are `bpf_ktime_get_ns` (`CLOCK_MONOTONIC`), sequence numbers host byte order.
     pub struct Flow {
         /// When the handshake completed, ns.
         pub opened_ns: u64,
@@ -229,6 +229,29 @@ pub mod flow_flags {
     pub const SETTLED: u16 = 4;
     /// A check of the agent's own, known by the mark of its packets, which the pod's answers do not carry.
     pub const OWN_PROBE: u16 = 8;
+    /// The entry stands in `FLOWS`, where no other connection can push it out.
+    pub const PROTECTED: u16 = 16;
+    /// A FIN of the client went by.
+    pub const CLIENT_FIN: u16 = 32;
+    /// A FIN of the pod went by.
+    pub const POD_FIN: u16 = 64;
+    /// The connection has ended, and that was reported.
+    pub const ENDED: u16 = 128;
+    /// The pod's socket carries a [`super::SocketTag`]: its close is seen by `sockops`.
+    pub const TAGGED: u16 = 256;
+    /// The pod's socket is closed: whatever the client still says is for no one.
+    pub const GONE: u16 = 512;
+}
+
+map_type! {
+    /// Value of `SOCKETS`, kept with a pod's accepted socket: which flow it is the end of. The socket's own ports may differ
+    /// from it where the pod redirects to a proxy of its own.
+    pub struct SocketTag {
+        /// The flow; all zero until the pod has sent a packet.
+        pub key: FlowKey,
+        /// Its [`Flow::pod_start`]: a tuple may be used again.
+        pub pod_start: u32,
+    }
 }
 
 map_type! {
@@ -303,11 +326,12 @@ map_type! {
 }
 
 map_type! {
-    /// Value of `RESET_BUDGET` (one entry): how many resets were sent in the current second.
+    /// Value of `RESET_BUDGET` (one entry) and `CLIENT_RESETS` (one for each client): how many resets were asked for in the
+    /// current second.
     pub struct ResetBudget {
         /// When the current second began, ns.
         pub window_ns: u64,
-        /// Resets sent since.
+        /// Resets asked for since.
         pub sent: u64,
     }
 }

@@ -4,15 +4,15 @@ use core::ops::{Deref, DerefMut};
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use enforcer_common::Address;
-use enforcer_common::datapath::Env;
+use enforcer_common::datapath::{Env, FlowTables};
 use enforcer_common::event::HELLO_LIMIT;
 use enforcer_common::flow::Window;
-use enforcer_common::map::{ExemptKind, Flow, FlowKey, HalfOpen, Outbound, PortKey, PortMode};
+use enforcer_common::map::{ExemptKind, Flow, FlowKey, HalfOpen, Outbound, PortKey, PortMode, SocketTag};
 use enforcer_common::settings::{Action, Enforcement, OWN_PROBE_MARK};
 use enforcer_common::tcp::{Segment, overlap};
 
 use crate::skb::{Skb, bounded};
-use crate::tables::{self, FLOWS, HALF_OPEN, OUTBOUND, PORT_MODES, SettingsRef};
+use crate::tables::{self, FLOWS, HALF_OPEN, OUTBOUND, PORT_MODES, SettingsRef, TRANSIENT};
 
 /// The maps and one packet.
 pub struct SkbEnv<'a> {
@@ -50,20 +50,47 @@ impl DerefMut for FlowRef {
     }
 }
 
+/// The tables of flows alone.
+pub struct TableEnv;
+
+macro_rules! flow_tables {
+    ($env:ty) => {
+        impl FlowTables for $env {
+            type FlowRef<'b>
+                = FlowRef
+            where
+                Self: 'b;
+
+            #[inline(always)]
+            fn flow(&self, key: &FlowKey) -> Option<FlowRef> {
+                tables::flow(key).map(FlowRef)
+            }
+
+            #[inline(always)]
+            fn insert_flow(&self, key: &FlowKey, flow: &Flow) -> bool {
+                TRANSIENT.insert(key, flow, 0).is_ok()
+            }
+
+            #[inline(always)]
+            fn protect(&self, key: &FlowKey, flow: &Flow) -> bool {
+                FLOWS.insert(key, flow, 0).is_ok()
+            }
+
+            #[inline(always)]
+            fn unprotect(&self, key: &FlowKey) {
+                let _ = FLOWS.remove(key);
+            }
+        }
+    };
+}
+
+flow_tables!(TableEnv);
+flow_tables!(SkbEnv<'_>);
+
 impl Env for SkbEnv<'_> {
-    type FlowRef<'b>
-        = FlowRef
-    where
-        Self: 'b;
-
     #[inline(always)]
-    fn flow(&self, key: &FlowKey) -> Option<FlowRef> {
-        FLOWS.get_ptr_mut(key).map(FlowRef)
-    }
-
-    #[inline(always)]
-    fn insert_flow(&self, key: &FlowKey, flow: &Flow) -> bool {
-        FLOWS.insert(key, flow, 0).is_ok()
+    fn tag_socket(&self, key: &FlowKey, pod_start: u32) -> bool {
+        tables::tag_socket(self.skb, &SocketTag { key: *key, pod_start })
     }
 
     #[inline(always)]

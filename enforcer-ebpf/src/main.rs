@@ -1,4 +1,4 @@
-//! The kernel side of enforcer: two TC programs on the host-side interface of each pod.
+//! The kernel side of enforcer: two TC programs on the host-side interface of each pod, and one that sees sockets close.
 //!
 //! The programs are thin: [`packet`] finds the headers, `enforcer_common::datapath` decides over the maps of
 //! [`tables`], [`reset`] carries a refusal out and [`report`] counts and reports it.
@@ -15,9 +15,11 @@ mod packet;
 mod report;
 mod reset;
 mod skb;
+mod socket;
 mod tables;
 
-use aya_ebpf::{macros::classifier, programs::TcContext};
+use aya_ebpf::macros::{classifier, sock_ops};
+use aya_ebpf::programs::{SockOpsContext, TcContext};
 use enforcer_common::datapath::{self, Act, Decision};
 use enforcer_common::map::{Endpoint, endpoint_flags};
 use enforcer_common::settings::{Enforcement, UnknownPods};
@@ -38,6 +40,13 @@ pub fn to_pod(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn from_pod(ctx: TcContext) -> i32 {
     run(&Skb::new(&ctx), Direction::FROM_POD)
+}
+
+/// Lives of accepted sockets, on the root of the cgroup hierarchy. Named like no section: the linker takes those for its own.
+#[sock_ops]
+pub fn socket_events(ctx: SockOpsContext) -> u32 {
+    socket::event(ctx.ops);
+    0
 }
 
 #[inline(always)]
@@ -148,12 +157,15 @@ fn act(skb: &Skb, work: &mut Work, direction: Direction) -> i32 {
     let Work { packet, endpoint, decision } = work;
     if decision.verdict != Verdict::NONE {
         report::debug_line(skb, packet, decision);
-        report::limit_resets(decision);
+        report::limit_resets(packet, decision);
         report::count(packet, endpoint.workload, decision);
     }
     if decision.report {
         report::client(packet, endpoint.workload, decision);
         report::event(skb, packet, endpoint, decision);
+    }
+    if decision.end {
+        report::end(&packet.key, direction, endpoint, decision);
     }
     if decision.hello.count > 0 {
         hello::send(skb, packet, endpoint, decision);

@@ -7,37 +7,57 @@ use aya_log_ebpf::debug;
 use enforcer_common::datapath::{Act, Decision};
 use enforcer_common::event::{Event, EventKind, HEAD_BYTES};
 use enforcer_common::map::{
-    Client, ClientKey, Counter, CounterKey, Endpoint, EventBudget, WorkloadCounterKey,
+    Client, ClientKey, Counter, CounterKey, Endpoint, EventBudget, FlowKey, ResetBudget, WorkloadCounterKey,
 };
-use enforcer_common::{Reason, Verdict};
+use enforcer_common::{Direction, Reason, Verdict};
 
 use crate::packet::Packet;
 use crate::skb::{Skb, bounded};
-use crate::tables::{CLIENTS, COUNTERS, EVENT_BUDGET, EVENTS, RESET_BUDGET, WORKLOAD_COUNTERS, settings};
+use crate::tables::{
+    CLIENT_RESETS, CLIENTS, COUNTERS, EVENT_BUDGET, EVENTS, RESET_BUDGET, WORKLOAD_COUNTERS, settings,
+};
 
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// Turns a reset into a drop when this second's resets are spent.
+/// Turns a reset into a drop when this second's resets are spent: its client's, or the node's. The client's are looked at first,
+/// so that one client does not spend the node's.
 #[inline(never)]
-pub fn limit_resets(decision: &mut Decision) {
+pub fn limit_resets(packet: &Packet, decision: &mut Decision) {
     if decision.act != Act::Reset {
         return;
     }
-    if let Some(budget) = RESET_BUDGET.get_ptr_mut(0) {
-        // SAFETY: the pointer comes from the map. CPUs that write at once may let a few resets more through.
-        unsafe {
-            let now = bpf_ktime_get_ns();
-            if now - (*budget).window_ns >= SECOND_NS {
-                (*budget).window_ns = now;
-                (*budget).sent = 0;
-            }
-            (*budget).sent += 1;
-            if (*budget).sent > u64::from(settings().resets_per_second()) {
-                decision.act = Act::Drop;
-                decision.verdict = Verdict::DROP;
-                decision.reason = Reason::RESET_LIMIT;
-            }
+    // SAFETY: the helper has no arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let client = &packet.key.client;
+    let of_client = match CLIENT_RESETS.get_ptr_mut(client) {
+        Some(budget) => spend_reset(budget, now, settings().resets_per_second_per_client()),
+        None => {
+            let _ = CLIENT_RESETS.insert(client, ResetBudget { window_ns: now, sent: 1 }, 0);
+            settings().resets_per_second_per_client() > 0
         }
+    };
+    let within = of_client
+        && RESET_BUDGET
+            .get_ptr_mut(0)
+            .is_none_or(|budget| spend_reset(budget, now, settings().resets_per_second()));
+    if !within {
+        decision.act = Act::Drop;
+        decision.verdict = Verdict::DROP;
+        decision.reason = Reason::RESET_LIMIT;
+    }
+}
+
+/// Takes one reset out of a budget; false when this second's are spent.
+#[inline(always)]
+fn spend_reset(budget: *mut ResetBudget, now: u64, limit: u32) -> bool {
+    // SAFETY: the pointer comes from a map. CPUs that write at once may let a few resets more through.
+    unsafe {
+        if now.wrapping_sub((*budget).window_ns) >= SECOND_NS {
+            (*budget).window_ns = now;
+            (*budget).sent = 0;
+        }
+        (*budget).sent += 1;
+        (*budget).sent <= u64::from(limit)
     }
 }
 
@@ -133,6 +153,59 @@ pub fn lose(budget: *mut EventBudget) {
     }
 }
 
+/// Reports the end of a connection, with its last verdict.
+#[inline(never)]
+pub fn end(key: &FlowKey, direction: Direction, endpoint: &Endpoint, decision: &Decision) {
+    let Some(budget) = EVENT_BUDGET.get_ptr_mut(0) else {
+        return;
+    };
+    // SAFETY: the helper has no arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if !spend(budget, now) {
+        return;
+    }
+    let Some(mut record) = EVENTS.reserve(0) else {
+        return lose(budget);
+    };
+    let event: *mut Event = record.as_mut_ptr();
+    // SAFETY: every field of the record is written before it is submitted.
+    unsafe {
+        (*event).kind = EventKind::END;
+        (*event).ifindex = endpoint.ifindex;
+        (*event).time_ns = now;
+        (*event).key = *key;
+        (*event).workload = endpoint.workload;
+        (*event).verdict = decision.last_verdict;
+        (*event).reason = decision.last_reason;
+        (*event).direction = direction;
+        (*event).payload_len = 0;
+        (*event).generation = endpoint.generation;
+        (*event).head_len = 0;
+        (*event).head = [0; HEAD_BYTES];
+        describe(event, decision);
+    }
+    record.submit(0);
+}
+
+/// What a decision says of the flow.
+///
+/// # Safety
+/// `event` must be writable.
+#[inline(always)]
+unsafe fn describe(event: *mut Event, decision: &Decision) {
+    // SAFETY: the caller's.
+    unsafe {
+        (*event).opened_ns = decision.carried.opened_ns;
+        (*event).state = decision.state;
+        (*event).bytes_to_pod = decision.carried.bytes_to_pod;
+        (*event).bytes_from_pod = decision.carried.bytes_from_pod;
+        (*event).packets_to_pod = decision.carried.packets_to_pod;
+        (*event).packets_from_pod = decision.carried.packets_from_pod;
+        (*event).class = decision.class;
+        (*event).reserved = 0;
+    }
+}
+
 /// Sends one event, unless this second's events are spent or the buffer is full.
 #[inline(never)]
 pub fn event(skb: &Skb, packet: &Packet, endpoint: &Endpoint, decision: &Decision) {
@@ -153,21 +226,14 @@ pub fn event(skb: &Skb, packet: &Packet, endpoint: &Endpoint, decision: &Decisio
         (*event).kind = EventKind::VERDICT;
         (*event).ifindex = skb.ifindex();
         (*event).time_ns = now;
-        (*event).opened_ns = decision.carried.opened_ns;
         (*event).key = packet.key;
         (*event).workload = endpoint.workload;
         (*event).verdict = decision.verdict;
         (*event).reason = decision.reason;
         (*event).direction = packet.direction;
-        (*event).state = decision.state;
-        (*event).bytes_to_pod = decision.carried.bytes_to_pod;
-        (*event).bytes_from_pod = decision.carried.bytes_from_pod;
-        (*event).packets_to_pod = decision.carried.packets_to_pod;
-        (*event).packets_from_pod = decision.carried.packets_from_pod;
-        (*event).class = decision.class;
         (*event).payload_len = packet.segment.payload_len;
         (*event).generation = endpoint.generation;
-        (*event).reserved = 0;
+        describe(event, decision);
         (*event).head = [0; HEAD_BYTES];
         let available = packet.segment.payload_len;
         let mut len =

@@ -4,7 +4,7 @@ use core::arch::asm;
 use core::ffi::c_void;
 use core::mem::size_of;
 
-use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::bindings::{__sk_buff, bpf_sock};
 use aya_ebpf::helpers::generated::{
     bpf_clone_redirect, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_skb_change_tail,
     bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
@@ -68,6 +68,13 @@ impl Skb {
     pub fn mark(&self) -> u32 {
         // SAFETY: as above.
         unsafe { (*self.raw).mark }
+    }
+
+    /// The socket that sent the packet, where the packet still carries it; may be null.
+    #[inline(always)]
+    pub fn socket(&self) -> *mut bpf_sock {
+        // SAFETY: as above.
+        unsafe { (*self.raw).__bindgen_anon_2.sk }
     }
 
     /// Whether the packet is a batch of segments that the stack has not split yet.

@@ -1,19 +1,24 @@
 //! The maps. Names are part of the contract with operators: `bpftool map dump` shows them.
 
+use core::ffi::c_void;
+
+use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
 use aya_ebpf::btf_maps::{
-    Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, lpm_trie::Key,
+    Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage, lpm_trie::Key,
 };
+use aya_ebpf::helpers::generated::{bpf_sk_fullsock, bpf_sk_storage_get};
 use aya_ebpf::macros::btf_map;
 use enforcer_common::datapath::Decision;
 use enforcer_common::event::Event;
 use enforcer_common::map::{
     Client, ClientKey, Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow, FlowKey, HalfOpen,
-    Outbound, PortKey, PortMode, ResetBudget, WorkloadCounterKey,
+    Outbound, PortKey, PortMode, ResetBudget, SocketTag, WorkloadCounterKey,
 };
 use enforcer_common::settings::{Action, Enforcement, Settings, UnknownPods};
 use enforcer_common::{Address, Mode};
 
 use crate::packet::Packet;
+use crate::skb::Skb;
 
 /// Pod address -> its policy.
 #[btf_map]
@@ -27,9 +32,15 @@ pub static EXEMPT: LpmTrie<Address, ExemptKind, 1024> = LpmTrie::new();
 /// Connections that the pod has answered and the client has not confirmed.
 #[btf_map]
 pub static HALF_OPEN: LruHashMap<FlowKey, HalfOpen, 65536> = LruHashMap::new();
-/// Inbound connections.
+/// Judged TLS connections: none is ever pushed out by another.
 #[btf_map]
-pub static FLOWS: LruHashMap<FlowKey, Flow, 262144> = LruHashMap::new();
+pub static FLOWS: HashMap<FlowKey, Flow, 262144> = HashMap::new();
+/// All other inbound connections: just opened, plaintext, refused, ended.
+#[btf_map]
+pub static TRANSIENT: LruHashMap<FlowKey, Flow, 131072> = LruHashMap::new();
+/// With each accepted socket of a pod: which flow it is the end of.
+#[btf_map]
+pub static SOCKETS: SkStorage<SocketTag> = SkStorage::new();
 /// Connections that pods opened themselves.
 #[btf_map]
 pub static OUTBOUND: LruHashMap<FlowKey, Outbound, 131072> = LruHashMap::new();
@@ -51,6 +62,9 @@ pub static SETTINGS: Array<Settings, 1> = Array::new();
 /// Resets of the current second.
 #[btf_map]
 pub static RESET_BUDGET: Array<ResetBudget, 1> = Array::new();
+/// Resets of the current second by the client that they answer.
+#[btf_map]
+pub static CLIENT_RESETS: LruHashMap<Address, ResetBudget, 16384> = LruHashMap::new();
 /// What became of the events.
 #[btf_map]
 pub static EVENT_BUDGET: PerCpuArray<EventBudget, 1> = PerCpuArray::new();
@@ -96,6 +110,64 @@ pub fn endpoint(address: &Address) -> Option<Endpoint> {
         ifindex,
         netns_id: 0,
     })
+}
+
+/// Looks a flow up, protected or not.
+#[inline(always)]
+pub fn flow(key: &FlowKey) -> Option<*mut Flow> {
+    FLOWS.get_ptr_mut(key).or_else(|| TRANSIENT.get_ptr_mut(key))
+}
+
+/// The map of socket tags, as the helpers want it.
+#[inline(always)]
+fn sockets() -> *mut c_void {
+    (&raw const SOCKETS).cast_mut().cast()
+}
+
+/// Says on the socket that sent a packet which flow it is the end of; false where `sockops` does not see its close.
+#[inline(always)]
+pub fn tag_socket(skb: &Skb, tag: &SocketTag) -> bool {
+    let socket = skb.socket();
+    if socket.is_null() {
+        return false;
+    }
+    // SAFETY: the verifier holds the pointers against null; only sockets that are more than a request have a tag.
+    unsafe {
+        let full = bpf_sk_fullsock(socket);
+        if full.is_null() {
+            return false;
+        }
+        let kept = bpf_sk_storage_get(sockets(), full.cast(), core::ptr::null_mut(), 0).cast::<SocketTag>();
+        if kept.is_null() {
+            return false;
+        }
+        kept.write(*tag);
+    }
+    true
+}
+
+/// Makes an empty tag on a socket.
+#[inline(always)]
+pub fn make_tag(socket: *mut bpf_sock) {
+    // SAFETY: the caller has held the socket against null.
+    unsafe {
+        bpf_sk_storage_get(
+            sockets(),
+            socket.cast(),
+            core::ptr::null_mut(),
+            u64::from(BPF_SK_STORAGE_GET_F_CREATE),
+        );
+    }
+}
+
+/// The tag of a socket.
+#[inline(always)]
+pub fn tag(socket: *mut bpf_sock) -> Option<SocketTag> {
+    // SAFETY: as above; the tag is copied at once.
+    unsafe {
+        let kept = bpf_sk_storage_get(sockets(), socket.cast(), core::ptr::null_mut(), 0).cast::<SocketTag>();
+        if kept.is_null() { None } else { Some(*kept) }
+    }
 }
 
 /// Looks an exempt source up.
@@ -147,6 +219,10 @@ impl SettingsRef {
     setting!(
         /// Resets per second on this node.
         resets_per_second: u32
+    );
+    setting!(
+        /// Resets per second in answer to one client.
+        resets_per_second_per_client: u32
     );
     setting!(
         /// Events per second and CPU.

@@ -8,6 +8,7 @@ mod interfaces;
 mod kernel_log;
 pub mod pods;
 mod reconcile;
+mod retired;
 mod snapshot;
 pub mod state;
 pub mod tables;
@@ -29,10 +30,10 @@ use self::gap::Gaps;
 use self::pods::SourceState;
 use self::state::State;
 use self::tables::{ExistingFlows, Tables};
+use crate::datapath::addresses::AddressWatch;
 use crate::datapath::desired::{self, Desired, Facts, WorkloadIds};
 use crate::datapath::load::OpenError;
 use crate::datapath::lock::LockError;
-use crate::datapath::netns::{self};
 use crate::datapath::{Attachment, Datapath, LinkWatch, OpenOptions, Selector};
 use crate::object::{ObjectName, Objects};
 use crate::source::{self, Source};
@@ -92,6 +93,7 @@ struct Agent {
     source_problems: Vec<String>,
     source_warnings: Vec<String>,
     hooks: hooks::Hooks,
+    retired: retired::Retired,
     node_problems: BTreeMap<String, String>,
     /// Policy that the maps did not take.
     refused: BTreeSet<String>,
@@ -115,13 +117,25 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     for warning in datapath.warnings() {
         warn!("{warning}");
     }
+    if let Err(error) = datapath.watch_sockets() {
+        warn!("{error}");
+    }
     let tables = Tables::open(&mut datapath)?;
     let mut kernel_lines = kernel_log::open(&mut datapath, config.open.log_level);
     let memory = state::path(&config.state_dir, &config.open.bpffs);
     let mut source = Source::open(config.source.clone(), &memory)?;
     let telemetry = Telemetry::start(&config.telemetry, None)?;
+    if let source::Origin::Kubernetes { access, options } = &config.source {
+        let client = source::kube::Access::clone(access).client()?;
+        tokio::spawn(source::kube::events::tell(client, telemetry.shared().clone(), options.node.clone()));
+    }
     telemetry
         .read_events(datapath.take_map("EVENTS").context("map EVENTS is missing")?, &config.open.bpffs)?;
+    telemetry.spawn(telemetry::readiness::watch::run(
+        telemetry.shared().clone(),
+        config.open.bpffs.clone(),
+        config.state_dir.clone(),
+    ));
     let mut agent = Agent::new(config, datapath, tables, telemetry.shared().clone())?;
     agent.heartbeat()?;
     let mut certificates = Certificates::new(
@@ -133,13 +147,17 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     if let Some(update) = source.first() {
         agent.load(update, &source);
     }
+    let node_addresses = AddressWatch::open().context("cannot watch this node's addresses")?;
+    agent.read_node_addresses()?;
     let mut links = LinkWatch::open(agent.config.selector.clone()).context("cannot watch the interfaces")?;
     agent.forget_lost_interfaces();
+    agent.prepare();
     // What is there already is hooked before any policy is new to it: connections that are open then can be found behind
     // the interfaces, and all others are followed from their first packet.
     while let Ok(event) = tokio::time::timeout(FIRST_LINKS, links.next()).await {
         agent.interface(event.context("cannot watch the interfaces")?);
     }
+    agent.retire()?;
     // How long these are without policy is not known.
     agent.gaps = Gaps::default();
     agent.reconcile()?;
@@ -152,6 +170,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             event = links.next() => {
                 agent.interface(event.context("cannot watch the interfaces")?);
                 agent.reconcile()?;
+            }
+            changed = node_addresses.changed() => {
+                changed.context("cannot watch this node's addresses")?;
+                if agent.read_node_addresses()? {
+                    agent.reconcile()?;
+                }
             }
             update = source.next() => {
                 agent.load(update, &source);
@@ -206,28 +230,23 @@ impl Agent {
             let (namespace, name) = pod.split_once('/')?;
             Some((ObjectName::new(namespace, name), *id))
         });
-        let node_addresses = netns::addresses().context("cannot list this node's addresses")?;
-        let facts = Facts {
-            node_addresses: node_addresses.into_iter().map(|found| found.address).collect(),
-            ..Facts::default()
-        };
-        let node_addresses = Arc::new(facts.node_addresses.clone());
         Ok(Self {
-            ids: WorkloadIds::restore(known.collect()),
+            ids: WorkloadIds::restore(known.collect(), last.last_workload),
             config,
             datapath,
             tables,
             source: SourceState::default(),
             objects: Arc::default(),
             loaded: false,
-            facts,
-            node_addresses,
+            facts: Facts::default(),
+            node_addresses: Arc::default(),
             wanted: Arc::default(),
             attachments: BTreeMap::new(),
             unsupported: BTreeMap::new(),
             source_problems: Vec::new(),
             source_warnings: Vec::new(),
             hooks: hooks::Hooks::default(),
+            retired: retired::Retired::default(),
             node_problems: BTreeMap::new(),
             refused: BTreeSet::new(),
             started: Timestamp::now(),
@@ -247,6 +266,7 @@ impl Agent {
             self.reconcile()?;
         }
         self.check_hooks();
+        self.retire_workloads();
         Ok(())
     }
 
@@ -268,6 +288,18 @@ impl Agent {
         } else {
             (self.facts.blocked, self.facts.passed) = (blocked, passed);
             self.reconcile()?;
+        }
+        Ok(())
+    }
+
+    /// The programs of this version are on every interface: what an earlier layout left is not needed any more.
+    fn retire(&mut self) -> anyhow::Result<()> {
+        let old =
+            self.datapath.retire_old_versions().context("cannot remove the pins of an earlier version")?;
+        if !old.is_empty() {
+            let flows = self.tables.protect_judged()?;
+            let maps = self.datapath.carried().join(",");
+            info!(flows, maps, "taken over from an earlier version, whose pins are gone");
         }
         Ok(())
     }

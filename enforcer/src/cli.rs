@@ -20,8 +20,11 @@ pub mod kube;
 pub mod node;
 pub mod output;
 pub mod policy;
+pub mod readiness;
 pub mod run;
+pub mod schemas;
 pub mod status;
+pub mod top;
 
 /// Exit code for usage and input errors.
 pub const EXIT_USAGE: u8 = 2;
@@ -47,6 +50,10 @@ enum Command {
     Endpoints(endpoints::Args),
     /// Recent connections to the pods and their verdicts.
     Flows(flows::Args),
+    /// The pods of this node and their connections, live.
+    Top(top::Args),
+    /// Which workloads are safe to turn STRICT, and which clients of the others would break.
+    Readiness(readiness::Args),
     /// Certificate checks: what every server presents and refuses; `certs probe` checks one by hand.
     Certs(certs::Args),
     /// Explain, check and compare `PeerAuthentication` policies; offline, without root.
@@ -67,6 +74,8 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Status(args) => status::run(&args),
         Command::Endpoints(args) => endpoints::run(&args),
         Command::Flows(args) => flows::run(&args),
+        Command::Top(args) => top::run(&args),
+        Command::Readiness(args) => readiness::run(&args),
         Command::Certs(args) => certs::run(args),
         Command::Policy(args) => policy::run(args),
         Command::Doctor(args) => doctor::run(&args),

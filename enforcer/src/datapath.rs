@@ -3,6 +3,7 @@
 //!
 //! Everything that enforces is pinned in bpffs, so that it outlives the agent (see [`pin`] for the folder's form).
 
+pub mod addresses;
 pub mod apply;
 pub mod attach;
 pub mod bpffs;
@@ -16,8 +17,10 @@ pub mod maps;
 pub mod netns;
 pub mod pin;
 pub mod sockdiag;
+pub mod sockets;
 
 mod clsact;
+mod migrate;
 mod netlink;
 mod redirects;
 mod sys;

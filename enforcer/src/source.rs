@@ -36,7 +36,7 @@ impl From<manifest::Loaded> for Update {
 }
 
 /// How one kind of the Kubernetes API is doing.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default)]
 pub struct KindState {
     /// Its name in the plural, such as `peerauthentications`.

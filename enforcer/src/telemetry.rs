@@ -77,6 +77,8 @@ pub struct Snapshot {
     pub node_addresses: Arc<BTreeSet<IpAddr>>,
     /// What `status` and `endpoints` read.
     pub state: State,
+    /// Interfaces behind which addresses were found.
+    pub placed: BTreeSet<u32>,
     /// Interfaces of pods that could not be hooked, with the reason.
     pub unhooked: Vec<String>,
 }
@@ -209,6 +211,13 @@ impl Telemetry {
     #[must_use]
     pub fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    /// Runs a task on its threads.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        if let Some(runtime) = &self.runtime {
+            runtime.spawn(task);
+        }
     }
 
     /// Reads the events of the kernel side from now on.

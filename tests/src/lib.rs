@@ -6,6 +6,7 @@
 //! - [`cluster`]: a real Kubernetes API server for a lab.
 //! - [`client`]: sockets opened inside a namespace, and how they end.
 //! - [`raw`]: a client that writes its own packets.
+//! - [`flood`]: SYNs from addresses that nobody has.
 //! - [`load`]: steady load while something happens to the agent.
 //! - [`server`]: the servers of the pods; the binary `lab-server` runs them.
 //! - [`node`]: a real node: kubelet, containerd, pods, the chart.
@@ -20,6 +21,7 @@
 pub mod agent;
 pub mod client;
 pub mod cluster;
+pub mod flood;
 pub mod lab;
 pub mod load;
 pub mod neighbour;

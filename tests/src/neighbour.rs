@@ -117,6 +117,19 @@ fn code(counter: u32, answer: Answer) -> Vec<u8> {
     code.concat()
 }
 
+/// Pins an empty LRU hash map with keys and values of these sizes: what another version might have made.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn pin_map(path: &Path, key: u32, value: u32) -> Result<()> {
+    const LRU_HASH: u32 = 9;
+    let map = own(bpf(MAP_CREATE, &mut [LRU_HASH, key, value, 1024]).context("no map")?);
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let [low, high] = pointer(path.as_ptr());
+    bpf(OBJ_PIN, &mut [low, high, raw(&map), 0]).context("cannot pin")?;
+    Ok(())
+}
+
 impl Neighbour {
     /// Loads the program under a name of at most 15 letters.
     ///

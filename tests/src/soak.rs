@@ -75,6 +75,7 @@ struct Done {
     kills: u64,
     flips: u64,
     pods: u64,
+    slowest_start: Duration,
 }
 
 fn plan(to: &str, expected: Plaintext, lasting: usize) -> Plan<'_> {

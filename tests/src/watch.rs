@@ -140,12 +140,20 @@ impl Lab {
         Ok((node_totals(&self.bpffs())?, workloads))
     }
 
-    /// The content of `FLOWS`.
+    /// The content of `FLOWS`: judged TLS connections.
     ///
     /// # Errors
     /// When it cannot be read.
     pub fn flows(&self) -> Result<Vec<(FlowKey, Flow)>> {
         Ok(Flows::new("FLOWS", Pinned::open(&self.bpffs())?.map("FLOWS")?)?.entries()?)
+    }
+
+    /// The content of `TRANSIENT`: all other inbound connections.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn transient(&self) -> Result<Vec<(FlowKey, Flow)>> {
+        Ok(Flows::new("TRANSIENT", Pinned::open(&self.bpffs())?.map("TRANSIENT")?)?.entries()?)
     }
 
     /// Waits until the agent has entered what was open at these pods before it came.

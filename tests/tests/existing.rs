@@ -69,9 +69,10 @@ fn open(lab: &Lab) -> Result<Open> {
     Ok(Open { plain, secure, outbound, records, _servers: [plain_server, tls_server, outside] })
 }
 
-/// Number of flows in the map in a state.
+/// Number of flows in a state, in both tables.
 fn flows(lab: &Lab, state: FlowState) -> Result<usize> {
-    Ok(lab.flows()?.iter().filter(|(_, flow)| flow.state == state).count())
+    let all = [lab.flows()?, lab.transient()?].concat();
+    Ok(all.iter().filter(|(_, flow)| flow.state == state).count())
 }
 
 #[test]

@@ -7,9 +7,10 @@ use enforcer::agent::state;
 use enforcer::certificate::report::CertificateReport;
 use enforcer_common::Mode;
 use enforcer_tests::agent::policy;
-use enforcer_tests::cluster::KubeScene;
+use enforcer_tests::cluster::{self, KubeScene};
 use enforcer_tests::lab::Authority;
 use enforcer_tests::poll;
+use kube::api::ListParams;
 use serde_json::{Value, json};
 
 const APP: &str = "frontend.hipstershopv1v2.svc.cluster.local";
@@ -37,6 +38,24 @@ fn policies_come_change_and_go() -> Result<()> {
     lab.wait_mode("frontend", Mode::STRICT)?;
     assert!(start.elapsed() < Duration::from_secs(1), "it took {:?}", start.elapsed());
     assert_eq!(scene.curl()?, reset());
+    assert_eq!(scene.curl()?, reset());
+    // Where people look first: once, however often it happens.
+    let events = poll::until("an event of the pod", Duration::from_secs(10), || {
+        let list = cluster.with(async |client| {
+            let events = cluster::api(&client, "v1", "Event", Some("hipstershopv1v2"));
+            Ok(serde_json::to_value(events.list(&ListParams::default()).await?.items)?)
+        })?;
+        ensure!(list.as_array().is_some_and(|list| !list.is_empty()), "there is none");
+        Ok(list)
+    })?;
+    let notes: Vec<_> =
+        events.as_array().into_iter().flatten().map(|event| event["message"].as_str()).collect();
+    let [Some(note)] = notes.as_slice() else { anyhow::bail!("{notes:?}") };
+    assert!(
+        note.contains("noistio/sleep") || note.contains("10.244.0.20") || note.contains("fd00:10:244::20"),
+        "{note}"
+    );
+    assert!(note.contains("port 8080 was reset by istio-system/default (mesh): PLAINTEXT"), "{note}");
 
     // Written under the older version, read under the newer one.
     let own = |mode: &str| policy("hipstershopv1v2", "frontend", Some(APP), mode, &[]);

@@ -4,7 +4,11 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use enforcer_common::{Reason, Verdict};
+use enforcer::datapath::load::Pinned;
+use enforcer::datapath::maps::Exempt;
+use enforcer_common::{Address, Reason, Verdict};
+use enforcer_tests::agent::FRONTEND_PERMISSIVE;
+use enforcer_tests::lab::NODE;
 use enforcer_tests::load::{Load, Plaintext, Plan, value};
 use enforcer_tests::watch::Watch;
 use enforcer_tests::{Lab, Scene, poll};
@@ -105,4 +109,45 @@ fn twenty_restarts_and_twenty_kills_under_load() -> Result<()> {
         ensure!(left.is_empty(), "{left:?} are loaded");
         Ok(())
     })
+}
+
+/// A restart says what is new, and nothing is: the policy is the one that the agent before put in force.
+#[test]
+fn a_restart_tells_no_change_where_nothing_changed() -> Result<()> {
+    let mut scene = Scene::strict()?;
+    scene.agent.wait_for_output(RUNNING)?;
+    assert!(scene.agent.output().contains("policy changed"), "{}", scene.agent.output());
+    scene.agent.kill()?;
+    // One policy changes while nobody looks.
+    scene.lab.apply("frontend.yaml", FRONTEND_PERMISSIVE)?;
+    scene.agent = scene.lab.start_agent(&[])?;
+    scene.agent.wait_for_output(RUNNING)?;
+    let log = scene.agent.output();
+    let changes: Vec<&str> = log.lines().filter(|line| line.contains("policy changed")).collect();
+    assert_eq!(changes.len(), 2, "{log}");
+    assert!(
+        changes.iter().all(|line| line.contains("frontend") && line.contains("before=\"STRICT\"")),
+        "{log}"
+    );
+    Ok(())
+}
+
+/// Probes come from the node's own addresses, whichever these are at the moment.
+#[test]
+fn addresses_that_the_node_gets_later_are_its_own() -> Result<()> {
+    let scene = Scene::strict()?;
+    let address: std::net::IpAddr = "10.244.77.1".parse()?;
+    let known = || -> Result<bool> {
+        let map = Pinned::open(&scene.lab.bpffs())?.map("EXEMPT")?;
+        Ok(Exempt::new(map)?.entries()?.iter().any(|(known, _)| *known == Address::from(address)))
+    };
+    assert!(!known()?);
+    for (word, expected) in [("add", true), ("del", false)] {
+        scene.lab.exec(NODE, ["ip", "address", word, "10.244.77.1/32", "dev", "lo"])?.success()?;
+        poll::until("the address to be known or forgotten", LIMIT, || {
+            ensure!(known()? == expected, "{word}: it is not");
+            Ok(())
+        })?;
+    }
+    Ok(())
 }

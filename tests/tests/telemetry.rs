@@ -235,7 +235,11 @@ fn the_address_for_scrapes_has_metrics_and_health_only() -> Result<()> {
         lab.exec(NODE, ["curl", "-sS", "-w", "%{http_code}", &format!("http://127.0.0.1:9464{path}")])
     };
     poll::until("the listener", SOON, || get("/healthz")?.success())?;
-    let metrics = get("/metrics")?.success()?.stdout;
+    let metrics = poll::until("the first policy", SOON, || {
+        let metrics = get("/metrics")?.success()?.stdout;
+        ensure!(metrics.contains("enforcer_ready 1"), "{metrics}");
+        Ok(metrics)
+    })?;
     for name in
         ["enforcer_build_info{", "enforcer_endpoints{mode=\"STRICT\"} 6", "enforcer_attached_interfaces 4"]
     {

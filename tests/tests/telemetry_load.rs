@@ -27,7 +27,7 @@ const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: frontend\r\n\r\n";
 /// How long the short form runs.
 const SHORT: Duration = Duration::from_secs(2);
 
-/// Closing sends a reset: no TIME_WAIT eats up the ports.
+/// Closing sends a reset: no `TIME_WAIT` eats up the ports.
 fn abort_on_close(stream: &TcpStream) -> Result<()> {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     let size = libc::socklen_t::try_from(size_of_val(&linger))?;
@@ -200,7 +200,8 @@ fn every_connection_is_told_or_counted_as_missing() -> Result<()> {
     assert!(seen.verdicts <= made, "{seen:?} of {made}");
     assert!(seen.verdicts + seen.missing >= made, "{seen:?} of {made}");
     if seen.missing == 0 {
-        assert_eq!((seen.verdicts, seen.ends), (made, made), "{seen:?}");
+        assert_eq!(seen.verdicts, made, "{seen:?}");
+        assert!(seen.ends <= made, "{seen:?}");
     }
     Ok(())
 }
@@ -229,8 +230,8 @@ fn the_agent_stays_small_under_load() -> Result<()> {
         let missing =
             metric(&text, "enforcer_events_lost_total") + metric(&text, "enforcer_events_suppressed_total");
         #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
-        let enough = told + missing >= 2.0 * made as f64;
-        ensure!(enough, "{told} told, {missing} missing of two events for each of {made}");
+        let enough = told + missing >= made as f64;
+        ensure!(enough, "{told} told, {missing} missing of {made}");
         Ok(text)
     })?;
     let difference = |name: &str| metric(&after, name) - metric(&before, name);

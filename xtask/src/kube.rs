@@ -16,7 +16,7 @@ use clap::{Args, Subcommand};
 use self::binaries::Part;
 use self::control_plane::{ControlPlane, FEW_CONTROLLERS, down};
 use crate::demo::all_binaries;
-use crate::shell::{binaries as binaries_folder, command, require_root, root, run as run_command};
+use crate::shell::{binaries as binaries_folder, cargo, command, require_root, root, run as run_command};
 use crate::{image, setup};
 
 /// What to do with it.
@@ -26,6 +26,8 @@ pub(crate) enum Task {
     Build(BuildOptions),
     /// Start etcd and kube-apiserver on loopback; prints the kubeconfig. Starts again what was killed
     Up(UpOptions),
+    /// Measure the agent in a cluster of thousands of objects, optimised (as root)
+    Scale(ScaleOptions),
     /// End them and remove their data
     Down(DownOptions),
     /// A real node: kubelet, containerd and a network plug-in beside a control plane, in namespaces of their own (as root)
@@ -52,6 +54,14 @@ pub(crate) struct BuildOptions {
     /// Also what a node needs: controllers, scheduler, kubelet, containerd, network plug-ins
     #[arg(long)]
     node: bool,
+}
+
+/// What the measurement gets.
+#[derive(Args)]
+pub(crate) struct ScaleOptions {
+    /// Arguments for the measurement itself; `--help` lists them
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
 }
 
 /// Where a control plane keeps its state.
@@ -97,6 +107,12 @@ pub(crate) fn run(task: &Task) -> Result<()> {
             Ok(())
         }
         Task::Up(options) => up(options),
+        Task::Scale(options) => {
+            require_root("kube scale")?;
+            binaries::ensure(&[Part::ControlPlane])?;
+            run_command(&mut cargo(["build", "--locked", "--release", "--workspace", "--bins"]))?;
+            run_command(command(root().join("target/release/kube-scale")).args(&options.arguments))
+        }
         Task::Down(options) => down(&options.folder()),
         Task::Node(task) => node::run(task),
         Task::Demo(options) => demo(options),

@@ -97,9 +97,15 @@ pub struct Decision {
     pub report: bool,
     /// With `report`: the connection was not counted among those of its client and class before.
     pub new_client: bool,
+    /// The connection ends with this packet, and nothing else will tell: it is reported as one event.
+    pub end: bool,
+    /// With `end`: the last verdict.
+    pub last_verdict: Verdict,
+    /// With `end`: why it fell.
+    pub last_reason: Reason,
     /// For [`Act::Reset`].
     pub numbers: ResetNumbers,
-    /// With `report` or `hello`: what the flow had carried, this packet included where it passes.
+    /// With `report`, `end` or `hello`: what the flow had carried, this packet included where it passes.
     pub carried: Carried,
     /// What of this packet goes to user space.
     pub hello: HelloPart,
@@ -115,6 +121,9 @@ impl Decision {
         class: TrafficClass::UNKNOWN,
         report: false,
         new_client: false,
+        end: false,
+        last_verdict: Verdict::NONE,
+        last_reason: Reason::NONE,
         numbers: ResetNumbers::NONE,
         carried: Carried::NOTHING,
         hello: HelloPart::NONE,
@@ -127,7 +136,7 @@ impl Decision {
     #[inline(always)]
     #[must_use]
     pub fn is_nothing(&self) -> bool {
-        self.act == Act::Pass && self.verdict == Verdict::NONE && self.hello.count == 0
+        self.act == Act::Pass && self.verdict == Verdict::NONE && self.hello.count == 0 && !self.end
     }
 
     /// Whether the client of a reported verdict is entered in `CLIENTS`.

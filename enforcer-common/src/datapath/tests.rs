@@ -5,6 +5,7 @@ mod model;
 
 mod handshake;
 mod judging;
+mod lifetime;
 mod policy;
 
 use self::conversation::{CLIENT_ISN, Conversation, HELLO, POD_ISN, SERVER_HELLO};

@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use enforcer_common::datapath::Act;
-use enforcer_common::map::FlowKey;
+use enforcer_common::datapath::{Act, end_of_socket};
+use enforcer_common::map::{FlowKey, SocketTag};
 use enforcer_common::tcp::{ACK, FIN, RST, SYN, URG};
 use enforcer_common::tls::{Class, classify, pod_byte_fits};
 use enforcer_common::{Address, Direction, Mode};
@@ -32,6 +32,10 @@ impl Feed<'_> {
             }
             None => 0,
         }
+    }
+
+    fn once_in(&mut self, times: u8) -> bool {
+        self.byte().is_multiple_of(times)
     }
 
     fn pick<T: Copy>(&mut self, from: &[T]) -> T {
@@ -104,16 +108,16 @@ impl World {
     fn run(&self, direction: Direction, flags: u8, seq: u32, ack: u32, payload: &[u8]) -> (bool, u32) {
         let packet = Packet { direction, flags, seq, ack, payload: payload.to_vec() };
         let decision = self.model.run(&self.key, &packet);
-        let reset = if decision.act == Act::Reset { decision.pod_seq } else { 0 };
+        let reset = if decision.act == Act::Reset { decision.numbers.pod_seq } else { 0 };
         (decision.act == Act::Pass || decision.act == Act::TrimSyn, reset)
     }
 
     /// A SYN, maybe with data; the pod answers as its state has it.
     fn syn(&mut self, feed: &mut Feed) {
         let isn = BASE.wrapping_add(feed.pick(&[0, 1, 2, 3, 6, 7, 20, 0x8000_0000, u32::MAX - 5]));
-        let payload = if feed.byte() & 3 == 0 { REQUEST } else { b"" };
+        let payload = if feed.once_in(4) { REQUEST } else { b"" };
         self.run(Direction::TO_POD, SYN, isn, 0, payload);
-        if feed.byte() & 7 == 0 {
+        if feed.once_in(8) {
             // Discarded by the pod.
             return;
         }
@@ -153,7 +157,7 @@ impl World {
         let length = usize::from(feed.byte() % 19).min(script.len());
         let from = if feed.byte() & 1 == 0 { offset as usize % script.len() } else { 0 };
         let mut payload = script[from..(from + length).min(script.len())].to_vec();
-        if feed.byte() & 7 == 0
+        if feed.once_in(8)
             && let Some(last) = payload.last_mut()
         {
             *last = feed.byte();
@@ -250,10 +254,12 @@ impl World {
         }
     }
 
-    /// The pod's socket is gone, and with it what is known of the flow.
+    /// The pod's socket is gone, and the program at its close says so.
     fn close(&mut self) {
-        self.socket = None;
-        self.model.remove_flow(&self.key);
+        if let Some(socket) = self.socket.take() {
+            let pod_start = socket.pod_isn.wrapping_add(1);
+            end_of_socket(&self.model, &SocketTag { key: self.key, pod_start });
+        }
         if !self.cookies {
             self.answered.clear();
         }

@@ -2,15 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
+use anyhow::Context as _;
 use enforcer_common::Address;
 use tracing::{error, info, warn};
 
 use super::Agent;
 use super::snapshot::hook_name;
 use crate::datapath::desired::Place;
-use crate::datapath::netns::Namespaces;
+use crate::datapath::netns::{Namespaces, addresses};
 use crate::datapath::sockdiag::PodSockets;
 use crate::datapath::{Interface, InterfaceEvent};
 
@@ -93,6 +95,18 @@ impl Agent {
             }
         }
         found
+    }
+
+    /// Reads this node's addresses again; true when they changed.
+    pub(super) fn read_node_addresses(&mut self) -> anyhow::Result<bool> {
+        let found = addresses().context("cannot list this node's addresses")?;
+        let found: BTreeSet<IpAddr> = found.into_iter().map(|found| found.address).collect();
+        if found == self.facts.node_addresses {
+            return Ok(false);
+        }
+        self.node_addresses = Arc::new(found.clone());
+        self.facts.node_addresses = found;
+        Ok(true)
     }
 
     pub(super) fn forget_lost_interfaces(&self) {

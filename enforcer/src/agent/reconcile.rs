@@ -1,16 +1,16 @@
 //! Bringing the maps to what is wanted, and saying what changed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use enforcer_common::Address;
+use enforcer_common::{Address, Mode};
 use jiff::Timestamp;
 use tracing::{error, info, warn};
 
 use super::Agent;
 use super::tables::Refusal;
-use crate::datapath::apply::{Change, change};
+use crate::datapath::apply::{Change, change, holds};
 use crate::datapath::desired::{Desired, desired};
 
 impl Agent {
@@ -23,8 +23,9 @@ impl Agent {
         let begun = Instant::now();
         let wanted = desired(&self.objects, &self.facts, &self.config.objects, &mut self.ids);
         let change = change(self.tables.held(), &wanted);
+        let before = self.in_force(&wanted);
         let refusals = self.tables.apply(&change);
-        self.tell_changes(&wanted);
+        self.tell_changes(&wanted, &before);
         self.wanted = Arc::new(wanted);
         self.measure(&change, begun);
         self.tell_refusals(&refusals);
@@ -34,6 +35,18 @@ impl Agent {
         self.policy_applied = Some(Timestamp::now());
         self.write_state();
         Ok(())
+    }
+
+    /// After an upgrade that could not take the policy over: the programs of the layout before enforce until the new ones
+    /// replace them, and these must not find their maps empty.
+    pub(super) fn prepare(&mut self) {
+        if !self.loaded || !self.tables.held().endpoints.is_empty() {
+            return;
+        }
+        let wanted = desired(&self.objects, &self.facts, &self.config.objects, &mut self.ids);
+        let change = change(self.tables.held(), &wanted);
+        // What is refused is refused again, and told, when all is written for good.
+        drop(self.tables.prepare(&change));
     }
 
     /// How long the change took, and how long new pods were without it.
@@ -79,7 +92,25 @@ impl Agent {
         self.refused = problems;
     }
 
-    pub(super) fn tell_changes(&self, wanted: &Desired) {
+    /// What an agent before this one put in force for addresses that this one has not planned yet: the mode, and whether
+    /// it is the wanted policy.
+    fn in_force(&self, wanted: &Desired) -> BTreeMap<Address, (Mode, bool)> {
+        let held = self.tables.held();
+        let new = wanted.endpoints.iter().filter(|(address, _)| !self.wanted.endpoints.contains_key(address));
+        new.filter_map(|(address, plan)| {
+            let endpoint = held.endpoints.get(address).filter(|held| held.workload == plan.workload)?;
+            Some((*address, (endpoint.mode, holds(held, *address, plan))))
+        })
+        .collect()
+    }
+
+    /// Tells of every policy that is another one than before. Where an agent before this one decided, by which policies
+    /// is not known, so that is compared by its effect.
+    fn tell_changes(&self, wanted: &Desired, before: &BTreeMap<Address, (Mode, bool)>) {
+        let kept = before.values().filter(|(_, same)| *same).count();
+        if kept > 0 {
+            info!(addresses = kept, "policy is in force as the agent before left it");
+        }
         for (address, plan) in &wanted.endpoints {
             let old = self.wanted.endpoints.get(address);
             if old.is_some_and(|old| {
@@ -87,6 +118,11 @@ impl Agent {
             }) {
                 continue;
             }
+            let held = before.get(address);
+            if held.is_some_and(|(_, same)| *same) {
+                continue;
+            }
+            let mode = old.map(|old| old.mode).or_else(|| held.map(|(mode, _)| *mode));
             let policies: Vec<String> = plan
                 .decided_by
                 .iter()
@@ -94,7 +130,7 @@ impl Agent {
                 .collect();
             info!(
                 pod = %plan.pod, address = %address, mode = %plan.mode,
-                before = old.map_or("unknown", |old| old.mode.name()), policies = policies.join(", "),
+                before = mode.map_or("unknown", Mode::name), policies = policies.join(", "),
                 "policy changed"
             );
         }

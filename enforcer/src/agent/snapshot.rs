@@ -46,6 +46,7 @@ impl Agent {
             generations: endpoints.iter().map(|(address, held)| (*address, held.generation)).collect(),
             node_addresses: self.node_addresses.clone(),
             state: state.clone(),
+            placed: self.facts.places.values().map(|place| place.ifindex).collect(),
             unhooked: self
                 .node_problems
                 .iter()
@@ -85,8 +86,11 @@ impl Agent {
             started: Some(self.started),
             policy_applied: self.policy_applied,
             source: self.source.description.clone(),
+            root_namespace: self.config.objects.root_namespace.clone(),
+            revision: self.config.objects.revision.clone(),
             kinds: self.source.kinds.clone(),
             workloads: self.ids.all().iter().map(|(pod, id)| (pod.to_string(), *id)).collect(),
+            last_workload: self.ids.last(),
             owners: self.owners.clone(),
             endpoints: endpoints.collect(),
             interfaces: interfaces.collect(),

@@ -25,10 +25,16 @@ pub struct State {
     pub policy_applied: Option<Timestamp>,
     /// Where the objects come from.
     pub source: String,
+    /// The root namespace that policies are read with.
+    pub root_namespace: String,
+    /// The revision that policies are read with.
+    pub revision: Option<String>,
     /// How each kind of the Kubernetes API is doing; empty for manifests.
     pub kinds: Vec<KindState>,
-    /// Every pod that ever had a workload id, by `namespace/name`.
+    /// Pods with a workload id, by `namespace/name`; those that are gone for long are left out.
     pub workloads: BTreeMap<String, u32>,
+    /// The workload id that was given last: none is given twice.
+    pub last_workload: u32,
     /// The workload that a pod belongs to, by `namespace/name` of the pod, where it has another name than the pod.
     pub owners: BTreeMap<String, String>,
     /// The endpoints.
@@ -57,7 +63,7 @@ pub struct EndpointState {
 }
 
 /// A policy that decided, as in `policy explain`.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct DecisionState {
     /// `mesh`, `namespace`, `workload` or `port`.
     pub level: String,
@@ -71,7 +77,7 @@ pub struct DecisionState {
 }
 
 /// A hooked interface.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct InterfaceState {
     /// Its index.
     pub index: u32,

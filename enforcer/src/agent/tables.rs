@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use enforcer_common::map::{Endpoint, Flow, FlowKey, FlowState, Outbound, PortKey, endpoint_flags};
+use enforcer_common::map::{
+    Endpoint, Flow, FlowKey, FlowState, Outbound, PortKey, endpoint_flags, flow_flags,
+};
 use enforcer_common::settings::Settings;
 use enforcer_common::{Address, Mode, Reason, Verdict};
 
@@ -44,6 +46,7 @@ pub struct Tables {
     ports: PortModes,
     exempt: Exempt,
     flows: Flows,
+    transient: Flows,
     outbound: Outbounds,
     settings: SettingsMap,
     held: Held,
@@ -77,6 +80,7 @@ impl Tables {
             ports,
             exempt,
             flows: Flows::new("FLOWS", take(datapath, "FLOWS")?)?,
+            transient: Flows::new("TRANSIENT", take(datapath, "TRANSIENT")?)?,
             outbound: Outbounds::new("OUTBOUND", take(datapath, "OUTBOUND")?)?,
             settings: SettingsMap::new(take(datapath, "SETTINGS")?)?,
             held,
@@ -134,6 +138,16 @@ impl Tables {
         refusals
     }
 
+    /// Writes everything as fresh, to be written again: new programs that come onto their hooks with empty maps have a
+    /// policy from the first packet on, and what is open can still be entered afterwards.
+    pub fn prepare(&mut self, change: &Change) -> Vec<Refusal> {
+        let held = self.held.clone();
+        let refusals = self.apply(change);
+        self.held = held;
+        self.stale.clear();
+        refusals
+    }
+
     /// What can be written of this write when these generations have not all of their ports.
     fn possible(&self, write: &Write, without_ports: &BTreeSet<(u32, u16)>) -> Option<Write> {
         match *write {
@@ -184,13 +198,48 @@ impl Tables {
             }
             let key = key(socket);
             if sockets.is_inbound(socket) {
-                // What the kernel side has judged meanwhile stays as it is.
-                self.flows.insert_new(&key, &existing_flow(&endpoint, existing))?;
+                self.enter_existing(&key, &existing_flow(&endpoint, existing))?;
             } else {
                 self.outbound.insert(&key, &Outbound { pod_isn: 0, reserved: 0 })?;
             }
         }
         self.endpoints.insert(&address, &endpoint)
+    }
+
+    /// Enters a connection that was open before, where no other can push it out. What the kernel side has judged meanwhile stays
+    /// as it is. Without room it goes where it can be pushed out.
+    fn enter_existing(&mut self, key: &FlowKey, flow: &Flow) -> Result<(), MapsError> {
+        let judged = self.transient.get(key)?.is_some_and(|flow| flow.flags & flow_flags::ENDED == 0);
+        if judged {
+            return Ok(());
+        }
+        let protected = Flow { flags: flow.flags | flow_flags::PROTECTED, ..*flow };
+        match self.flows.insert_new(key, &protected) {
+            Err(error) if error.is_full() => self.transient.insert_new(key, flow).map(drop),
+            result => result.map(drop),
+        }
+    }
+
+    /// Moves allowed TLS and existing connections to where no other can push them out, as the kernel side does with new ones.
+    /// Gives how many; those for which there is no room stay where they are.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn protect_judged(&mut self) -> Result<usize, MapsError> {
+        let mut moved = 0;
+        for (key, flow) in self.transient.entries()? {
+            let judged = matches!(flow.state, FlowState::TLS | FlowState::EXISTING);
+            let gone = flow.flags & (flow_flags::REOPENING | flow_flags::ENDED) != 0;
+            if !judged || gone || flow.verdict != Verdict::ALLOW {
+                continue;
+            }
+            let protected = Flow { flags: flow.flags | flow_flags::PROTECTED, ..flow };
+            match self.flows.insert_new(&key, &protected) {
+                Err(error) if error.is_full() => break,
+                result => moved += usize::from(result?),
+            }
+        }
+        Ok(moved)
     }
 
     /// Removes ports of generations that no packet can be using any more.

@@ -6,7 +6,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// A client that a check connects as.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Client {
     /// No certificate, ALPN and SNI of a mesh client.
@@ -49,7 +51,7 @@ impl fmt::Display for Client {
 }
 
 /// Why a client counts as accepted.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(tag = "evidence", rename_all = "snake_case")]
 pub enum Accepted {
     /// The handshake ended and the server had not even asked for a certificate.
@@ -79,7 +81,7 @@ impl fmt::Display for Accepted {
 }
 
 /// How a client was refused.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(tag = "how", rename_all = "snake_case")]
 pub enum Refused {
     /// By a TLS alert.
@@ -111,7 +113,7 @@ impl fmt::Display for Refused {
 }
 
 /// What one client got.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(tag = "result", rename_all = "snake_case")]
 pub enum Outcome {
     /// It was let in.
@@ -136,7 +138,7 @@ impl fmt::Display for Outcome {
 }
 
 /// One fact that speaks against mutual TLS with the mesh's certificates.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(tag = "finding", rename_all = "snake_case")]
 pub enum Finding {
     /// No connection, or no answer.

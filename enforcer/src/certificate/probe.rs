@@ -85,7 +85,7 @@ pub struct Request<'a> {
 }
 
 /// What the server showed of itself.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Server {
     /// The presented chain, leaf first, as far as it can be read.
     pub chain: Vec<Certificate>,
@@ -104,7 +104,7 @@ pub struct Server {
 }
 
 /// What one client got.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct ClientResult {
     /// The client.
     pub client: Client,
@@ -113,7 +113,7 @@ pub struct ClientResult {
 }
 
 /// All that one check found.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Probe {
     /// Everything that speaks against the server.
     pub findings: Vec<Finding>,

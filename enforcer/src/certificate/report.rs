@@ -13,7 +13,7 @@ use super::state::{History, State};
 use crate::object::ObjectName;
 
 /// What is known about one endpoint and port.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Entry {
     /// Namespace of the pod.
     pub namespace: String,
@@ -52,7 +52,7 @@ pub struct Sample {
 }
 
 /// All results at one moment.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct CertificateReport {
     /// When this was put together.
     pub time: Timestamp,

@@ -15,8 +15,11 @@ const SCHEME: &str = "spiffe://";
 pub const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
 
 /// One workload identity.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[derive(
+    Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
 pub struct SpiffeId {
     trust_domain: String,
     namespace: String,
@@ -108,7 +111,7 @@ impl From<SpiffeId> for String {
 }
 
 /// What the server of one workload must be: one identity, in any of the mesh's trust domains.
-#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Expected {
     /// The identity in the mesh's own trust domain.
     pub id: SpiffeId,

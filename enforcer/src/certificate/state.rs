@@ -8,7 +8,20 @@ use serde::{Deserialize, Serialize};
 use super::finding::{Client, Finding};
 
 /// What is known about the certificates of one endpoint and port.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Debug,
+    Default,
+    Serialize,
+    Deserialize,
+    schemars::JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
     /// Mutual TLS with the mesh's certificates is proven.
@@ -203,7 +216,7 @@ impl Default for Consequences {
 }
 
 /// The history of one endpoint and port, as far as it matters.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct History {
     /// The state that is reported: that of the last certain result, or of the last result when there was none.
     pub state: State,

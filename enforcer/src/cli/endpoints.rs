@@ -26,8 +26,8 @@ pub struct Args {
     output: OutputFormat,
 }
 
-#[derive(Debug, Serialize)]
-struct Row {
+#[derive(Debug, Serialize, schemars::JsonSchema)]
+pub(super) struct Row {
     pod: String,
     address: IpAddr,
     workload: u32,
@@ -40,7 +40,7 @@ struct Row {
     learning: bool,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, schemars::JsonSchema)]
 struct Port {
     mode: &'static str,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -50,7 +50,7 @@ struct Port {
     certificate: Option<Certificate>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, schemars::JsonSchema)]
 struct Certificate {
     state: State,
     since: Option<Timestamp>,

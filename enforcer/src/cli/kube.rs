@@ -133,6 +133,10 @@ pub fn run(
 ) -> anyhow::Result<ExitCode> {
     let line: Option<Vec<String>> = std::env::args_os().map(|word| word.into_string().ok()).collect();
     let words = words(line.context("the command line is not UTF-8")?);
+    ensure!(
+        words.first().is_none_or(|word| word != "top"),
+        "`top` draws on the terminal of its node: use kubectl exec -it beside that node's agent"
+    );
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let agents = runtime.block_on(async {
         let access = Access::find(args.kubeconfig.clone(), args.context.clone()).await?;

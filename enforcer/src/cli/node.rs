@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use enforcer_common::settings::Settings;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::agent::monotonic_ns;
@@ -13,6 +14,7 @@ use crate::datapath::load::Pinned;
 use crate::datapath::lock::LockError;
 use crate::datapath::maps::SettingsMap;
 use crate::datapath::pin::DEFAULT_DIR;
+use crate::telemetry::readiness::watch;
 
 /// Where the node's maps and state are.
 #[derive(Debug, clap::Args)]
@@ -40,7 +42,7 @@ pub struct Node {
 }
 
 /// Whether the agent lives.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct AgentStatus {
     /// It holds the pins.
     pub running: bool,
@@ -59,6 +61,14 @@ impl NodeArgs {
     /// When the present folder is gone.
     pub fn certificates(&self) -> std::io::Result<PathBuf> {
         Ok(state::certificates_path(&self.state_dir, &std::path::absolute(&self.bpffs)?))
+    }
+
+    /// The file with what was watched.
+    ///
+    /// # Errors
+    /// When the present folder is gone.
+    pub fn readiness(&self) -> std::io::Result<PathBuf> {
+        Ok(watch::path(&self.state_dir, &std::path::absolute(&self.bpffs)?))
     }
 }
 

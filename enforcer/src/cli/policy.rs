@@ -1,15 +1,18 @@
-//! `enforcer policy`: explain, lint and diff policies. Works on manifest files; needs neither root nor an agent.
+//! `enforcer policy`: explain, lint and diff policies. Works on manifest files, without root and without an agent; explain
+//! also on what a running agent knows.
 
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use clap::Subcommand;
 
+use crate::agent::state::State;
 use crate::policy::compose::Composer;
 use crate::policy::problem::Problem;
 use crate::source::manifest::{Loaded, load_paths};
+use crate::telemetry::client;
 
 mod diff;
 mod explain;
@@ -49,18 +52,39 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 /// How policies are to be read, alike for all subcommands.
 #[derive(Debug, clap::Args)]
 struct Reading {
-    /// Istio's root namespace (`meshConfig.rootNamespace`).
-    #[arg(long, env = "ENFORCER_ROOT_NAMESPACE", default_value = "istio-system", value_name = "NS")]
-    root_namespace: String,
+    /// Istio's root namespace (`meshConfig.rootNamespace`); without it the agent's own, else istio-system.
+    #[arg(long, env = "ENFORCER_ROOT_NAMESPACE", value_name = "NS")]
+    root_namespace: Option<String>,
     /// Revision of the control plane: policies labelled `istio.io/rev` with another one are left out.
     #[arg(long, value_name = "REVISION")]
     revision: Option<String>,
 }
 
 impl Reading {
-    fn composer<'a>(&self, loaded: &'a Loaded) -> Composer<'a> {
-        Composer::new(loaded.objects.policies.values(), &self.root_namespace, self.revision.as_deref())
+    fn root_namespace(&self) -> &str {
+        self.root_namespace.as_deref().unwrap_or("istio-system")
     }
+
+    fn composer<'a>(&self, loaded: &'a Loaded) -> Composer<'a> {
+        Composer::new(loaded.objects.policies.values(), self.root_namespace(), self.revision.as_deref())
+    }
+
+    /// What an agent reads policies with, where the command line does not say otherwise.
+    fn or_of(&self, agent: &State) -> Self {
+        let root = Some(agent.root_namespace.clone()).filter(|root| !root.is_empty());
+        Self {
+            root_namespace: self.root_namespace.clone().or(root),
+            revision: self.revision.clone().or_else(|| agent.revision.clone()),
+        }
+    }
+}
+
+/// What a running agent knows: its objects, and its state.
+fn ask_agent(socket: &Path) -> anyhow::Result<(Loaded, State)> {
+    let objects = serde_json::from_str(&client::get(socket, "/v1/objects")?);
+    let state = serde_json::from_str(&client::get(socket, "/v1/state")?);
+    let other = "the agent's answer is not of this version: use the enforcer that it runs with";
+    Ok((Loaded { objects: objects.context(other)?, ..Loaded::default() }, state.context(other)?))
 }
 
 /// Reads manifests; `-` is standard input.
@@ -87,4 +111,16 @@ fn nothing_read(loaded: &Loaded) -> anyhow::Result<()> {
 
 fn warn(problem: &Problem) -> io::Result<()> {
     writeln!(io::stderr(), "warning: {problem}")
+}
+
+/// The schemas of the subcommands' json.
+pub(super) fn schemas(
+    generator: &schemars::generate::SchemaSettings,
+) -> [(&'static str, schemars::Schema); 3] {
+    let new = || generator.clone().into_generator();
+    [
+        ("policy-explain", new().into_root_schema_for::<explain::Report>()),
+        ("policy-lint", new().into_root_schema_for::<lint::Findings>()),
+        ("policy-diff", new().into_root_schema_for::<diff::Report>()),
+    ]
 }

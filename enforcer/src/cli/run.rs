@@ -134,6 +134,9 @@ pub struct Args {
     /// Resets per second on this node; what is beyond is dropped and counted as `RESET_LIMIT`.
     #[arg(long, env = "ENFORCER_RESETS_PER_SECOND", default_value_t = Settings::DEFAULT.resets_per_second, value_name = "N")]
     resets_per_second: u32,
+    /// The same in answer to one client's address, so that one client does not spend the resets of all.
+    #[arg(long, env = "ENFORCER_RESETS_PER_SECOND_PER_CLIENT", default_value_t = Settings::DEFAULT.resets_per_second_per_client, value_name = "N")]
+    resets_per_second_per_client: u32,
     /// Verdict events per second and CPU; what is beyond is counted as suppressed.
     #[arg(long, env = "ENFORCER_EVENTS_PER_SECOND", default_value_t = Settings::DEFAULT.events_per_second, value_name = "N")]
     events_per_second: u32,
@@ -328,6 +331,7 @@ fn config(args: Args, source: source::Origin) -> anyhow::Result<Config> {
             },
             unknown_pods,
             resets_per_second: args.resets_per_second,
+            resets_per_second_per_client: args.resets_per_second_per_client,
             events_per_second: args.events_per_second,
             ..Settings::DEFAULT
         },

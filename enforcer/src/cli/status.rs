@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::process::ExitCode;
+use std::time::Duration;
 
-use aya::maps::{Map, MapData};
 use enforcer_common::map::endpoint_flags;
 use enforcer_common::settings::{Action, Enforcement, UnknownPods};
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::EXIT_NO;
@@ -18,9 +18,15 @@ use crate::agent::state::InterfaceState;
 use crate::datapath::attach::Way;
 use crate::datapath::chain::{self, OnHook};
 use crate::datapath::interface;
-use crate::datapath::maps::{
-    Counters, Endpoints, Exempt, Flows, HalfOpens, Outbounds, PortModes, WorkloadCounters, event_budget,
-};
+use crate::datapath::maps::{Counters, Endpoints, event_budget};
+use crate::source::KindState;
+
+use self::maps::MapRow;
+use self::programs::Program;
+
+mod maps;
+mod problems;
+mod programs;
 
 /// Show whether this node is enforced: agent, programs and hooks, endpoints, maps, policy age, counters, problems.
 ///
@@ -29,13 +35,17 @@ use crate::datapath::maps::{
 pub struct Args {
     #[command(flatten)]
     node: NodeArgs,
+    /// Turn the kernel's BPF statistics on for so many seconds, and show what a packet cost in the programs meanwhile.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=600), value_name = "SECONDS")]
+    measure: Option<u64>,
     /// Form of the output.
     #[arg(short, long, value_enum, default_value_t)]
     output: OutputFormat,
 }
 
-#[derive(Debug, Serialize)]
-struct Status {
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(title = "enforcer status")]
+pub(super) struct Status {
     agent: AgentStatus,
     mode: &'static str,
     action: &'static str,
@@ -50,17 +60,17 @@ struct Status {
     maps: Vec<MapRow>,
     counters: Vec<CounterRow>,
     events: Events,
+    /// Checks of servers' certificates.
+    certificates: Certificates,
+    /// What was refused and why, most connections first.
+    refused: Vec<Refused>,
+    /// What should be known and needs nobody now.
+    notes: Vec<String>,
     /// One sentence each; empty when nothing needs a person.
     problems: Vec<String>,
 }
 
-#[derive(Debug, Serialize)]
-struct Program {
-    name: String,
-    id: u32,
-}
-
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct InterfaceRow {
     #[serde(flatten)]
     state: InterfaceState,
@@ -73,22 +83,16 @@ struct InterfaceRow {
     warnings: Vec<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Policy {
     source: String,
     applied: Option<String>,
     age_seconds: Option<f64>,
+    /// Each kind of object, where they come from the Kubernetes API.
+    kinds: Vec<KindState>,
 }
 
-#[derive(Debug, Serialize)]
-struct MapRow {
-    name: &'static str,
-    entries: Option<usize>,
-    capacity: u32,
-    memory_bytes: u64,
-}
-
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct CounterRow {
     verdict: &'static str,
     reason: &'static str,
@@ -98,7 +102,34 @@ struct CounterRow {
     bytes: u64,
 }
 
-#[derive(Debug, Serialize)]
+/// Checks of servers' certificates.
+#[derive(Debug, Default, Serialize, JsonSchema)]
+struct Certificates {
+    /// Servers that are checked.
+    checked: usize,
+    /// Those of which mutual TLS is proven.
+    good: usize,
+    /// What is wrong, one sentence each.
+    problems: Vec<String>,
+}
+
+/// Refusals of one kind.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Refused {
+    /// What was done.
+    verdict: &'static str,
+    /// Why.
+    reason: &'static str,
+    /// How many connections.
+    connections: u64,
+    /// What happened.
+    summary: &'static str,
+    /// What can be done.
+    remedy: &'static str,
+}
+
+/// What became of the events.
+#[derive(Debug, Serialize, JsonSchema)]
 struct Events {
     sent: u64,
     suppressed: u64,
@@ -111,7 +142,7 @@ struct Events {
 /// When no agent has run here, or the maps cannot be read.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let node = Node::open(&args.node)?;
-    let status = Status::read(&node)?;
+    let status = Status::read(&node, args.measure.map(Duration::from_secs))?;
     match args.output {
         OutputFormat::Json => print_json(&status)?,
         OutputFormat::Table => status.print()?,
@@ -120,9 +151,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 impl Status {
-    fn read(node: &Node) -> anyhow::Result<Self> {
-        let programs: Vec<_> =
-            node.pinned.programs()?.into_iter().map(|p| Program { name: p.name, id: p.id }).collect();
+    fn read(node: &Node, measure: Option<Duration>) -> anyhow::Result<Self> {
+        let programs = programs::read(node, measure)?;
         let interfaces: Vec<_> =
             node.state.interfaces.iter().map(|state| InterfaceRow::read(state, &programs)).collect();
         let mut counters: Vec<_> = Counters::new("COUNTERS", node.pinned.map("COUNTERS")?)?.totals()?;
@@ -153,8 +183,17 @@ impl Status {
                 source: node.state.source.clone(),
                 applied: applied.map(|time| time.to_string()),
                 age_seconds: applied.map(age),
+                kinds: node.state.kinds.clone(),
             },
-            maps: maps(node)?,
+            maps: maps::maps(node)?,
+            certificates: Certificates {
+                checked: node.certificates.entries.len(),
+                good: node.certificates.entries.iter().filter(|e| e.history.state.is_good()).count(),
+                problems: problems::certificates(&node.certificates),
+            },
+            refused: problems::refused(
+                counters.iter().map(|(key, n)| (key.verdict, key.reason, n.connections)),
+            ),
             counters: counters
                 .into_iter()
                 .map(|(key, counter)| CounterRow {
@@ -168,53 +207,16 @@ impl Status {
                 .collect(),
             events: Events { sent: budget.sent, suppressed: budget.suppressed, lost: budget.lost },
             problems: Vec::new(),
+            notes: Vec::new(),
         };
-        status.problems = status.find_problems(&node.state.problems);
+        status.problems = status.find_problems(&node.state.problems, &node.state.kinds, Timestamp::now());
+        status.notes = status.find_notes();
         Ok(status)
-    }
-
-    fn find_problems(&self, told: &[String]) -> Vec<String> {
-        let mut problems: Vec<String> = self.agent.problem().into_iter().collect();
-        for way in Way::BOTH {
-            if !self.programs.iter().any(|program| program.name == way.program()) {
-                problems.push(format!("program {} is not pinned: start the agent again", way.program()));
-            }
-        }
-        let bare = self.interfaces.iter().filter(|interface| interface.hooked == Some(false));
-        problems.extend(bare.map(|i| {
-            format!(
-                "interface {} has lost our programs: its pod is not enforced; restart the agent",
-                i.state.name
-            )
-        }));
-        let hooked = self.interfaces.iter().filter(|interface| interface.hooked == Some(true));
-        problems.extend(hooked.flat_map(|interface| interface.warnings.iter().cloned()));
-        let unsupported = self.unsupported_interfaces.iter();
-        problems.extend(
-            unsupported.map(|name| format!("interface {name} cannot be hooked: its pod is not enforced")),
-        );
-        let unprotected = self.unprotected_pods.iter();
-        problems.extend(unprotected.map(|pod| {
-            format!("pod {pod} is in a mesh namespace and has no data plane: restart it for injection, or label it enforcer.io/enforce=true")
-        }));
-        for map in self.maps.iter().filter(|map| matches!(map.name, "ENDPOINTS" | "PORT_MODES" | "FLOWS")) {
-            // Nine tenths: time to act before anything is refused for it.
-            if map.entries.is_some_and(|entries| entries * 10 >= map.capacity as usize * 9) {
-                problems.push(format!(
-                    "map {} is nearly full: run enforcer detach and start the agent with --map-size {}={}",
-                    map.name,
-                    map.name,
-                    map.capacity.saturating_mul(2)
-                ));
-            }
-        }
-        problems.extend(told.iter().cloned());
-        problems
     }
 
     fn print(&self) -> io::Result<()> {
         let mut out = io::stdout().lock();
-        let ids: Vec<_> = self.programs.iter().map(|p| format!("{} (id {})", p.name, p.id)).collect();
+        let ids: Vec<_> = self.programs.iter().map(Program::line).collect();
         let modes: Vec<_> = self.endpoints.iter().map(|(mode, n)| format!("{mode} {n}")).collect();
         let applied = match (self.policy.age_seconds, &self.policy.applied) {
             (Some(age), Some(time)) => format!("{age:.0} s ago ({time})"),
@@ -229,6 +231,7 @@ impl Status {
         writeln!(out, "programs    {}", none_or(&ids))?;
         writeln!(out, "endpoints   {}", none_or(&modes))?;
         writeln!(out, "policy      {}, applied {applied}", self.policy.source)?;
+        writeln!(out, "certs       {}", self.certificates.line())?;
         writeln!(out, "events      {} suppressed, {} lost", self.events.suppressed, self.events.lost)?;
         drop(out);
         let mut interfaces = table(["INTERFACE", "HOOK", "HOOKED", "NEIGHBOURS"]);
@@ -237,13 +240,14 @@ impl Status {
             interfaces.add_row([&state.name, &state.hook, hooked, &none_or(&state.neighbours)]);
         }
         section(&interfaces)?;
-        let mut maps = table(["MAP", "ENTRIES", "CAPACITY", "MEMORY"]);
+        let mut maps = table(["MAP", "ENTRIES", "CAPACITY", "FULL", "MEMORY"]);
         for map in &self.maps {
             let entries = map.entries.map_or_else(|| "-".into(), |n| n.to_string());
             maps.add_row([
                 map.name.into(),
                 entries,
                 map.capacity.to_string(),
+                map.fill().map_or_else(|| "-".into(), |percent| format!("{percent} %")),
                 format!("{} KiB", map.memory_bytes >> 10),
             ]);
         }
@@ -254,12 +258,43 @@ impl Status {
             counters.add_row([c.verdict, c.reason, c.direction, &numbers[0], &numbers[1], &numbers[2]]);
         }
         section(&counters)?;
+        self.print_kinds()?;
         let mut out = io::stdout().lock();
         writeln!(out)?;
+        for one in &self.refused {
+            let Refused { verdict, reason, connections, summary, remedy } = one;
+            writeln!(out, "{verdict} {connections} {reason}: {summary} {remedy}")?;
+        }
+        self.notes.iter().try_for_each(|note| writeln!(out, "note: {note}"))?;
         if self.problems.is_empty() {
             writeln!(out, "nothing needs attention")?;
         }
         self.problems.iter().try_for_each(|problem| writeln!(out, "problem: {problem}"))
+    }
+
+    /// How each kind of object is doing, where they come from the Kubernetes API.
+    fn print_kinds(&self) -> io::Result<()> {
+        if self.policy.kinds.is_empty() {
+            return Ok(());
+        }
+        let now = Timestamp::now();
+        let mut kinds = table(["KIND", "OBJECTS", "BEHIND", "ERROR"]);
+        for kind in &self.policy.kinds {
+            let age = kind.age_seconds(now).map_or_else(|| "never read".into(), |age| format!("{age:.0} s"));
+            let error = kind.error.clone().unwrap_or_else(|| "-".into());
+            kinds.add_row([kind.kind.clone(), kind.objects.to_string(), age, error]);
+        }
+        section(&kinds)
+    }
+}
+
+impl Certificates {
+    fn line(&self) -> String {
+        match (self.checked, self.problems.len()) {
+            (0, 0) => "none is checked (no trust bundle, or no STRICT port)".to_owned(),
+            (checked, 0) => format!("{} of {checked} servers proven, no problem", self.good),
+            (checked, bad) => format!("{} of {checked} servers proven, {bad} problems", self.good),
+        }
     }
 }
 
@@ -302,61 +337,4 @@ fn modes(node: &Node) -> anyhow::Result<BTreeMap<&'static str, usize>> {
         *modes.entry(if meshed { endpoint.mode.name() } else { "not meshed" }).or_insert(0) += 1;
     }
     Ok(modes)
-}
-
-const MAPS: [&str; 12] = [
-    "ENDPOINTS",
-    "PORT_MODES",
-    "EXEMPT",
-    "HALF_OPEN",
-    "FLOWS",
-    "OUTBOUND",
-    "COUNTERS",
-    "WORKLOAD_COUNTERS",
-    "EVENTS",
-    "SETTINGS",
-    "RESET_BUDGET",
-    "EVENT_BUDGET",
-];
-
-fn maps(node: &Node) -> anyhow::Result<Vec<MapRow>> {
-    let mut rows = Vec::new();
-    for name in MAPS {
-        let map = node.pinned.map(name)?;
-        let (Map::HashMap(data)
-        | Map::LruHashMap(data)
-        | Map::PerCpuHashMap(data)
-        | Map::LpmTrie(data)
-        | Map::Array(data)
-        | Map::PerCpuArray(data)
-        | Map::RingBuf(data)) = &map
-        else {
-            continue;
-        };
-        let (capacity, memory_bytes) = (data.info()?.max_entries(), memory(data).unwrap_or(0));
-        rows.push(MapRow { name, entries: entries(name, map)?, capacity, memory_bytes });
-    }
-    Ok(rows)
-}
-
-/// How many entries a map has; `None` for arrays and the ring buffer.
-fn entries(name: &'static str, map: Map) -> anyhow::Result<Option<usize>> {
-    Ok(Some(match name {
-        "ENDPOINTS" => Endpoints::new(name, map)?.len(),
-        "PORT_MODES" => PortModes::new(name, map)?.len(),
-        "EXEMPT" => Exempt::new(map)?.entries()?.len(),
-        "HALF_OPEN" => HalfOpens::new(name, map)?.len(),
-        "FLOWS" => Flows::new(name, map)?.len(),
-        "OUTBOUND" => Outbounds::new(name, map)?.len(),
-        "COUNTERS" => Counters::new(name, map)?.totals()?.len(),
-        "WORKLOAD_COUNTERS" => WorkloadCounters::new(name, map)?.totals()?.len(),
-        _ => return Ok(None),
-    }))
-}
-
-/// Kernel memory of a map, by `/proc/self/fdinfo`.
-fn memory(data: &MapData) -> Option<u64> {
-    let fd = data.fd().as_fd().as_raw_fd();
-    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
-    text.lines().find_map(|line| line.strip_prefix("memlock:")?.trim().parse().ok())
 }

@@ -118,6 +118,13 @@ pub fn change(held: &Held, wanted: &Desired) -> Change {
     change
 }
 
+/// True when the policy of this address is in the maps already.
+#[must_use]
+pub fn holds(held: &Held, address: Address, plan: &EndpointPlan) -> bool {
+    let old = held.endpoints.get(&address).filter(|old| old.workload == plan.workload);
+    old.is_some_and(|old| same_policy(held, old, plan))
+}
+
 fn exempt(held: &Held, wanted: &Desired, writes: &mut Vec<Write>) -> bool {
     let before = writes.len();
     let new = wanted.exempt.iter().filter(|(address, kind)| held.exempt.get(address) != Some(kind));

@@ -66,11 +66,22 @@ pub struct WorkloadIds {
 }
 
 impl WorkloadIds {
-    /// Ids that were given before.
+    /// Ids that were given before, and the one that was given last.
     #[must_use]
-    pub fn restore(ids: BTreeMap<ObjectName, u32>) -> Self {
-        let last = ids.values().copied().max().unwrap_or(0);
+    pub fn restore(ids: BTreeMap<ObjectName, u32>, last: u32) -> Self {
+        let last = ids.values().copied().max().unwrap_or(0).max(last);
         Self { ids, last }
+    }
+
+    /// The id that was given last, 0 when none was.
+    #[must_use]
+    pub fn last(&self) -> u32 {
+        self.last
+    }
+
+    /// Takes a pod off the list. Its id is not given again.
+    pub fn forget(&mut self, pod: &ObjectName) {
+        self.ids.remove(pod);
     }
 
     /// The id of a pod; a new one when it has none.

@@ -10,7 +10,7 @@ use super::bpffs::{BpffsError, ensure_bpffs};
 use super::clsact;
 use super::lock::{AgentLock, LockError};
 use super::pin::{self, LinkKind, Pins};
-use super::{sys, tcx};
+use super::{sockets, sys, tcx};
 
 /// What was removed.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -99,6 +99,9 @@ pub fn remove_all(pins: &Pins) -> io::Result<Removed> {
                 removed.qdiscs.extend(taken.qdisc.then_some(name.ifindex));
             }
         }
+    }
+    if sockets::remove(pins)? {
+        removed.links.push("socket_events on the cgroup root".to_owned());
     }
     for version in pins.versions()? {
         remove_version(&version, &mut removed)?;

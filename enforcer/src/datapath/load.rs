@@ -7,14 +7,14 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Map, MapData};
-use aya::programs::{Program, ProgramError, SchedClassifier};
+use aya::programs::{Program, ProgramError, SchedClassifier, SockOps};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 
 use super::attach::{Hook, Way};
 use super::bpffs::{BpffsError, ensure_bpffs};
 use super::lock::{AgentLock, LockError};
 use super::pin::{self, Pins};
-use super::sys;
+use super::{migrate, sockets, sys};
 
 /// The kernel side as it was built with this binary.
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/enforcer-ebpf"));
@@ -125,6 +125,7 @@ pub struct Datapath {
     pub(super) cookie: u64,
     ebpf: Ebpf,
     warnings: Vec<String>,
+    carried: Vec<&'static str>,
     _lock: AgentLock,
 }
 
@@ -158,7 +159,9 @@ impl Datapath {
             .map_err(|e| pin_error("identify the network namespace for", pins.dir(), e))?;
 
         let object = aya_obj::Object::parse(OBJECT)?;
-        let (mut loader, mut warnings) = (EbpfLoader::new(), Vec::new());
+        let migrate::Carried { maps: carried, mut warnings } = migrate::carry(&pins, &object)
+            .map_err(|e| pin_error("take over the maps of an earlier version in", pins.dir(), e))?;
+        let mut loader = EbpfLoader::new();
         if let Some(name) = options.sizes.keys().find(|name| !object.maps.contains_key(*name)) {
             return Err(OpenError::UnknownMap(name.clone()));
         }
@@ -184,7 +187,10 @@ impl Datapath {
                 .ok_or(OpenError::NoProgram(name))?;
             program.load().map_err(|e| refused(name, &e))?;
         }
-        let datapath = Self { pins, hook: options.hook, cookie, ebpf, warnings, _lock: lock };
+        if let Some(Err(error)) = ebpf.program_mut(sockets::PROGRAM).map(load_socket_program) {
+            warnings.push(format!("ends of connections are told by their packets alone: {error}"));
+        }
+        let datapath = Self { pins, hook: options.hook, cookie, ebpf, warnings, carried, _lock: lock };
         datapath.pin_programs()?;
         Ok(datapath)
     }
@@ -193,6 +199,12 @@ impl Datapath {
     #[must_use]
     pub fn warnings(&self) -> &[String] {
         &self.warnings
+    }
+
+    /// Maps that were taken over from an earlier layout.
+    #[must_use]
+    pub fn carried(&self) -> &[&'static str] {
+        &self.carried
     }
 
     /// Where the pins are.
@@ -221,6 +233,14 @@ impl Datapath {
         match self.ebpf.program(way.program()) {
             Some(Program::SchedClassifier(program)) => Ok(program.fd().map_err(io::Error::other)?.as_fd()),
             _ => Err(io::Error::from(io::ErrorKind::NotFound)),
+        }
+    }
+
+    /// The descriptor of the program that sees sockets; `None` when the kernel did not take it.
+    pub(super) fn socket_program(&self) -> Option<BorrowedFd<'_>> {
+        match self.ebpf.program(sockets::PROGRAM) {
+            Some(Program::SockOps(program)) => program.fd().ok().map(|fd| fd.as_fd()),
+            _ => None,
         }
     }
 
@@ -303,6 +323,11 @@ impl Pinned {
     pub fn agent(&self) -> Option<LockError> {
         AgentLock::take(self.pins.dir()).err()
     }
+}
+
+fn load_socket_program(program: &mut Program) -> Result<(), OpenError> {
+    let program: &mut SockOps = program.try_into().map_err(|_| OpenError::NoProgram(sockets::PROGRAM))?;
+    program.load().map_err(|e| refused(sockets::PROGRAM, &e))
 }
 
 fn pin_error(action: &'static str, path: &Path, source: io::Error) -> OpenError {

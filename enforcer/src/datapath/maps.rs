@@ -40,6 +40,14 @@ pub enum MapsError {
     },
 }
 
+impl MapsError {
+    /// True when the map takes no more entries.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Kernel { source, .. } if is_errno(source, libc::E2BIG))
+    }
+}
+
 /// A type that is stored in maps.
 pub trait Entry: NoUninit + CheckedBitPattern {}
 impl<T: NoUninit + CheckedBitPattern> Entry for T {}
@@ -167,7 +175,7 @@ impl<K: Entry, V: Entry, const KN: usize, const VN: usize> Table<K, V, KN, VN> {
 pub type Endpoints = Table<Address, Endpoint, 16, 16>;
 /// `PORT_MODES`.
 pub type PortModes = Table<PortKey, PortMode, 8, 4>;
-/// `FLOWS`.
+/// `FLOWS` or `TRANSIENT`.
 pub type Flows = Table<FlowKey, Flow, 36, 96>;
 /// `CLIENTS`.
 pub type Clients = Table<ClientKey, Client, 28, 32>;
@@ -179,6 +187,7 @@ pub type Outbounds = Table<FlowKey, Outbound, 36, 8>;
 /// `COUNTERS` or `WORKLOAD_COUNTERS`: one value per CPU, summed when read.
 pub struct CounterTable<K, const KN: usize> {
     name: &'static str,
+    capacity: usize,
     map: PerCpuHashMap<MapData, [u8; KN], [u8; 24]>,
     types: PhantomData<K>,
 }
@@ -194,8 +203,13 @@ impl<K: Entry, const KN: usize> CounterTable<K, KN> {
     /// # Errors
     /// When the map is of another kind or size.
     pub fn new(name: &'static str, map: Map) -> Result<Self, MapsError> {
-        let map = PerCpuHashMap::try_from(map).map_err(|source| MapsError::Kernel { map: name, source })?;
-        Ok(Self { name, map, types: PhantomData })
+        let kernel = |source| MapsError::Kernel { map: name, source };
+        let entries = match &map {
+            Map::PerCpuHashMap(data) => data.info().map_err(kernel)?.max_entries(),
+            _ => 0,
+        };
+        let map = PerCpuHashMap::try_from(map).map_err(kernel)?;
+        Ok(Self { name, capacity: entries as usize, map, types: PhantomData })
     }
 
     /// How many counters there are.
@@ -229,6 +243,21 @@ impl<K: Entry, const KN: usize> CounterTable<K, KN> {
             totals.push((decode(self.name, &key)?, sum));
         }
         Ok(totals)
+    }
+
+    /// How many counters the map can hold.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Removes a counter; one that is not there is no error.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn remove(&mut self, key: &K) -> Result<(), MapsError> {
+        absent_is_fine(self.map.remove(&encode(key)))
+            .map_err(|source| MapsError::Kernel { map: self.name, source })
     }
 }
 

@@ -3,7 +3,8 @@
 //!
 //! Numbers and layouts: `include/uapi/linux/bpf.h`.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
@@ -22,6 +23,11 @@ const BPF_LINK_DETACH: libc::c_long = 34;
 
 /// Place before the programs that are on the hook.
 const BPF_F_BEFORE: u32 = 1 << 3;
+
+/// The type of a cgroup link (`BPF_LINK_TYPE_CGROUP`).
+const LINK_TYPE_CGROUP: u32 = 3;
+/// Attach type of programs that see sockets.
+const BPF_CGROUP_SOCK_OPS: u32 = 3;
 
 /// The type of a TCX link (`BPF_LINK_TYPE_TCX`).
 pub(super) const LINK_TYPE_TCX: u32 = 11;
@@ -63,6 +69,13 @@ pub(super) struct Hooked {
     pub link: u32,
 }
 
+impl LinkInfo {
+    /// A link to a cgroup that is still there. Of such a link the kernel tells a 64-bit id where others have an interface.
+    pub(super) fn has_cgroup(&self) -> bool {
+        self.kind == LINK_TYPE_CGROUP && (self.ifindex, self.hook) != (0, 0)
+    }
+}
+
 #[repr(C)]
 #[derive(Default)]
 struct ObjectAttr {
@@ -83,6 +96,7 @@ struct InfoAttr {
 #[derive(Default)]
 struct LinkCreateAttr {
     program: u32,
+    /// Or the descriptor of a cgroup.
     ifindex: u32,
     attach_type: u32,
     flags: u32,
@@ -254,6 +268,40 @@ pub(super) fn tcx_attach_first(program: BorrowedFd<'_>, ifindex: u32, hook: TcxH
         ifindex,
         attach_type: hook as u32,
         flags: BPF_F_BEFORE,
+        ..LinkCreateAttr::default()
+    };
+    bpf(BPF_LINK_CREATE, &mut attr).map(own)
+}
+
+/// Opens the root of a file system of this kind through a mount of its own that has no place in any mount namespace.
+pub(super) fn unseen_mount(kind: &CStr) -> io::Result<File> {
+    /// `FSCONFIG_CMD_CREATE` (`include/uapi/linux/mount.h`).
+    const CREATE: libc::c_uint = 6;
+    let checked = |result: libc::c_long| {
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        RawFd::try_from(result).map_err(io::Error::other)
+    };
+    // SAFETY: the string ends with a zero; the other arguments are numbers.
+    let context = own(checked(unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), 1) })?);
+    let none = std::ptr::null::<libc::c_char>();
+    // SAFETY: this command takes no key and no value.
+    checked(unsafe { libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), CREATE, none, none, 0) })?;
+    // SAFETY: plain numbers.
+    let mount = own(checked(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), 1, 0) })?);
+    let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
+    // SAFETY: the string ends with a zero.
+    let root = unsafe { libc::openat(mount.as_raw_fd(), c".".as_ptr(), flags) };
+    Ok(File::from(own(checked(libc::c_long::from(root))?)))
+}
+
+/// Puts a program that sees sockets on a cgroup, beside what others put there.
+pub(super) fn cgroup_attach(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreateAttr {
+        program: raw(program),
+        ifindex: raw(cgroup),
+        attach_type: BPF_CGROUP_SOCK_OPS,
         ..LinkCreateAttr::default()
     };
     bpf(BPF_LINK_CREATE, &mut attr).map(own)

@@ -64,6 +64,7 @@ pub(super) mod mode {
     use enforcer_common::Mode;
     use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
+    #[expect(clippy::ref_option, clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
     pub(in super::super) fn serialize<S: Serializer>(mode: &Option<Mode>, to: S) -> Result<S::Ok, S::Error> {
         mode.map(Mode::name).serialize(to)
     }

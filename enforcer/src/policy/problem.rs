@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::object::Origin;
 
 /// One finding. Its `Display` is one sentence: where, what, what to do.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, schemars::JsonSchema)]
 pub struct Problem {
     /// The manifest file; absent for objects of the API server.
     pub file: Option<PathBuf>,

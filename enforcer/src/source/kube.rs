@@ -2,6 +2,7 @@
 //! together in one store.
 
 mod access;
+pub mod events;
 mod failure;
 mod follow;
 mod kind;

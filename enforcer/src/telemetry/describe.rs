@@ -44,14 +44,13 @@ pub fn class(event: &Event) -> &'static str {
         TrafficClass::PLAINTEXT => "plaintext",
         TrafficClass::TLS => "tls",
         TrafficClass::MESH_TLS => "mesh_tls",
-        TrafficClass::EXISTING => "unknown",
         // Exempt connections are not judged; the packet at hand may tell.
         TrafficClass::UNKNOWN if event.direction == Direction::TO_POD => match tls::classify(event.head()) {
             tls::Class::Tls => "tls",
             tls::Class::Plaintext => "plaintext",
             tls::Class::Incomplete => "unknown",
         },
-        TrafficClass::UNKNOWN => "unknown",
+        TrafficClass::UNKNOWN | TrafficClass::EXISTING => "unknown",
     }
 }
 

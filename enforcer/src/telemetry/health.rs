@@ -32,7 +32,7 @@ pub fn missing(snapshot: &Snapshot) -> Vec<String> {
     }
     missing.extend(snapshot.unhooked.iter().map(|why| format!("an interface is not hooked: {why}")));
     let hooked: BTreeSet<u32> = snapshot.state.interfaces.iter().map(|interface| interface.index).collect();
-    let mut placed = BTreeSet::new();
+    let mut placed = snapshot.placed.clone();
     let mut unplaced = BTreeMap::new();
     for (address, plan) in snapshot.wanted.endpoints.iter().filter(|(_, plan)| plan.meshed) {
         if !snapshot.generations.contains_key(address) {

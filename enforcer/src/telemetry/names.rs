@@ -81,7 +81,7 @@ pub trait Lookup: Send + Sync {
 }
 
 /// How long an answer, or the question, stands.
-pub const KEEP: Duration = Duration::from_secs(60);
+pub const KEEP: Duration = Duration::from_mins(1);
 
 /// Remote pods, learned on demand; bounded.
 pub struct Remote {

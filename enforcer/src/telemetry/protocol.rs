@@ -1,7 +1,7 @@
 //! A guess at the protocol of a plaintext connection, from the first bytes of whoever spoke first. It is for people who
 //! look for the client or server behind a connection; nothing is decided by it.
 
-/// Methods of HTTP/1 (RFC 9110, RFC 5789, WebDAV's and the usual others).
+/// Methods of HTTP/1 (RFC 9110, RFC 5789, those of `WebDAV` and the usual others).
 const METHODS: [&str; 14] = [
     "GET", "POST", "PUT", "HEAD", "DELETE", "OPTIONS", "PATCH", "CONNECT", "TRACE", "PROPFIND", "MKCOL",
     "REPORT", "SEARCH", "PURGE",

@@ -1,5 +1,5 @@
 //! Readiness: who would break if a workload turned STRICT? What each node saw of its pods' clients, how long and how
-//! completely it watched, and what follows from that. Pure; the agent's part is [`history`], the shell is `cli/readiness`.
+//! completely it watched, and what follows from that. Pure but for [`watch`], the agent's part, and [`clients`], its eyes.
 //!
 //! The data of nodes merge as a set with one entry per node, the newest: in any order, any grouping, and twice is once.
 
@@ -10,10 +10,12 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub mod clients;
 pub mod history;
 pub mod judge;
 pub mod manifest;
 pub mod spans;
+pub mod watch;
 
 use self::spans::Spans;
 
@@ -118,6 +120,19 @@ pub enum Class {
     MeshTls,
     /// Connections from before the pod was watched: not known.
     Existing,
+}
+
+impl Class {
+    /// For people.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Plaintext => "plaintext",
+            Self::Tls => "TLS",
+            Self::MeshTls => "mesh TLS",
+            Self::Existing => "existing",
+        }
+    }
 }
 
 /// A client of one port, as far as it speaks one thing.

@@ -13,7 +13,7 @@ use super::names::Identity;
 pub type Word = Cow<'static, str>;
 
 /// One entry of the flow log.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Record {
     /// Its number: counts up by one from the agent's start, so that gaps show.
     pub id: u64,
@@ -23,7 +23,7 @@ pub struct Record {
 }
 
 /// What a record tells.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Line {
     /// A verdict fell.
@@ -35,7 +35,7 @@ pub enum Line {
 }
 
 /// Events that became no records. The counters have them all.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Suppressed {
     /// When this was seen.
     pub time: Timestamp,
@@ -48,7 +48,7 @@ pub struct Suppressed {
 }
 
 /// One end of a connection, with the pod behind it where that is known.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Peer {
     /// Its address.
     pub address: IpAddr,
@@ -69,7 +69,7 @@ pub struct Peer {
 }
 
 /// What is known of a connection when its record is written.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Flow {
     /// When the verdict fell or the connection ended.
     pub time: Timestamp,

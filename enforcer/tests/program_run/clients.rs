@@ -25,7 +25,7 @@ fn sent(rig: &mut Rig, client_port: u16, bytes: &[u8], size: usize) -> Vec<u8> {
         rig.run(&Frame::new(key, Direction::TO_POD, ACK, seq, 2001, piece));
         seq += u32::try_from(piece.len()).expect("short");
     }
-    let opened = rig.flows.get(&key).expect("FLOWS").expect("a flow").opened_ns;
+    let opened = rig.flow(&key).expect("a flow").0.opened_ns;
     let mut got = Vec::new();
     for (header, bytes) in rig.records().hellos {
         assert_eq!((header.key, header.opened_ns, header.workload), (key, opened, WORKLOAD));

@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use enforcer_common::datapath::Env as _;
+use enforcer_common::datapath::FlowTables as _;
 use enforcer_common::datapath::{Act, Carried, Decision};
-use enforcer_common::event::HelloHeader;
+use enforcer_common::event::{Event, HelloHeader};
 use enforcer_common::map::{
     Counter, ExemptKind, Flow, FlowKey, FlowState, HalfOpen, PortKey, TrafficClass, endpoint_flags,
     port_flags,
@@ -38,6 +38,8 @@ enum Step {
     Outbound,
     /// The client's hello, the pod's acknowledgement and its answer, in pieces of so many bytes.
     Tls(usize, usize),
+    /// A client that opens in plaintext, with so many bytes.
+    Request(usize),
     /// The agent enters the connection as one that it found open; refused where that is asked for.
     Existing(bool),
     /// The endpoint's mode.
@@ -98,6 +100,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => Just(Step::Handshake),
         1 => Just(Step::Outbound),
         4 => (1..16_usize, 1..16_usize).prop_map(|(client, pod)| Step::Tls(client, pod)),
+        2 => (1..16_usize).prop_map(Step::Request),
         1 => any::<bool>().prop_map(Step::Existing),
         3 => mode().prop_map(Step::Mode),
         1 => (mode(), 0..8_u8).prop_map(|(mode, flags)| Step::Port(mode, flags)),
@@ -119,6 +122,7 @@ struct Both<'a> {
     pod_isn: u32,
     counts: BTreeMap<(Verdict, Reason, Direction), Counter>,
     clients: BTreeMap<TrafficClass, (u64, Verdict, Reason)>,
+    ends: usize,
 }
 
 impl Both<'_> {
@@ -141,6 +145,10 @@ impl Both<'_> {
                 self.packet(Direction::TO_POD, ACK, client.wrapping_add(1), pod.wrapping_add(1), &[]);
             }
             Step::Tls(client, pod) => self.tls(client, pod),
+            Step::Request(size) => {
+                let (client, pod) = (self.client_isn.wrapping_add(1), self.pod_isn.wrapping_add(1));
+                self.packet(Direction::TO_POD, ACK, client, pod, &REQUEST[..size.min(REQUEST.len())]);
+            }
             Step::Outbound => self.packet(Direction::FROM_POD, SYN, self.pod_isn, 0, &[]),
             Step::Existing(refused) => {
                 let half_open = HalfOpen { client_isn: self.client_isn, pod_isn: self.pod_isn };
@@ -149,7 +157,7 @@ impl Both<'_> {
                 let fault = if refused { Reason::MIDSTREAM } else { Reason::NONE };
                 let flow = Flow { state: FlowState::EXISTING, fault, ..open };
                 self.model.insert_flow(&self.key, &flow);
-                self.rig.flows.insert(&self.key, &flow).expect("FLOWS");
+                self.rig.transient.insert(&self.key, &flow).expect("TRANSIENT");
             }
             Step::Mode(mode) => self.model.set_mode(mode),
             Step::Port(mode, flags) => self.model.set_port(self.key.pod_port, mode, flags & all_port_flags()),
@@ -165,7 +173,10 @@ impl Both<'_> {
             Step::Probe(probe) => self.model.own_probe = probe,
             Step::Renumber(client, pod) => (self.client_isn, self.pod_isn) = (client, pod),
         }
-        if !matches!(step, Step::Packet { .. } | Step::Handshake | Step::Outbound | Step::Tls(..)) {
+        if !matches!(
+            step,
+            Step::Packet { .. } | Step::Handshake | Step::Outbound | Step::Tls(..) | Step::Request(_)
+        ) {
             self.write();
         }
     }
@@ -239,8 +250,10 @@ impl Both<'_> {
         self.check_event(&decision, direction, payload);
         self.check_client(&decision);
         let key = &self.key;
-        let found = self.rig.flows.get(key).expect("FLOWS");
-        assert_eq!(found.map(timeless), self.model.flow_entry(key).map(timeless), "FLOWS after {decision:?}");
+        let found = self.rig.flow(key).map(|(flow, protected)| (timeless(flow), protected));
+        let protected = self.model.protected_entry(key).is_some();
+        let expected = self.model.flow_entry(key).map(|flow| (timeless(flow), protected));
+        assert_eq!(found, expected, "FLOWS and TRANSIENT after {decision:?}");
         assert_eq!(
             self.rig.half_open.get(key).expect("HALF_OPEN"),
             self.model.half_open_entry(key),
@@ -283,6 +296,7 @@ impl Both<'_> {
         let carried = Carried { opened_ns: 0, ..decision.carried };
         let expected = (decided, generation, self.key, payload.to_vec(), carried);
         self.check_hello(decision, payload, &records.hellos);
+        self.check_end(decision, direction, &records.ends);
         let reported = decision.report && verdict != Verdict::NONE;
         assert_eq!(
             seen,
@@ -310,6 +324,28 @@ impl Both<'_> {
             (header.key, header.offset, bytes),
             (self.key, if part.first { 0 } else { part.offset }, &expected)
         );
+    }
+
+    /// The end of a connection is reported once, with its last verdict.
+    fn check_end(&mut self, decision: &Decision, direction: Direction, records: &[Event]) {
+        let ends: Vec<_> = records
+            .iter()
+            .map(|event| {
+                let carried =
+                    [event.bytes_to_pod, event.bytes_from_pod, event.packets_to_pod, event.packets_from_pod];
+                ((event.verdict, event.reason, event.state, event.class), event.direction, event.key, carried)
+            })
+            .collect();
+        let Carried { bytes_to_pod, bytes_from_pod, packets_to_pod, packets_from_pod, .. } = decision.carried;
+        let last = (decision.last_verdict, decision.last_reason, decision.state, decision.class);
+        let carried = [bytes_to_pod, bytes_from_pod, packets_to_pod, packets_from_pod];
+        let expected = (last, direction, self.key, carried);
+        assert_eq!(
+            ends,
+            decision.end.then_some(expected).into_iter().collect::<Vec<_>>(),
+            "after {decision:?}"
+        );
+        self.ends += ends.len();
     }
 
     /// The connection is entered under what its client speaks, once for each class.
@@ -349,6 +385,7 @@ fn the_programs_do_what_the_rules_say() {
     with_rig(move |rig| {
         let mut number = 0_u16;
         let reached = std::cell::RefCell::new(BTreeMap::new());
+        let ends = std::cell::Cell::new(0);
         let config = Config { cases, failure_persistence: None, max_shrink_iters: 400, ..Config::default() };
         let opening = proptest::option::weighted(0.3, (1..16_usize, 1..16_usize));
         let conversation = (mode(), any::<bool>(), opening, vec(step(), 1..40));
@@ -360,6 +397,7 @@ fn the_programs_do_what_the_rules_say() {
             **number = number.wrapping_add(1).max(1);
             let key = if is_v6 { v6(**number) } else { v4(**number) };
             rig.flows.remove(&key).expect("FLOWS");
+            rig.transient.remove(&key).expect("TRANSIENT");
             rig.half_open.remove(&key).expect("HALF_OPEN");
             rig.outbound.remove(&key).expect("OUTBOUND");
             rig.events();
@@ -370,6 +408,7 @@ fn the_programs_do_what_the_rules_say() {
             model.settings = Settings {
                 undecided_ns: u64::MAX,
                 resets_per_second: u32::MAX,
+                resets_per_second_per_client: u32::MAX,
                 events_per_second: u32::MAX,
                 ..Settings::DEFAULT
             };
@@ -384,6 +423,7 @@ fn the_programs_do_what_the_rules_say() {
                 pod_isn: u32::MAX - 4,
                 counts,
                 clients: BTreeMap::new(),
+                ends: 0,
             };
             both.write();
             both.step(&Step::Handshake);
@@ -393,6 +433,7 @@ fn the_programs_do_what_the_rules_say() {
             for step in &steps {
                 both.step(step);
             }
+            ends.set(ends.get() + both.ends);
             for (key, counter) in &both.counts {
                 let packets = counter.packets - before.get(key).map_or(0, |counter| counter.packets);
                 *reached.borrow_mut().entry((key.0, key.1)).or_insert(0) += packets;
@@ -406,6 +447,7 @@ fn the_programs_do_what_the_rules_say() {
         println!("packets by verdict: {reached:?}");
         // A run that never gets anywhere proves nothing.
         if cases >= 300 {
+            assert!(ends.get() > 0, "no conversation ended");
             for verdict in
                 [Verdict::ALLOW, Verdict::RESET, Verdict::DROP, Verdict::WOULD_RESET, Verdict::WAIT]
             {

@@ -116,7 +116,7 @@ fn both_ends_get_an_exact_reset() {
                 CLIENT_ISN.wrapping_add(1),
                 POD_ISN.wrapping_add(1),
             );
-            let flow = rig.flows.get(&key).expect("FLOWS").expect("a flow");
+            let flow = rig.flow(&key).expect("a flow").0;
             assert_eq!(
                 (flow.state, flow.verdict, flow.reason),
                 (FlowState::PLAINTEXT, Verdict::RESET, Reason::PLAINTEXT)
@@ -237,5 +237,25 @@ fn the_action_drop_and_the_limit_of_resets_answer_nobody() {
         let rst = Frame { flags: RST | ACK, ..frame };
         assert_eq!(rig.run(&rst).code, NEXT);
         assert_eq!(rig.sent(), []);
+    });
+}
+
+#[test]
+fn one_client_does_not_spend_the_resets_of_others() {
+    with_rig(|rig| {
+        let (one, other) = (v4(33_100), v6(33_100));
+        rig.list(one.pod, Mode::STRICT);
+        rig.list(other.pod, Mode::STRICT);
+        let settings = rig.settings.get().expect("settings");
+        rig.set(Settings { resets_per_second_per_client: 3, resets_per_second: 5, ..settings });
+        let codes = |rig: &mut Rig, key, times: usize| -> Vec<i32> {
+            let frame = Frame::new(key, Direction::TO_POD, ACK, 5, 6, REQUEST);
+            (0..times).map(|_| rig.run(&frame).code).collect()
+        };
+        assert_eq!(codes(rig, one, 10), [&[REDIRECT; 3][..], &[SHOT; 7][..]].concat());
+        // Its surplus took nothing from what is there for all.
+        assert_eq!(codes(rig, other, 3), [REDIRECT, REDIRECT, SHOT]);
+        let limited = rig.counter(Verdict::DROP, Reason::RESET_LIMIT, Direction::TO_POD);
+        assert_eq!(limited.packets, 8);
     });
 }

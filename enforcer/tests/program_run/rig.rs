@@ -17,7 +17,7 @@ use enforcer::datapath::maps::{
 };
 use enforcer::datapath::{Datapath, OpenOptions};
 use enforcer_common::event::{Event, HelloHeader, Record, decode};
-use enforcer_common::map::{Client, ClientKey, Counter, Endpoint, FlowKey, endpoint_flags};
+use enforcer_common::map::{Client, ClientKey, Counter, Endpoint, Flow, FlowKey, endpoint_flags};
 use enforcer_common::settings::Settings;
 use enforcer_common::{Address, Direction, Mode, Reason, Verdict};
 use nix::libc;
@@ -75,6 +75,8 @@ pub(crate) struct Rig {
     pub settings: SettingsMap,
     /// `FLOWS`.
     pub flows: Flows,
+    /// `TRANSIENT`.
+    pub transient: Flows,
     /// `HALF_OPEN`.
     pub half_open: HalfOpens,
     /// `OUTBOUND`.
@@ -116,6 +118,7 @@ impl Rig {
         // Small where tests read all of a map after each packet.
         let sizes = [
             ("FLOWS", 8192),
+            ("TRANSIENT", 8192),
             ("HALF_OPEN", 8192),
             ("OUTBOUND", 8192),
             ("CLIENTS", 64),
@@ -130,6 +133,7 @@ impl Rig {
             ports: PortModes::new("PORT_MODES", map("PORT_MODES")).expect("PORT_MODES"),
             exempt: Exempt::new(map("EXEMPT")).expect("EXEMPT"),
             settings: SettingsMap::new(map("SETTINGS")).expect("SETTINGS"),
+            transient: Flows::new("TRANSIENT", map("TRANSIENT")).expect("TRANSIENT"),
             flows: Flows::new("FLOWS", map("FLOWS")).expect("FLOWS"),
             half_open: HalfOpens::new("HALF_OPEN", map("HALF_OPEN")).expect("HALF_OPEN"),
             outbound: Outbounds::new("OUTBOUND", map("OUTBOUND")).expect("OUTBOUND"),
@@ -144,7 +148,12 @@ impl Rig {
             wire: listen("far"),
             mark: 0,
         };
-        rig.set(Settings { resets_per_second: u32::MAX, events_per_second: u32::MAX, ..Settings::DEFAULT });
+        rig.set(Settings {
+            resets_per_second: u32::MAX,
+            resets_per_second_per_client: u32::MAX,
+            events_per_second: u32::MAX,
+            ..Settings::DEFAULT
+        });
         rig
     }
 
@@ -258,6 +267,12 @@ impl Rig {
             }
         }
         records
+    }
+
+    /// The entry of a flow, and whether it is in `FLOWS`.
+    pub(crate) fn flow(&self, key: &FlowKey) -> Option<(Flow, bool)> {
+        let protected = self.flows.get(key).expect("FLOWS").map(|flow| (flow, true));
+        protected.or_else(|| self.transient.get(key).expect("TRANSIENT").map(|flow| (flow, false)))
     }
 
     /// The entries of `CLIENTS`, in the order of client and class.

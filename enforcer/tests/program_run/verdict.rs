@@ -193,7 +193,7 @@ fn a_verdict_is_counted_once_and_reported_once() {
         let [event] = events[..] else { panic!("one event: {events:?}") };
         let mut head = [0; 64];
         head[..18].copy_from_slice(b"GET / HTTP/1.1\r\n\r\n");
-        let opened_ns = rig.flows.get(&key).expect("FLOWS").expect("a flow").opened_ns;
+        let opened_ns = rig.flow(&key).expect("a flow").0.opened_ns;
         assert!(event.time_ns > opened_ns && opened_ns > 0);
         let expected = Event {
             kind: EventKind::VERDICT,
@@ -218,7 +218,7 @@ fn a_verdict_is_counted_once_and_reported_once() {
             head,
         };
         assert_eq!(event, expected);
-        let flow = rig.flows.get(&key).expect("FLOWS").expect("a flow");
+        let flow = rig.flow(&key).expect("a flow").0;
         assert_eq!(
             (flow.packets_to_pod, flow.packets_from_pod, flow.bytes_to_pod, flow.bytes_from_pod),
             (3, 1, 0, 0)
@@ -274,7 +274,7 @@ fn tls_is_let_through_byte_for_byte() {
                 pod = pod.wrapping_add(u32::try_from(piece.len()).expect("short"));
             }
             pass(Direction::TO_POD, client, pod, b"\x17\x03\x03 anything");
-            let flow = rig.flows.get(&key).expect("FLOWS").expect("a flow");
+            let flow = rig.flow(&key).expect("a flow").0;
             assert_eq!((flow.state, flow.reason, flow.bytes_from_pod), (FlowState::TLS, Reason::TLS, 9));
         }
         let allowed = rig.counter(Verdict::ALLOW, Reason::TLS, Direction::TO_POD);

@@ -6,6 +6,8 @@ use enforcer_common::tcp::{ACK, SYN};
 
 const TCP: u8 = 6;
 const FRAGMENT: u8 = 44;
+const DONT_FRAGMENT: u16 = 0x4000;
+
 /// The option kinds of TCP that the tests need (RFC 9293, 7323, 2385, 8684).
 pub mod option {
     /// No operation.
@@ -91,6 +93,9 @@ impl Tcp {
     }
 
     /// The bytes, with a checksum over the pseudo header of these addresses.
+    ///
+    /// # Panics
+    /// When the options are no multiple of four bytes or more than 40: the test is wrong.
     #[must_use]
     pub fn encode(&self, from: IpAddr, to: IpAddr) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -99,7 +104,11 @@ impl Tcp {
         bytes.extend(self.seq.to_be_bytes());
         bytes.extend(self.ack.to_be_bytes());
         let words = u8::try_from(5 + self.options.len() / 4).expect("options fit");
-        assert!(words < 16 && self.options.len() % 4 == 0, "options of {} bytes", self.options.len());
+        assert!(
+            words < 16 && self.options.len().is_multiple_of(4),
+            "options of {} bytes",
+            self.options.len()
+        );
         bytes.extend([words << 4, self.flags]);
         bytes.extend(self.window.to_be_bytes());
         bytes.extend([0, 0]);
@@ -224,14 +233,12 @@ impl Ip {
     /// The packet that carries these bytes of TCP.
     #[must_use]
     pub fn encode(&self, tcp: &[u8]) -> Vec<u8> {
-        match (self.from, self.to) {
-            (IpAddr::V4(_), IpAddr::V4(_)) => self.v4(tcp, 0x4000),
-            _ => {
-                let (first, mut body) = self.chain(TCP);
-                body.extend(tcp);
-                self.v6(first, &body)
-            }
+        if self.from.is_ipv4() {
+            return self.v4(tcp, DONT_FRAGMENT);
         }
+        let (first, mut body) = self.chain(TCP);
+        body.extend(tcp);
+        self.v6(first, &body)
     }
 
     fn v4(&self, body: &[u8], fragment: u16) -> Vec<u8> {
@@ -278,13 +285,16 @@ impl Ip {
 
 /// The fragments of a packet that carries these bytes of TCP, cut at multiples of eight. Without cuts: one atomic fragment
 /// in IPv6 (RFC 6946), a whole packet in IPv4.
+///
+/// # Panics
+/// When a cut is no multiple of eight or behind the end: the test is wrong.
 #[must_use]
 pub fn fragments(ip: &Ip, tcp: &[u8], cuts: &[usize]) -> Vec<Vec<u8>> {
     let ends: Vec<usize> = cuts.iter().copied().chain([tcp.len()]).collect();
-    let mut start = 0;
+    let mut start = 0_usize;
     let mut packets = Vec::new();
     for end in ends {
-        assert!(start % 8 == 0, "fragments begin at multiples of eight");
+        assert!(start.is_multiple_of(8), "fragments begin at multiples of eight");
         let more = u16::from(end < tcp.len());
         let part = &tcp[start..end];
         if ip.from.is_ipv4() {

@@ -1,7 +1,7 @@
 //! What happens while the load goes on.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use enforcer_common::Mode;
@@ -9,10 +9,12 @@ use nix::sys::signal::Signal;
 
 use super::{Done, FLIPPER, FLIPPER_FILE, Random, Stage, flipper};
 use crate::lab::Pod;
+use crate::poll;
 
 /// What an agent says when it is up.
 pub(super) const RUNNING: &str = "agent is running";
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_mins(2);
 
 /// One of the things that happen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,7 +64,7 @@ impl Action {
                 let code = stage.agent.wait(LIMIT)?;
                 ensure!(code == 0, "the agent ended with {code}:\n{}", stage.agent.output());
                 thread::sleep(pause / 4);
-                up(stage)?;
+                up(stage, done)?;
                 done.restarts += 1;
             }
             Self::Kill => {
@@ -76,16 +78,24 @@ impl Action {
                 stage.agent.kill()?;
                 done.kills += 1;
                 thread::sleep(pause);
-                up(stage)?;
+                up(stage, done)?;
             }
         }
         Ok(())
     }
 }
 
-fn up(stage: &mut Stage) -> Result<()> {
+fn up(stage: &mut Stage, done: &mut Done) -> Result<()> {
     stage.agent = stage.lab.start_agent(&[])?;
-    stage.agent.wait_for_output(RUNNING)
+    let begun = Instant::now();
+    // The machine may be busy with other things for a while; how long it took is told at the end.
+    poll::until("the agent to run", START, || {
+        let (ended, output) = (stage.agent.ended()?, stage.agent.output());
+        ensure!(output.contains(RUNNING), "it does not yet, ended {ended:?}: {output}");
+        Ok(())
+    })?;
+    done.slowest_start = done.slowest_start.max(begun.elapsed());
+    Ok(())
 }
 
 /// A pod that is enforced from its first connection on, although its name and addresses have been somebody else's.

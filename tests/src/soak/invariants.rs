@@ -119,6 +119,7 @@ impl Invariants {
             ("plaintext connections to the flipping pod".to_owned(), value(&flipping.plain_sent).to_string()),
             ("restarts of the agent (SIGTERM)".to_owned(), done.restarts.to_string()),
             ("kills of the agent (SIGKILL)".to_owned(), done.kills.to_string()),
+            ("slowest start of an agent, s".to_owned(), format!("{:.1}", done.slowest_start.as_secs_f64())),
             ("policy flips".to_owned(), done.flips.to_string()),
             ("pods that came and went".to_owned(), done.pods.to_string()),
             ("looks at hooks and counters".to_owned(), looks.to_string()),

@@ -3,15 +3,17 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use enforcer::datapath::load::Pinned;
 use enforcer::datapath::maps::Counters;
+use enforcer_common::map::endpoint_flags;
 use enforcer_common::{Reason, Verdict};
 use enforcer_tests::lab::Running;
 use enforcer_tests::raw::{Client, Wire};
 use enforcer_tests::record::{End, Record, Records};
-use enforcer_tests::{Lab, Pod, Scene, Topology, agent};
+use enforcer_tests::{Lab, Pod, Scene, Topology, agent, poll};
 
 /// The server's port.
 pub(crate) const PORT: u16 = 8080;
@@ -21,6 +23,8 @@ pub(crate) const ISN: u32 = 0x1234_5678;
 pub(crate) const ECHO: &[&str] = &["--echo-after", "6"];
 /// A plaintext request.
 pub(crate) const REQUEST: &[u8] = b"GET /evil HTTP/1.1\r\nhost: frontend\r\n\r\n";
+/// Its length in sequence numbers.
+pub(crate) const REQUEST_LEN: u32 = 38;
 /// What the rules take for a hello: the first bytes are all that counts to them. The server sends it back, which is a
 /// handshake record too.
 pub(crate) const HELLO: &[u8] = b"\x16\x03\x01\x01\x20\x01\x00\x01\x1c\x03\x03hello";
@@ -51,6 +55,13 @@ impl Arena {
         let lab = Lab::with(topology, Pod::cast())?;
         let scene = Scene::in_lab(lab, &[("mesh.yaml", agent::MESH_STRICT)])?;
         scene.lab.wait_mode("frontend", enforcer_common::Mode::STRICT)?;
+        poll::until("the pod's open connections to be known", Duration::from_secs(20), || {
+            for address in scene.lab.pod("frontend").addresses() {
+                let flags = scene.lab.endpoint(address)?.flags;
+                ensure!(flags & endpoint_flags::LEARNING == 0, "{address} is still being looked at");
+            }
+            Ok(())
+        })?;
         let (running, records) = scene.lab.raw_server("frontend", PORT, server)?;
         let wire = Wire::open(&scene.lab, "sleep", "frontend")?;
         let counters = Cell::default();
@@ -78,14 +89,8 @@ impl Arena {
     /// A client whose flow is judged as TLS, the pod's answer included.
     pub(crate) fn judged(&self, v6: bool) -> Result<Client<'_>> {
         let mut client = self.open(v6)?;
-        self.hello(&mut client)?;
+        hello(&mut client)?;
         Ok(client)
-    }
-
-    /// Says hello on an open connection and hears the echo.
-    pub(crate) fn hello(&self, client: &mut Client) -> Result<()> {
-        client.send(&client.data(0, HELLO))?;
-        client.expect_heard(HELLO)
     }
 
     /// The flow of a judged client lives on: more bytes go there and back. Ends it, and looks at what the pod read.
@@ -140,12 +145,35 @@ impl Arena {
         Ok(())
     }
 
+    /// Since the last call exactly so many packets were dropped for this reason, and nothing else was refused; a busy machine may take
+    /// a moment to get to them.
+    pub(crate) fn were_dropped_for(&self, reason: Reason, packets: u64) -> Result<()> {
+        let expected = ("drop".to_owned(), reason.to_string());
+        let mut all = Counts::new();
+        poll::until(&format!("{packets} drops for {reason}"), Duration::from_secs(3), || {
+            for (key, [connections, packets]) in self.refused()? {
+                let sum = all.entry(key).or_default();
+                sum[0] += connections;
+                sum[1] += packets;
+            }
+            let found = all.get(&expected).map_or(0, |[_, packets]| *packets);
+            ensure!(all.keys().all(|key| *key == expected) && found == packets, "there is {all:?}");
+            Ok(())
+        })
+    }
+
     /// Since the last call nothing was refused.
     pub(crate) fn nothing_refused(&self) -> Result<()> {
         let refused = self.refused()?;
         ensure!(refused.is_empty(), "refused: {refused:?}");
         Ok(())
     }
+}
+
+/// Says hello on an open connection and hears the echo.
+pub(crate) fn hello(client: &mut Client) -> Result<()> {
+    client.send(&client.data(0, HELLO))?;
+    client.expect_heard(HELLO)
 }
 
 /// A case in both address families, in one arena.

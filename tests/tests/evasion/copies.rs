@@ -1,9 +1,16 @@
 //! Several copies of the first bytes that differ: whatever the pod's stack makes of each, only one content may pass.
 
-use anyhow::{Result, ensure};
-use enforcer_common::Reason;
+use std::sync::Barrier;
+use std::thread;
 
-use crate::arena::{Arena, HELLO, HELLO_LEN, REQUEST, each_family};
+use anyhow::{Result, ensure};
+use enforcer_common::{Mode, Reason};
+use enforcer_tests::agent::policy;
+use enforcer_tests::raw::Tcp;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+
+use crate::arena::{Arena, HELLO, HELLO_LEN, REQUEST, each_family, each_family_in};
 
 /// A hello that the pod discards, then a request that it would take.
 fn decoy_then_request(
@@ -69,5 +76,60 @@ fn one_wrong_byte_behind_right_ones_is_refused() -> Result<()> {
         let record = arena.records.next(seen, client.local())?;
         ensure!(HELLO[..5].starts_with(&record.head), "{record:?}");
         arena.was_reset_for(Reason::PLAINTEXT)
+    })
+}
+
+/// Two processors judge two packets of one flow at once: what is wrong with one of them is held against that one, whatever the other
+/// made of the flow in the meantime.
+#[test]
+fn a_hello_and_a_request_at_the_same_instant() -> Result<()> {
+    each_family(|arena, v6| {
+        let seen = arena.records.all()?.len();
+        let rounds = 300;
+        for _ in 0..rounds {
+            let client = &arena.open(v6)?;
+            let start = Barrier::new(2);
+            thread::scope(|scope| -> Result<()> {
+                let sender = |processor: usize, segment: Tcp| {
+                    let (client, start) = (client, &start);
+                    scope.spawn(move || -> Result<()> {
+                        let mut one = CpuSet::new();
+                        one.set(processor)?;
+                        sched_setaffinity(Pid::from_raw(0), &one)?;
+                        start.wait();
+                        client.send(&segment)
+                    })
+                };
+                let hello = sender(0, client.data(0, HELLO).damaged());
+                let request = sender(1, client.data(0, REQUEST));
+                hello.join().expect("a sender")?;
+                request.join().expect("a sender")
+            })?;
+        }
+        for record in arena.records.at_least(seen + rounds)?.get(seen..).unwrap_or_default() {
+            ensure!(record.head.is_empty(), "the pod read {record:?}");
+        }
+        Ok(())
+    })
+}
+
+/// That the cases of this suite can fail: without STRICT the same packets arrive, and are read.
+#[test]
+fn without_enforcement_the_same_request_is_read() -> Result<()> {
+    let arena = Arena::new()?;
+    let app = "frontend.hipstershopv1v2.svc.cluster.local";
+    let permissive = policy("hipstershopv1v2", "frontend", Some(app), "PERMISSIVE", &[]);
+    arena.scene.lab.apply("frontend.yaml", &permissive)?;
+    arena.scene.lab.wait_mode("frontend", Mode::PERMISSIVE)?;
+    each_family_in(&arena, |arena, v6| {
+        let mut client = arena.open(v6)?;
+        client.send(&client.data(0, HELLO).damaged())?;
+        client.send(&client.data(10, &REQUEST[10..]))?;
+        client.send(&client.data(0, REQUEST))?;
+        client.expect_heard(REQUEST)?;
+        client.abort(u32::try_from(REQUEST.len())?)?;
+        let record = arena.records.of_peer(client.local())?;
+        ensure!(record.head == REQUEST, "{record:?}");
+        arena.nothing_refused()
     })
 }

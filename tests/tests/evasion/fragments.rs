@@ -1,9 +1,10 @@
 //! IP fragments: none reaches a pod under STRICT, so that nothing has to be put together to be judged.
 
 use anyhow::{Result, ensure};
+use enforcer_common::Reason;
 use enforcer_tests::raw::fragments;
 
-use crate::arena::{Arena, HELLO, REQUEST, each_family};
+use crate::arena::{Arena, HELLO, REQUEST, each_family, hello};
 
 /// Sends these fragments of a request on an open connection, sees them dropped, and that none of it arrived.
 fn dropped(arena: &Arena, v6: bool, cuts: &[usize], order: impl Fn(&mut Vec<Vec<u8>>)) -> Result<()> {
@@ -16,16 +17,10 @@ fn dropped(arena: &Arena, v6: bool, cuts: &[usize], order: impl Fn(&mut Vec<Vec<
         for packet in &packets {
             client.send_packet(packet)?;
         }
-        let refused = arena.refused()?;
-        let dropped = [(("drop".to_owned(), "FRAGMENT".to_owned()), packets.len() as u64)];
-        ensure!(
-            refused.iter().map(|(key, counts)| (key.clone(), counts[1])).eq(dropped),
-            "{} fragments: {refused:?}",
-            packets.len()
-        );
+        arena.were_dropped_for(Reason::FRAGMENT, packets.len() as u64)?;
     }
     // Nothing arrived: the same offsets can still be said whole.
-    arena.hello(&mut client)?;
+    hello(&mut client)?;
     arena.lives_on(&mut client)
 }
 
@@ -68,8 +63,6 @@ fn a_syn_in_fragments_is_dropped() -> Result<()> {
             client.send_packet(&packet)?;
         }
         ensure!(client.listen(std::time::Duration::from_millis(200))?.is_empty(), "{:?}", client.received);
-        let refused = arena.refused()?;
-        ensure!(refused.keys().eq([&("drop".to_owned(), "FRAGMENT".to_owned())]), "{refused:?}");
-        Ok(())
+        arena.were_dropped_for(Reason::FRAGMENT, 2)
     })
 }

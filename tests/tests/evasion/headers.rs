@@ -1,18 +1,18 @@
 //! Options of TCP and IP, extension headers, urgent data.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result};
 use enforcer_common::Reason;
 use enforcer_common::tcp::URG;
 use enforcer_tests::raw::{Client, Extension, Tcp, option};
 
-use crate::arena::{Arena, HELLO, HELLO_LEN, ISN, REQUEST, each_family};
+use crate::arena::{Arena, HELLO, HELLO_LEN, ISN, REQUEST, each_family, hello};
 
 /// Both verdicts with packets of this shape: a hello lives, a request is refused at its first byte.
 fn judged_as_any(arena: &Arena, v6: bool, shape: impl Fn(&mut Client)) -> Result<()> {
     let mut client = arena.client(v6, ISN);
     shape(&mut client);
     client.shake()?;
-    arena.hello(&mut client)?;
+    hello(&mut client)?;
     arena.lives_on(&mut client)?;
     arena.nothing_refused()?;
     let seen = arena.records.all()?.len();
@@ -82,11 +82,9 @@ fn extension_headers_that_cannot_be_read_are_dropped() -> Result<()> {
         client.send(&client.data(0, REQUEST))?;
         client.send(&client.data(0, HELLO))?;
         client.ip.extensions.clear();
-        let refused = arena.refused()?;
-        let dropped = ("drop".to_owned(), "MALFORMED".to_owned());
-        ensure!(refused.keys().eq([&dropped]), "{chain:?}: {refused:?}");
+        arena.were_dropped_for(Reason::MALFORMED, 2).with_context(|| format!("{chain:?}"))?;
         // Nothing arrived: the same offsets can still be said right.
-        arena.hello(&mut client)?;
+        hello(&mut client)?;
         arena.lives_on(&mut client)?;
     }
     Ok(())
@@ -124,12 +122,11 @@ fn an_extension_header_of_two_kilobytes_hides_nothing() -> Result<()> {
         client.send(&client.data(0, REQUEST))?;
     }
     client.ip.extensions.clear();
-    let refused = arena.refused()?;
+    arena.were_dropped_for(Reason::MALFORMED, 8)?;
     client.send(&client.data(0, REQUEST))?;
     client.expect_reset()?;
     arena.pod_was_reset(seen, &client, b"")?;
-    ensure!(refused.keys().eq([&("drop".to_owned(), "MALFORMED".to_owned())]), "{refused:?}");
-    Ok(())
+    arena.was_reset_for(Reason::PLAINTEXT)
 }
 
 #[test]

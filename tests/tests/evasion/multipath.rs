@@ -6,7 +6,7 @@ use enforcer_tests::Topology;
 use enforcer_tests::raw::option;
 use sha2::{Digest, Sha256};
 
-use crate::arena::{Arena, HELLO, ISN, REQUEST, each_family_in};
+use crate::arena::{Arena, HELLO, ISN, REQUEST, each_family_in, hello};
 
 const CLIENT_KEY: [u8; 8] = *b"client k";
 
@@ -58,7 +58,7 @@ fn a_multipath_connection_is_plain_tcp_to_the_pod() -> Result<()> {
         let mut client = arena.client(v6, ISN);
         client.syn_options = vec![option::MSS, 4, 5, 0xa0, option::NOP, option::MPTCP, 4, 1, 1, 1, 1, 1];
         client.shake()?;
-        arena.hello(&mut client)?;
+        hello(&mut client)?;
         arena.lives_on(&mut client)
     })
 }

@@ -8,7 +8,7 @@ use enforcer_common::Reason;
 use enforcer_common::tcp::{ACK, FIN, RST, SYN};
 use enforcer_tests::raw::Tcp;
 
-use crate::arena::{HELLO, HELLO_LEN, ISN, REQUEST, each_family};
+use crate::arena::{HELLO, HELLO_LEN, ISN, REQUEST, REQUEST_LEN, each_family, hello};
 
 /// A judged flow, reset by its client, and the same tuple again at once with plaintext.
 #[test]
@@ -16,8 +16,9 @@ fn a_tuple_reopened_at_once_is_judged_anew() -> Result<()> {
     each_family(|arena, v6| {
         let mut client = arena.judged(v6)?;
         for isn in [ISN, ISN + 1000, ISN - 1000, ISN ^ 0x8000_0000] {
+            let seen = arena.records.all()?.len();
             client.abort(HELLO_LEN)?;
-            let seen = arena.records.at_least(1)?.len();
+            let seen = arena.records.at_least(seen + 1)?.len();
             client.received.clear();
             client.isn = isn;
             client.shake()?;
@@ -28,7 +29,7 @@ fn a_tuple_reopened_at_once_is_judged_anew() -> Result<()> {
             client.received.clear();
             client.isn = isn.wrapping_add(77_777);
             client.shake()?;
-            arena.hello(&mut client)?;
+            hello(&mut client)?;
             arena.nothing_refused()?;
         }
         for record in arena.records.all()? {
@@ -42,6 +43,7 @@ fn a_tuple_reopened_at_once_is_judged_anew() -> Result<()> {
 #[test]
 fn a_tuple_in_time_wait_is_judged_anew() -> Result<()> {
     each_family(|arena, v6| {
+        let seen = arena.records.all()?.len();
         let mut client = arena.judged(v6)?;
         // The echo server closes when its client does; a client that closed first would be the one that waits, so both do.
         client.send(&client.ack(HELLO_LEN).with(FIN))?;
@@ -51,7 +53,7 @@ fn a_tuple_in_time_wait_is_judged_anew() -> Result<()> {
         client.received.clear();
         // Higher than what was used, as RFC 6191 wants it.
         client.isn = client.isn.wrapping_add(100_000);
-        let seen = arena.records.at_least(1)?.len();
+        let seen = arena.records.at_least(seen + 1)?.len();
         client.shake()?;
         client.send(&client.data(0, REQUEST))?;
         client.expect_reset()?;
@@ -64,10 +66,11 @@ fn a_tuple_in_time_wait_is_judged_anew() -> Result<()> {
 #[test]
 fn old_segments_do_not_speak_for_a_new_connection() -> Result<()> {
     each_family(|arena, v6| {
+        let seen = arena.records.all()?.len();
         let mut client = arena.judged(v6)?;
         let old = client.data(HELLO_LEN, b"an old segment");
         client.abort(HELLO_LEN)?;
-        let seen = arena.records.at_least(1)?.len();
+        let seen = arena.records.at_least(seen + 1)?.len();
         client.received.clear();
         client.isn = client.isn.wrapping_sub(500);
         client.knock()?;
@@ -161,15 +164,41 @@ fn two_handshakes_under_syn_cookies_do_not_cross() -> Result<()> {
                 shadow.send(&shadow_hello)?;
                 shadow.send(&shadow.data(0, REQUEST))?;
             }
-            shadow.send(&shadow.data(REQUEST.len() as u32, REQUEST))?;
+            shadow.send(&shadow.data(REQUEST_LEN, REQUEST))?;
             shadow.listen(Duration::from_millis(200))?;
             shadow.abort(0)?;
-            shadow.abort(REQUEST.len() as u32)?;
-            shadow.abort(2 * REQUEST.len() as u32)?;
+            shadow.abort(REQUEST_LEN)?;
+            shadow.abort(2 * REQUEST_LEN)?;
             shadow.listen(Duration::from_millis(200))?;
             for record in arena.records.all()?.get(seen..).unwrap_or_default() {
                 ensure!(record.head.is_empty(), "damaged {damaged}: the pod read {record:?}");
             }
+        }
+        Ok(())
+    })
+}
+
+/// Under SYN cookies the pod makes a new socket of an old third packet, for as long as the cookie is valid.
+#[test]
+fn a_cookie_played_again_opens_nothing() -> Result<()> {
+    each_family(|arena, v6| {
+        arena.scene.lab.exec("frontend", ["sysctl", "-qw", "net.ipv4.tcp_syncookies=2"])?.success()?;
+        let seen = arena.records.all()?.len();
+        let mut client = arena.judged(v6)?;
+        client.expect_acked(HELLO_LEN)?;
+        client.abort(HELLO_LEN)?;
+        arena.records.at_least(seen + 1)?;
+        client.received.clear();
+        client.send(&client.data(0, REQUEST))?;
+        client.wait("a reset", |segment| segment.has(RST))?;
+        client.send(&client.ack(0))?;
+        client.send(&client.data(0, REQUEST))?;
+        client.listen(Duration::from_millis(200))?;
+        client.abort(0)?;
+        client.abort(REQUEST_LEN)?;
+        client.listen(Duration::from_millis(200))?;
+        for record in arena.records.all()?.get(seen + 1..).unwrap_or_default() {
+            ensure!(record.head.is_empty(), "the pod read {record:?}");
         }
         Ok(())
     })

@@ -22,6 +22,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("jq", "jq"),
     ("prometheus", "prometheus"),
     ("promtool", "prometheus"),
+    ("tmux", "tmux"),
 ];
 
 /// Every tool is there, or gets installed.

@@ -31,7 +31,7 @@ fn tls_passes_in_one_piece_and_byte_by_byte() {
         let flow = talk.flow();
         assert_eq!(
             (flow.state, flow.flags),
-            (FlowState::TLS, flow_flags::PREFIX_ACKED | flow_flags::SETTLED)
+            (FlowState::TLS, flow_flags::PREFIX_ACKED | flow_flags::SETTLED | flow_flags::PROTECTED)
         );
         assert_eq!((flow.bytes_to_pod, flow.bytes_from_pod), (11, 9));
     }

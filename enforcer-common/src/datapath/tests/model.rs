@@ -1,11 +1,11 @@
 //! The datapath over tables in memory: what the tests of the rules run on, and what the compiled programs are held
 //! against packet by packet.
 
-use std::cell::{Cell, RefCell, RefMut};
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::vec::Vec;
 
-use enforcer_common::datapath::{self, Decision, Env};
+use enforcer_common::datapath::{self, Decision, Env, FlowTables};
 use enforcer_common::flow::Window;
 use enforcer_common::map::{
     Endpoint, ExemptKind, Flow, FlowKey, HalfOpen, Outbound, PortKey, PortMode, endpoint_flags,
@@ -54,13 +54,18 @@ pub(crate) struct Model {
     pub now_ns: Cell<u64>,
     /// The packet was sent by the agent.
     pub own_probe: bool,
-    /// Flows that the table takes.
+    /// Flows that `TRANSIENT` takes.
     pub capacity: usize,
+    /// Flows that `FLOWS` takes.
+    pub room: usize,
+    /// The pod's sockets tell their end.
+    pub sockets: bool,
     /// `PORT_MODES` of the endpoint's workload.
     pub ports: BTreeMap<(u16, u16), PortMode>,
     /// `EXEMPT`.
     pub exempt: BTreeMap<Address, ExemptKind>,
     flows: RefCell<BTreeMap<Tuple, Flow>>,
+    transient: RefCell<BTreeMap<Tuple, Flow>>,
     half_open: RefCell<BTreeMap<Tuple, HalfOpen>>,
     outbound: RefCell<BTreeMap<Tuple, Outbound>>,
     payload: RefCell<Vec<u8>>,
@@ -82,9 +87,12 @@ impl Model {
             now_ns: Cell::new(1_000_000_000),
             own_probe: false,
             capacity: usize::MAX,
+            room: usize::MAX,
+            sockets: false,
             ports: BTreeMap::new(),
             exempt: BTreeMap::new(),
             flows: RefCell::default(),
+            transient: RefCell::default(),
             half_open: RefCell::default(),
             outbound: RefCell::default(),
             payload: RefCell::default(),
@@ -124,12 +132,13 @@ impl Model {
 
     /// The entry of a flow.
     pub(crate) fn flow_entry(&self, key: &FlowKey) -> Option<Flow> {
-        self.flows.borrow().get(&tuple(key)).copied()
+        let found = self.protected_entry(key);
+        found.or_else(|| self.transient.borrow().get(&tuple(key)).copied())
     }
 
-    /// Forgets a flow, as the end of its socket does.
-    pub(crate) fn remove_flow(&self, key: &FlowKey) {
-        self.flows.borrow_mut().remove(&tuple(key));
+    /// The entry of a flow in `FLOWS`.
+    pub(crate) fn protected_entry(&self, key: &FlowKey) -> Option<Flow> {
+        self.flows.borrow().get(&tuple(key)).copied()
     }
 
     /// The entry of a half-open connection.
@@ -147,20 +156,70 @@ fn flags(mode: Mode) -> u8 {
     if mode == Mode::STRICT { endpoint_flags::ANY_STRICT } else { 0 }
 }
 
-impl Env for Model {
-    type FlowRef<'a> = RefMut<'a, Flow>;
+fn insert(table: &RefCell<BTreeMap<Tuple, Flow>>, capacity: usize, key: &FlowKey, flow: &Flow) -> bool {
+    let mut table = table.borrow_mut();
+    let fits = table.len() < capacity || table.contains_key(&tuple(key));
+    if fits {
+        table.insert(tuple(key), *flow);
+    }
+    fits
+}
+
+/// An entry, written back when it is done with, if it is still there.
+pub(crate) struct FlowCopy<'a> {
+    table: &'a RefCell<BTreeMap<Tuple, Flow>>,
+    key: Tuple,
+    flow: Flow,
+}
+
+impl core::ops::Deref for FlowCopy<'_> {
+    type Target = Flow;
+
+    fn deref(&self) -> &Flow {
+        &self.flow
+    }
+}
+
+impl core::ops::DerefMut for FlowCopy<'_> {
+    fn deref_mut(&mut self) -> &mut Flow {
+        &mut self.flow
+    }
+}
+
+impl Drop for FlowCopy<'_> {
+    fn drop(&mut self) {
+        if let Some(entry) = self.table.borrow_mut().get_mut(&self.key) {
+            *entry = self.flow;
+        }
+    }
+}
+
+impl FlowTables for Model {
+    type FlowRef<'a> = FlowCopy<'a>;
 
     fn flow(&self, key: &FlowKey) -> Option<Self::FlowRef<'_>> {
-        RefMut::filter_map(self.flows.borrow_mut(), |flows| flows.get_mut(&tuple(key))).ok()
+        let table = if self.flows.borrow().contains_key(&tuple(key)) { &self.flows } else { &self.transient };
+        // An entry may be replaced or removed while it is looked at, as in the kernel: so it is a copy that is handed out.
+        let found = table.borrow().get(&tuple(key)).copied()?;
+        Some(FlowCopy { table, key: tuple(key), flow: found })
     }
 
     fn insert_flow(&self, key: &FlowKey, flow: &Flow) -> bool {
-        let mut flows = self.flows.borrow_mut();
-        let fits = flows.len() < self.capacity || flows.contains_key(&tuple(key));
-        if fits {
-            flows.insert(tuple(key), *flow);
-        }
-        fits
+        insert(&self.transient, self.capacity, key, flow)
+    }
+
+    fn protect(&self, key: &FlowKey, flow: &Flow) -> bool {
+        insert(&self.flows, self.room, key, flow)
+    }
+
+    fn unprotect(&self, key: &FlowKey) {
+        self.flows.borrow_mut().remove(&tuple(key));
+    }
+}
+
+impl Env for Model {
+    fn tag_socket(&self, _key: &FlowKey, _pod_start: u32) -> bool {
+        self.sockets
     }
 
     fn half_open(&self, key: &FlowKey) -> Option<HalfOpen> {

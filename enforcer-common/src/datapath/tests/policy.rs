@@ -3,7 +3,7 @@
 use super::super::{policy, unreadable};
 use super::conversation::{REQUEST, allowed, passes, reset};
 use super::{Conversation, HELLO, Model, SERVER_HELLO};
-use crate::datapath::Env as _;
+use crate::datapath::FlowTables as _;
 use crate::datapath::{Act, Decision};
 use crate::map::{ExemptKind, Flow, FlowState, endpoint_flags, flow_flags, port_flags};
 use crate::settings::{Action, Enforcement};

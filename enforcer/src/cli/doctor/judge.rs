@@ -81,18 +81,18 @@ fn capabilities(facts: &Facts) -> Check {
     const NAME: &str = "capabilities";
     let Some(held) = facts.capabilities else { return unseen(NAME) };
     let has = |bit: u32| held & (1 << bit) != 0;
-    let lacks: Vec<_> = [
-        (BPF, "CAP_BPF"),
-        (PERFMON, "CAP_PERFMON"),
-        (NET_ADMIN, "CAP_NET_ADMIN"),
-        (SYS_ADMIN, "CAP_SYS_ADMIN"),
-    ]
-    .into_iter()
-    .filter(|(bit, _)| !(has(*bit) || has(SYS_ADMIN) && matches!(*bit, BPF | PERFMON)))
-    .map(|(_, name)| name)
-    .collect();
-    if lacks.is_empty() {
+    let lacks: Vec<_> = [(NET_ADMIN, "CAP_NET_ADMIN"), (PERFMON, "CAP_PERFMON"), (BPF, "CAP_BPF")]
+        .into_iter()
+        .filter(|(bit, _)| !(has(*bit) || has(SYS_ADMIN) && matches!(*bit, BPF | PERFMON)))
+        .map(|(_, name)| name)
+        .collect();
+    if lacks.is_empty() && has(SYS_ADMIN) {
         return fine(NAME, "all that the agent needs");
+    }
+    if lacks.is_empty() {
+        let found = "without CAP_SYS_ADMIN";
+        let remedy = "the agent can run, but cannot look into pods: connections that are open when a pod is hooked first are taken for unknown ones; give it CAP_SYS_ADMIN as well";
+        return check(NAME, Outcome::Warn, found, remedy);
     }
     let found = format!("without {}", lacks.join(", "));
     if facts.root {
@@ -100,15 +100,11 @@ fn capabilities(facts: &Facts) -> Check {
             NAME,
             Outcome::Fail,
             found,
-            "give the container these capabilities, or run it privileged",
+            "give the container or service these capabilities, or run it privileged",
         );
     }
-    check(
-        NAME,
-        Outcome::Unseen,
-        format!("not root, {found}"),
-        "the agent runs as root; run enforcer doctor as root too, to see everything",
-    )
+    let remedy = "the agent needs them; run enforcer doctor as root to see everything";
+    check(NAME, Outcome::Unseen, format!("not root, {found}"), remedy)
 }
 
 fn programs(facts: &Facts) -> Check {

@@ -1,4 +1,4 @@
-//! Records out of the kernel's table of connections: one for each, with what can be known without an agent.
+//! Records out of the kernel's tables of connections: one for each, with what can be known without an agent.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -16,7 +16,10 @@ use crate::telemetry::record::{Flow, Line, Peer, Record, Word};
 
 /// The connections that the filter takes, the latest last.
 pub(super) fn records(node: &Node, filter: &Filter) -> anyhow::Result<Vec<Record>> {
-    let entries = Flows::new("FLOWS", node.pinned.map("FLOWS")?)?.entries()?;
+    let mut entries = Vec::new();
+    for map in ["FLOWS", "TRANSIENT"] {
+        entries.extend(Flows::new(map, node.pinned.map(map)?)?.entries()?);
+    }
     let epoch = epoch(Timestamp::now(), monotonic_ns());
     let mut lines: Vec<_> = entries
         .iter()

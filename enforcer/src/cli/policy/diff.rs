@@ -37,14 +37,14 @@ pub(super) struct Args {
     output: OutputFormat,
 }
 
-#[derive(Serialize)]
-struct Report {
+#[derive(Serialize, schemars::JsonSchema)]
+pub(super) struct Report {
     changes: Vec<Entry>,
     /// Pods that were compared; 0 when none was given and `labels` stand for them.
     pods: usize,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, schemars::JsonSchema)]
 struct Entry {
     /// `None` for an imagined pod: see `namespace` and `labels`.
     pod: Option<String>,

@@ -5,10 +5,11 @@ use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use serde::Serialize;
 
-use super::{Reading, load, nothing_read, warn};
+use super::{Reading, ask_agent, load, nothing_read, warn};
+use crate::agent::state::State;
 use crate::cli::output::{OutputFormat, print_json, print_table, table};
 use crate::object::{Map, ObjectName, Pod};
 use crate::policy::compose::{Effective, Level};
@@ -17,17 +18,22 @@ use crate::policy::membership::{ExemptPorts, Membership, exempt_ports, membershi
 use crate::policy::problem::Problem;
 use crate::source::document::distance;
 use crate::source::manifest::Loaded;
+use crate::telemetry::DEFAULT_SOCKET;
 
 /// Arguments of `enforcer policy explain`.
 #[derive(Debug, clap::Args)]
 #[command(group(clap::ArgGroup::new("subject").required(true).args(["pod", "namespace"])))]
 pub(super) struct Args {
-    /// Manifest files and folders, such as the output of `kubectl get … -o yaml`; `-` is standard input.
-    #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
+    /// Manifest files and folders, such as the output of `kubectl get … -o yaml`; `-` is standard input. Without it: what
+    /// the running agent knows, which of a cluster are this node's pods.
+    #[arg(long, num_args = 1.., value_name = "PATH")]
     manifests: Vec<PathBuf>,
+    /// The running agent's control socket.
+    #[arg(long, env = "ENFORCER_SOCKET", default_value = DEFAULT_SOCKET, value_name = "PATH")]
+    socket: PathBuf,
     #[command(flatten)]
     reading: Reading,
-    /// The pod, which the manifests must hold.
+    /// The pod, which the manifests must hold or the agent know.
     #[arg(long, value_name = "NS/NAME", value_parser = object_name)]
     pod: Option<ObjectName>,
     /// In place of a pod: the namespace of an imagined one.
@@ -63,8 +69,8 @@ fn labels(text: &str) -> Result<Map, String> {
         .collect()
 }
 
-#[derive(Serialize)]
-struct Report {
+#[derive(Serialize, schemars::JsonSchema)]
+pub(super) struct Report {
     /// `None` for an imagined pod.
     pod: Option<String>,
     default: &'static str,
@@ -72,7 +78,7 @@ struct Report {
     decided_by: Vec<Entry>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, schemars::JsonSchema)]
 struct Entry {
     level: &'static str,
     policy: String,
@@ -83,8 +89,21 @@ struct Entry {
 
 /// Runs the subcommand.
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let loaded = load(&args.manifests);
-    nothing_read(&loaded)?;
+    let (loaded, reading) = if args.manifests.is_empty() {
+        let (loaded, state) = ask_agent(&args.socket)
+            .context("without --manifests the running agent is asked, which needs root")?;
+        for problem in state.problems.iter().filter(|problem| problem.contains("PeerAuthentication")) {
+            writeln!(io::stderr(), "warning: {problem}")?;
+        }
+        (loaded, args.reading.or_of(&state))
+    } else {
+        let loaded = load(&args.manifests);
+        nothing_read(&loaded)?;
+        if loaded.files.is_empty() && !loaded.incomplete {
+            writeln!(io::stderr(), "warning: the folders given hold no *.yaml, *.yml or *.json")?;
+        }
+        (loaded, args.reading.or_of(&State::default()))
+    };
     let none = Map::new();
     let pod = args.pod.as_ref().map(|name| find(&loaded, name)).transpose()?;
     let (namespace, labels) = match (pod, &args.namespace) {
@@ -92,15 +111,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         (None, Some(namespace)) => (namespace.as_str(), args.labels.as_ref().unwrap_or(&none)),
         (None, None) => bail!("say which pod: --pod NS/NAME, or --namespace NS and --labels KEY=VALUE"),
     };
-    if loaded.files.is_empty() && !loaded.incomplete {
-        writeln!(io::stderr(), "warning: the folders given hold no *.yaml, *.yml or *.json")?;
-    }
     for problem in &loaded.problems {
-        if matters(problem, namespace, args) {
+        if matters(problem, namespace, reading.root_namespace()) {
             warn(problem)?;
         }
     }
-    let composer = args.reading.composer(&loaded);
+    let composer = reading.composer(&loaded);
     let mut explanation = explain(&loaded.objects, &composer, namespace, labels);
     if let Some(port) = args.port {
         let effective = &mut explanation.effective;
@@ -135,7 +151,7 @@ fn find<'a>(loaded: &'a Loaded, name: &ObjectName) -> anyhow::Result<&'a Pod> {
     }
     if pods.is_empty() {
         bail!(
-            "the manifests hold no pods: add the output of `kubectl get pods -A -o yaml`, or give --namespace and --labels instead of --pod"
+            "no pods are known: add the output of `kubectl get pods -A -o yaml`, or give --namespace and --labels instead of --pod"
         );
     }
     let wanted = name.to_string();
@@ -153,21 +169,19 @@ fn find<'a>(loaded: &'a Loaded, name: &ObjectName) -> anyhow::Result<&'a Pod> {
     let close: Vec<_> = close.iter().take(3).map(|(_, other)| other.to_string()).collect();
     if close.is_empty() {
         bail!(
-            "no pod {name} among the {} in the manifests: check namespace and name, or give --namespace and --labels",
+            "no pod {name} among the {} that are known: check namespace and name, or give --namespace and --labels",
             pods.len()
         );
     }
-    bail!("no pod {name} in the manifests; did you mean {}?", close.join(" or "))
+    bail!("no pod {name}; did you mean {}?", close.join(" or "))
 }
 
 /// Whether a refused document could have changed the answer.
-fn matters(problem: &Problem, namespace: &str, args: &Args) -> bool {
+fn matters(problem: &Problem, namespace: &str, root: &str) -> bool {
     let (kind, name) = problem.object.split_once(' ').unwrap_or_default();
     let place = name.split_once('/').map_or("", |(place, _)| place);
     match kind {
-        "PeerAuthentication" => {
-            place.is_empty() || place == namespace || place == args.reading.root_namespace
-        }
+        "PeerAuthentication" => place.is_empty() || place == namespace || place == root,
         "Pod" | "Service" | "ConfigMap" | "APIService" => false,
         "Namespace" => name == namespace,
         _ => !kind.ends_with("WebhookConfiguration"),

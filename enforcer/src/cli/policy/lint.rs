@@ -48,8 +48,8 @@ enum Format {
     Github,
 }
 
-#[derive(Serialize)]
-struct Findings {
+#[derive(Serialize, schemars::JsonSchema)]
+pub(super) struct Findings {
     errors: Vec<Problem>,
     warnings: Vec<Problem>,
 }

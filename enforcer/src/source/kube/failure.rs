@@ -30,7 +30,10 @@ impl Failure {
         match error {
             watcher::Error::InitialListFailed(error)
             | watcher::Error::WatchStartFailed(error)
-            | watcher::Error::WatchFailed(error) => Some(Self::of(kind, error)),
+            | watcher::Error::WatchFailed(error) => match error {
+                kube::Error::Api(status) if status.code == 410 => None,
+                error => Some(Self::of(kind, error)),
+            },
             watcher::Error::WatchError(status) if status.code == 410 => None,
             watcher::Error::WatchError(status) => Some(Self::of_status(kind, status)),
             watcher::Error::NoResourceVersion => {
@@ -97,5 +100,33 @@ impl fmt::Display for Failure {
                 write!(f, "{} cannot be followed ({why}): {STAYS}, and it is tried again", kind.plural())
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn api(code: u16) -> kube::Error {
+        kube::Error::Api(Box::new(Status { code, message: "as told".to_owned(), ..Status::default() }))
+    }
+
+    #[test]
+    fn what_the_server_says_is_told_apart() {
+        let kind = Kind::Policies;
+        assert_eq!(Failure::of(kind, &api(401)), Failure::Unauthenticated);
+        assert_eq!(Failure::of(kind, &api(403)), Failure::Denied(kind));
+        assert_eq!(Failure::of(kind, &api(404)), Failure::NotServed(kind));
+        assert_eq!(Failure::of(kind, &api(503)), Failure::Unreachable("it answers 503".to_owned()));
+        assert_eq!(Failure::of(kind, &api(422)), Failure::Other(kind, "as told".to_owned()));
+    }
+
+    #[test]
+    fn a_server_that_has_forgotten_the_past_does_not_fail() {
+        for error in [watcher::Error::WatchStartFailed(api(410)), watcher::Error::InitialListFailed(api(410))]
+        {
+            assert_eq!(Failure::of_watcher(Kind::Pods, &error), None);
+        }
+        assert!(Failure::of_watcher(Kind::Pods, &watcher::Error::WatchStartFailed(api(403))).is_some());
     }
 }

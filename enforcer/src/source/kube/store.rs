@@ -102,50 +102,50 @@ pub(super) struct Store {
 impl Store {
     /// Takes over what an agent before knew of a kind; the API server's list replaces it.
     pub(super) fn remember(&mut self, kind: Kind, objects: impl IntoIterator<Item = Object>) {
-        let shelf = self.shelves.entry(kind).or_default();
+        let stock = self.shelves.entry(kind).or_default();
         for object in objects {
             let entry = Entry { object: Some(object.clone()), ..Entry::default() };
-            shelf.entries.insert(object.key(), entry);
+            stock.entries.insert(object.key(), entry);
         }
-        if shelf.known == Known::Nothing {
-            shelf.known = Known::Remembered;
+        if stock.known == Known::Nothing {
+            stock.known = Known::Remembered;
         }
     }
 
     /// Applies a change. True when objects or problems are others now.
     pub(super) fn apply(&mut self, kind: Kind, change: Change, now: Timestamp) -> bool {
-        let shelf = self.shelves.entry(kind).or_default();
+        let stock = self.shelves.entry(kind).or_default();
         match change {
             Change::Listing => {
-                shelf.listing = Some(BTreeMap::new());
+                stock.listing = Some(BTreeMap::new());
                 false
             }
             Change::Listed((key, entry)) => {
-                let entry = shelf.over(&key, entry, &mut self.claims);
-                shelf.listing.get_or_insert_default().insert(key, entry);
+                let entry = stock.over(&key, entry, &mut self.claims);
+                stock.listing.get_or_insert_default().insert(key, entry);
                 false
             }
             Change::Complete(version) => {
-                let entries = shelf.listing.take().unwrap_or_default();
+                let entries = stock.listing.take().unwrap_or_default();
                 let changed =
-                    shelf.known != Known::Listed || shelf.failure.is_some() || entries != shelf.entries;
-                shelf.entries = entries;
-                shelf.known = Known::Listed;
-                shelf.version = Some(version);
-                shelf.synced = Some(now);
-                shelf.failure = None;
+                    stock.known != Known::Listed || stock.failure.is_some() || entries != stock.entries;
+                stock.entries = entries;
+                stock.known = Known::Listed;
+                stock.version = Some(version);
+                stock.synced = Some(now);
+                stock.failure = None;
                 changed
             }
             Change::Applied((key, entry)) => {
-                let entry = shelf.over(&key, entry, &mut self.claims);
-                shelf.entries.insert(key, entry.clone()).is_none_or(|old| old != entry)
+                let entry = stock.over(&key, entry, &mut self.claims);
+                stock.entries.insert(key, entry.clone()).is_none_or(|old| old != entry)
             }
-            Change::Deleted(key) => shelf.entries.remove(&key).is_some(),
+            Change::Deleted(key) => stock.entries.remove(&key).is_some(),
             Change::Failed(failure) => {
-                shelf.listing = None;
-                let since = shelf.failure.as_ref().map_or(now, |(_, since)| *since);
-                let changed = shelf.failure.as_ref().is_none_or(|(old, _)| *old != failure);
-                shelf.failure = Some((failure, since));
+                stock.listing = None;
+                let since = stock.failure.as_ref().map_or(now, |(_, since)| *since);
+                let changed = stock.failure.as_ref().is_none_or(|(old, _)| *old != failure);
+                stock.failure = Some((failure, since));
                 changed
             }
         }
@@ -156,10 +156,10 @@ impl Store {
     fn is_ready(&mut self, waited: bool) -> bool {
         self.begun = self.begun
             || Kind::ALL.iter().all(|kind| {
-                let shelf = self.shelves.get(kind);
-                let known = shelf.map_or(Known::Nothing, |shelf| shelf.known);
-                let absent = shelf.is_some_and(|shelf| {
-                    matches!(shelf.failure, Some((Failure::NotServed(Kind::Policies), _)))
+                let stock = self.shelves.get(kind);
+                let known = stock.map_or(Known::Nothing, |stock| stock.known);
+                let absent = stock.is_some_and(|stock| {
+                    matches!(stock.failure, Some((Failure::NotServed(Kind::Policies), _)))
                 });
                 match known {
                     Known::Listed => true,
@@ -178,7 +178,7 @@ impl Store {
         if waited {
             problems.extend(self.missing(ready));
         }
-        let entries = || self.shelves.values().flat_map(|shelf| shelf.entries.values());
+        let entries = || self.shelves.values().flat_map(|stock| stock.entries.values());
         let text = |problem: &Problem| problem.to_string();
         problems.extend(entries().flat_map(|entry| entry.problems.iter().map(text)));
         Update {
@@ -190,17 +190,16 @@ impl Store {
 
     /// One sentence for each failure; what concerns several kinds is said once.
     fn failures(&self) -> Vec<String> {
-        let failing = self.shelves.values().filter_map(|shelf| Some(shelf.failure.as_ref()?.0.to_string()));
+        let failing = self.shelves.values().filter_map(|stock| Some(stock.failure.as_ref()?.0.to_string()));
         failing.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// One sentence for each kind that was never listed, and what follows.
     fn missing(&self, ready: bool) -> Vec<String> {
         let sentence = |kind: &Kind| {
-            let known = self.shelves.get(kind).map_or(Known::Nothing, |shelf| shelf.known);
+            let known = self.shelves.get(kind).map_or(Known::Nothing, |stock| stock.known);
             let what = kind.plural();
             match known {
-                Known::Listed => None,
                 Known::Remembered => Some(format!(
                     "{what} were not listed since the agent started: what its predecessor knew of them stays in force"
                 )),
@@ -210,7 +209,7 @@ impl Store {
                 Known::Nothing if kind.is_essential() => Some(format!(
                     "{what} were not listed since the agent started: nothing is changed before they are, and what is pinned stays in force"
                 )),
-                Known::Nothing => None,
+                Known::Listed | Known::Nothing => None,
             }
         };
         Kind::ALL.iter().filter_map(sentence).collect()
@@ -218,18 +217,18 @@ impl Store {
 
     /// All kinds were listed once.
     pub(super) fn is_complete(&self) -> bool {
-        Kind::ALL.iter().all(|kind| self.shelves.get(kind).is_some_and(|shelf| shelf.known == Known::Listed))
+        Kind::ALL.iter().all(|kind| self.shelves.get(kind).is_some_and(|stock| stock.known == Known::Listed))
     }
 
     /// The kind was listed: what is known of it is worth remembering.
     pub(super) fn is_listed(&self, kind: Kind) -> bool {
-        self.shelves.get(&kind).is_some_and(|shelf| shelf.known == Known::Listed)
+        self.shelves.get(&kind).is_some_and(|stock| stock.known == Known::Listed)
     }
 
     /// The objects in force.
     pub(super) fn objects(&self) -> Objects {
         let mut objects = Objects::default();
-        for entry in self.shelves.values().flat_map(|shelf| shelf.entries.values()) {
+        for entry in self.shelves.values().flat_map(|stock| stock.entries.values()) {
             if let Some(object) = &entry.object {
                 object.insert(&mut objects);
             }
@@ -241,15 +240,15 @@ impl Store {
     pub(super) fn kinds(&self) -> Vec<KindState> {
         let state = |kind: &Kind| {
             let none = Shelf::default();
-            let shelf = self.shelves.get(kind).unwrap_or(&none);
+            let stock = self.shelves.get(kind).unwrap_or(&none);
             KindState {
                 kind: kind.plural().to_owned(),
-                version: shelf.version.map(str::to_owned),
+                version: stock.version.map(str::to_owned),
                 essential: kind.is_essential(),
-                objects: shelf.entries.len(),
-                synced: shelf.synced,
-                failing_since: shelf.failure.as_ref().map(|(_, since)| *since),
-                error: shelf.failure.as_ref().map(|(failure, _)| failure.to_string()),
+                objects: stock.entries.len(),
+                synced: stock.synced,
+                failing_since: stock.failure.as_ref().map(|(_, since)| *since),
+                error: stock.failure.as_ref().map(|(failure, _)| failure.to_string()),
             }
         };
         Kind::ALL.iter().map(state).collect()

@@ -52,6 +52,9 @@ fn a_node_where_all_is_hooked_is_ready() {
         Vec::<String>::new(),
         "db may be behind 4"
     );
+    let mut placed = snapshot(&[("web", 3), ("db", 0)], &[3, 4]);
+    placed.placed.insert(4);
+    assert_eq!(missing(&placed).len(), 1, "behind 4 is another pod");
 }
 
 #[test]

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use enforcer_common::{Reason, Verdict};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -76,6 +77,10 @@ pub struct Seen {
     pub first_ns: u64,
     /// The last one.
     pub last_ns: u64,
+    /// The last verdict.
+    pub verdict: Verdict,
+    /// Why it fell.
+    pub reason: Reason,
 }
 
 /// The circumstances of one look.
@@ -154,10 +159,16 @@ impl History {
                 earlier.map_or_else(Default::default, |pod| (pod.watched, pod.blind));
             // A pod that appeared under the agent's eyes was never without the hooks.
             let since = if known { before } else { now };
+            let missed =
+                seen.created.map(|_| monotonic(look, seen.created)).filter(|made| !known && *made < before);
             if look.first {
                 let unseen = if known { before } else { monotonic(look, seen.created) };
                 extend(&mut blind, unseen, now);
             } else if seen.hooked {
+                // One that was made before the last look, and comes only now, was behind no hook until now.
+                if let Some(made) = missed {
+                    extend(&mut blind, made, now);
+                }
                 extend(&mut watched, since, now);
             }
             if !seen.hooked {
@@ -209,6 +220,18 @@ impl History {
         self.mesh.insert((workload, port, client));
     }
 
+    /// Who a client is, where that was seen.
+    #[must_use]
+    pub fn name(&self, client: IpAddr) -> Option<&str> {
+        self.names.get(&client).map(String::as_str)
+    }
+
+    /// How many clients have a name.
+    #[must_use]
+    pub fn named(&self) -> usize {
+        self.names.len()
+    }
+
     /// True for the history of this boot.
     #[must_use]
     pub fn is_of(&self, boot: &str) -> bool {
@@ -219,13 +242,18 @@ impl History {
     #[must_use]
     pub fn data(&self, node: &str, reading: &Reading, clients: &[Seen]) -> NodeData {
         let time = |ns: u64| reading.wall_of(ns);
-        let spans = |stretches: &[Stretch]| -> Spans {
+        let spans = |stretches: &[Stretch], present: bool| -> Spans {
+            let to = |stretch: &Stretch| {
+                // The agent lives and has only not looked yet.
+                let goes_on = reading.alive && present && stretch.to == self.seen_ns;
+                if goes_on { reading.wall } else { time(stretch.to) }
+            };
             stretches
                 .iter()
                 .map(|s| Span {
                     // Since ever: before this boot as well.
                     from: if s.from == 0 { Timestamp::UNIX_EPOCH } else { time(s.from) },
-                    to: time(s.to),
+                    to: to(s),
                 })
                 .collect::<Vec<_>>()
                 .into()
@@ -253,8 +281,8 @@ impl History {
                 labels: pod.labels.clone(),
                 present: pod.present,
                 posture: pod.posture.clone(),
-                watched: spans(&pod.watched),
-                blind: spans(&pod.blind),
+                watched: spans(&pod.watched, pod.present),
+                blind: spans(&pod.blind, false),
                 clients,
             }
         });
@@ -292,6 +320,8 @@ pub struct Reading {
     pub now_ns: u64,
     /// Verdicts are carried out.
     pub enforcing: bool,
+    /// The agent watches at this moment.
+    pub alive: bool,
     /// What a reader should know.
     pub notes: Vec<String>,
 }

@@ -10,8 +10,8 @@ use crate::telemetry::{Shared, client};
 struct Running {
     shared: Arc<Shared>,
     dir: tempfile::TempDir,
-    _runtime: tokio::runtime::Runtime,
-    _file: SocketFile,
+    runtime: tokio::runtime::Runtime,
+    file: SocketFile,
 }
 
 impl Running {
@@ -29,12 +29,12 @@ impl Running {
         let shared = Arc::new(Shared::new(4, Remote::new(None, 0)));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.expect("a runtime");
-        let _inside = runtime.enter();
+        let inside = runtime.enter();
         let (listener, file) = bind(&socket).expect("a socket");
         let metrics = Metrics::new(shared.clone(), &options);
         tokio::spawn(unix(listener, Arc::new(Service::new(shared.clone(), metrics))));
-        drop(_inside);
-        Self { shared, dir, _runtime: runtime, _file: file }
+        drop(inside);
+        Self { shared, dir, runtime, file }
     }
 
     fn socket(&self) -> PathBuf {
@@ -63,10 +63,10 @@ fn the_socket_is_for_root_alone_and_goes_with_the_agent() {
     assert_eq!(mode & 0o777, 0o600);
     assert!(matches!(bind(&running.socket()), Err(SocketError::InUse(_))), "somebody listens");
     let path = running.socket();
-    let Running { dir, _runtime, _file, .. } = running;
-    drop(_file);
+    let Running { dir, runtime, file, .. } = running;
+    drop(file);
     assert!(!path.exists());
-    drop((_runtime, dir));
+    drop((runtime, dir));
 }
 
 #[test]

@@ -61,6 +61,8 @@ fn each_fault_is_one_check() {
     assert_eq!(bad(|f| f.release = "5.4.0".into()), ("kernel", Fail));
     assert_eq!(bad(|f| f.release = "unknown".into()), ("kernel", Warn));
     assert_eq!(bad(|f| f.capabilities = Some(1 << NET_ADMIN)), ("capabilities", Fail));
+    let younger = (1 << NET_ADMIN) | (1 << PERFMON) | (1 << BPF);
+    assert_eq!(bad(|f| f.capabilities = Some(younger)), ("capabilities", Warn));
     assert_eq!(bad(|f| f.programs = refused()), ("programs", Fail));
     assert_eq!(bad(|f| f.programs = Trial::Unseen), ("programs", Unseen));
     assert_eq!(bad(|f| drop(f.maps.insert("ring buffer", refused()))), ("maps", Fail));

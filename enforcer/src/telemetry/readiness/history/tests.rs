@@ -37,8 +37,13 @@ fn look(now: u64, first: bool) -> Look<'static> {
 }
 
 fn data(history: &History, now: u64, clients: &[Seen]) -> NodeData {
-    let reading =
-        Reading { wall: look(now, false).wall, now_ns: now * SECOND, enforcing: true, notes: Vec::new() };
+    let reading = Reading {
+        wall: look(now, false).wall,
+        now_ns: now * SECOND,
+        enforcing: true,
+        alive: false,
+        notes: Vec::new(),
+    };
     history.data("n1", &reading, clients)
 }
 
@@ -58,6 +63,14 @@ fn the_watch_begins_with_the_agent_and_stops_with_it() {
     history.look(&look(110, false), &pods, &[]);
     history.look(&look(120, false), &pods, &[]);
     assert_eq!(watched(&history, 500), [(100, 120)], "what comes after the last look is not known");
+    let alive = Reading {
+        wall: look(125, false).wall,
+        now_ns: 125 * SECOND,
+        enforcing: true,
+        alive: true,
+        notes: Vec::new(),
+    };
+    assert_eq!(history.data("n1", &alive, &[]).pods[0].watched.seconds(), 25, "the agent lives: until now");
     // A new agent: the time between was not watched.
     history.look(&look(200, true), &pods, &[]);
     history.look(&look(230, false), &pods, &[]);
@@ -89,11 +102,16 @@ fn a_pod_that_was_there_before_was_not_seen_since_it_was_made() {
 fn a_pod_that_comes_under_the_agents_eyes_misses_nothing() {
     let mut history = History::default();
     history.look(&look(100, true), &Observed::default(), &[]);
-    history.look(&look(110, false), &observed(&[(1, pod(true, Some(1050)))]), &[]);
-    history.look(&look(120, false), &observed(&[(1, pod(true, Some(1050)))]), &[]);
-    let data = data(&history, 120, &[]);
-    assert_eq!(data.pods[0].blind, Spans::default());
+    history.look(&look(110, false), &observed(&[(1, pod(true, Some(1105)))]), &[]);
+    history.look(&look(120, false), &observed(&[(1, pod(true, Some(1105)))]), &[]);
+    assert_eq!(data(&history, 120, &[]).pods[0].blind, Spans::default());
     assert_eq!(watched(&history, 120), [(110, 120)]);
+    // One that was made long before it was behind a hook.
+    let late = ObservedPod { pod: "late-0".into(), ..pod(true, Some(1050)) };
+    history.look(&look(130, false), &observed(&[(2, late)]), &[]);
+    let spans = &data(&history, 130, &[]).pods[1].blind;
+    assert_eq!(spans.as_slice().len(), 1);
+    assert_eq!(spans.start().map(|at| at.as_second()), Some(1050));
 }
 
 #[test]
@@ -148,6 +166,8 @@ fn a_pod_that_is_gone_keeps_its_clients_and_its_name_goes_with_its_id() {
         connections: 2,
         first_ns: 105 * SECOND,
         last_ns: 108 * SECOND,
+        verdict: Verdict::ALLOW,
+        reason: Reason::TLS,
     };
     let told = data(&history, 120, &[seen]);
     assert!(!told.pods[0].present);
@@ -175,6 +195,8 @@ fn clients_have_the_name_that_was_theirs_when_they_were_active() {
         connections: 2,
         first_ns: SECOND,
         last_ns: last * SECOND,
+        verdict: Verdict::ALLOW,
+        reason: Reason::TLS,
     };
     let named = |name: &str| Observed {
         names: [(address, name.to_owned())].into(),

@@ -1,0 +1,128 @@
+//! One look at the pinned maps.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use enforcer_common::map::endpoint_flags;
+use enforcer_common::settings::Enforcement;
+use enforcer_common::{Reason, Verdict};
+
+use crate::agent::monotonic_ns;
+use crate::cli::node::{Node, NodeArgs};
+use crate::datapath::maps::{Endpoints, WorkloadCounters};
+use crate::telemetry::readiness::clients::Table;
+use crate::telemetry::readiness::watch;
+
+/// What is counted of a pod.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Counts {
+    /// Connections as TLS.
+    pub(super) tls: u64,
+    /// Plaintext connections that came through.
+    pub(super) plaintext: u64,
+    /// Connections that were refused.
+    pub(super) refused: u64,
+}
+
+/// A pod.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Pod {
+    /// Its default mode.
+    pub(super) mode: &'static str,
+    /// Its connections so far.
+    pub(super) counts: Counts,
+}
+
+/// A client of a port, as far as it speaks one thing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Client {
+    /// The pod that it talks to.
+    pub(super) pod: String,
+    /// The port there.
+    pub(super) port: u16,
+    /// Its address.
+    pub(super) address: IpAddr,
+    /// Who that is, where it is known.
+    pub(super) name: Option<String>,
+    /// What it speaks.
+    pub(super) class: &'static str,
+    /// Its connections.
+    pub(super) connections: u64,
+    /// Seconds since its last verdict.
+    pub(super) age: u64,
+    /// The last verdict.
+    pub(super) verdict: Verdict,
+    /// Why.
+    pub(super) reason: Reason,
+}
+
+impl Client {
+    /// Its last connection was refused, or would have been.
+    pub(super) fn is_refused(&self) -> bool {
+        matches!(self.verdict, Verdict::RESET | Verdict::DROP | Verdict::WOULD_RESET)
+    }
+}
+
+/// Everything at one moment.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct Sample {
+    /// `CLOCK_MONOTONIC`, ns.
+    pub(super) time_ns: u64,
+    /// The agent lives.
+    pub(super) agent: bool,
+    /// Refusals are only counted.
+    pub(super) audit: bool,
+    /// By name.
+    pub(super) pods: BTreeMap<String, Pod>,
+    /// Latest first.
+    pub(super) clients: Vec<Client>,
+}
+
+impl Sample {
+    /// Reads the maps.
+    pub(super) fn read(args: &NodeArgs) -> anyhow::Result<Self> {
+        let node = Node::open(args)?;
+        let mut pods = BTreeMap::new();
+        for (_, endpoint) in Endpoints::new("ENDPOINTS", node.pinned.map("ENDPOINTS")?)?.entries()? {
+            if endpoint.flags & endpoint_flags::NOT_MESHED == 0 {
+                let pod = Pod { mode: endpoint.mode.name(), counts: Counts::default() };
+                pods.insert(node.pod(endpoint.workload), pod);
+            }
+        }
+        for (key, total) in
+            WorkloadCounters::new("WORKLOAD_COUNTERS", node.pinned.map("WORKLOAD_COUNTERS")?)?.totals()?
+        {
+            let Some(pod) = pods.get_mut(&node.pod(key.workload)) else { continue };
+            match (key.verdict, key.reason) {
+                (Verdict::ALLOW, Reason::TLS | Reason::MESH_TLS) => pod.counts.tls += total.connections,
+                (Verdict::ALLOW, Reason::PLAINTEXT_PERMITTED) => pod.counts.plaintext += total.connections,
+                (Verdict::RESET | Verdict::DROP | Verdict::WOULD_RESET, _) => {
+                    pod.counts.refused += total.connections;
+                }
+                _ => {}
+            }
+        }
+        let time_ns = monotonic_ns();
+        let history = watch::read(&args.readiness()?).unwrap_or_default();
+        let mut seen = Table::read(&node.pinned)?.clients;
+        seen.sort_by_key(|client| std::cmp::Reverse(client.last_ns));
+        let clients = seen.into_iter().map(|client| Client {
+            pod: node.pod(client.workload),
+            port: client.port,
+            address: client.client,
+            name: history.name(client.client).map(str::to_owned),
+            class: client.class.word(),
+            connections: client.connections,
+            age: time_ns.saturating_sub(client.last_ns) / 1_000_000_000,
+            verdict: client.verdict,
+            reason: client.reason,
+        });
+        Ok(Self {
+            time_ns,
+            agent: node.agent().running,
+            audit: node.settings.enforcement == Enforcement::AUDIT,
+            pods,
+            clients: clients.collect(),
+        })
+    }
+}

@@ -1,0 +1,250 @@
+//! The agent's part: looks at what the policy loop publishes and at `CLIENTS` from time to time, and keeps the history.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use enforcer_common::map::port_flags;
+use jiff::Timestamp;
+use tracing::{debug, warn};
+
+use super::clients::{Table, boot_id};
+use super::history::{EXTENSION, History, Look, Observed, ObservedPod};
+use super::{Governing, Posture};
+use crate::agent::{monotonic_ns, state};
+use crate::datapath::desired::{Desired, EndpointPlan};
+use crate::datapath::load::Pinned;
+use crate::object::Objects;
+use crate::policy::compose::Level;
+use crate::telemetry::names::workload_name;
+use crate::telemetry::{Shared, Snapshot};
+
+/// How often the agent looks.
+const EVERY: Duration = Duration::from_secs(5);
+/// How often the history is written while no pod comes or goes and no client gets a name.
+const WRITE_EVERY: Duration = Duration::from_secs(15);
+/// How long after the first policy the places of the pods that were there are known.
+const SETTLE: Duration = Duration::from_secs(2);
+/// Flow records that are read at once.
+const BATCH: usize = 1024;
+
+/// The history's file that belongs to a pin folder.
+#[must_use]
+pub fn path(state_dir: &Path, bpffs: &Path) -> PathBuf {
+    state::path(state_dir, bpffs).with_extension(EXTENSION)
+}
+
+/// Reads a history; a missing one is the empty history.
+///
+/// # Errors
+/// When it cannot be read or is not valid.
+pub fn read(path: &Path) -> io::Result<History> {
+    match fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::from),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(History::default()),
+        Err(error) => Err(error),
+    }
+}
+
+fn write(history: &History, path: &Path) -> io::Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    let new = path.with_extension("new");
+    fs::write(&new, serde_json::to_vec(history)?)?;
+    fs::rename(new, path)
+}
+
+/// The watch of a running agent.
+struct Watch {
+    shared: Arc<Shared>,
+    bpffs: PathBuf,
+    path: PathBuf,
+    boot: String,
+    history: History,
+    /// There was a look: from then on a pod that is new has come under our eyes.
+    begun: bool,
+    /// Number of the next flow record.
+    next: u64,
+    written: Option<Instant>,
+    pods: BTreeSet<u32>,
+    told: bool,
+}
+
+/// Watches for as long as the agent lives.
+pub async fn run(shared: Arc<Shared>, bpffs: PathBuf, state_dir: PathBuf) {
+    let path = path(&state_dir, &bpffs);
+    let history = read(&path).unwrap_or_else(|error| {
+        warn!("{}: {error}: readiness starts anew", path.display());
+        History::default()
+    });
+    let mut watch = Watch {
+        shared,
+        bpffs,
+        path,
+        boot: boot_id(),
+        history,
+        begun: false,
+        next: 0,
+        written: None,
+        pods: BTreeSet::new(),
+        told: false,
+    };
+    // What is there already is behind its hooks a moment after the first policy; from then on what is new is new.
+    while watch.shared.view().snapshot.state.policy_applied.is_none() {
+        tokio::time::sleep(SETTLE / 4).await;
+    }
+    tokio::time::sleep(SETTLE).await;
+    let mut tick = tokio::time::interval(EVERY);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let looked = tokio::task::spawn_blocking(move || {
+            watch.look();
+            watch
+        });
+        match looked.await {
+            Ok(back) => watch = back,
+            Err(_) => return,
+        }
+    }
+}
+
+impl Watch {
+    fn look(&mut self) {
+        let view = self.shared.view();
+        let table = match Pinned::open(&self.bpffs).map_err(anyhow::Error::from).and_then(|p| Table::read(&p))
+        {
+            Ok(table) => table,
+            Err(error) => {
+                debug!("readiness: {error:#}");
+                return;
+            }
+        };
+        let mut observed = observe(&view.snapshot);
+        for client in &table.clients {
+            if let Some(pod) = view.index.get(client.client) {
+                observed.names.insert(client.client, format!("{}/{}", pod.namespace, pod.pod));
+            } else if let Some(pod) = self.shared.remote.get(client.client, Instant::now()) {
+                observed.names.insert(client.client, format!("{}/{}", pod.namespace, pod.pod));
+            } else if view.snapshot.node_addresses.contains(&client.client) {
+                observed.names.insert(client.client, "this node".to_owned());
+            }
+        }
+        let look = Look {
+            boot: &self.boot,
+            now_ns: monotonic_ns(),
+            wall: Timestamp::now(),
+            first: !self.begun,
+            crowded: table.is_crowded(),
+        };
+        let named = self.history.named();
+        self.history.look(&look, &observed, &table.clients);
+        let news = named != self.history.named();
+        self.begun = true;
+        self.note_mesh(&observed);
+        let pods: BTreeSet<u32> = observed.pods.keys().copied().collect();
+        if news || pods != self.pods || self.written.is_none_or(|then| then.elapsed() >= WRITE_EVERY) {
+            self.pods = pods;
+            self.save();
+        }
+    }
+
+    /// Which clients are the mesh's own only their hellos say, which come with the flow records.
+    fn note_mesh(&mut self, observed: &Observed) {
+        let ids: BTreeMap<String, u32> =
+            observed.pods.iter().map(|(id, pod)| (format!("{}/{}", pod.namespace, pod.pod), *id)).collect();
+        loop {
+            let batch = self.shared.log.read(self.next, BATCH);
+            self.next = batch.next;
+            if batch.records.is_empty() {
+                return;
+            }
+            for flow in batch.records.iter().filter_map(|record| record.line.flow()) {
+                if flow.class == "mesh_tls"
+                    && let Some(id) = flow.pod.pod_name().and_then(|name| ids.get(&name))
+                {
+                    self.history.note_mesh(*id, flow.pod.port, flow.client.address);
+                }
+            }
+        }
+    }
+
+    fn save(&mut self) {
+        self.written = Some(Instant::now());
+        match write(&self.history, &self.path) {
+            Ok(()) => self.told = false,
+            Err(error) if !self.told => {
+                warn!(
+                    "{} cannot be written ({error}): readiness forgets what was watched when the agent ends",
+                    self.path.display()
+                );
+                self.told = true;
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// What the policy loop published, as far as it matters here: the meshed pods that live on this node.
+fn observe(snapshot: &Snapshot) -> Observed {
+    let Snapshot { objects, wanted, .. } = snapshot;
+    let mut observed = Observed::default();
+    let plans: BTreeMap<u32, &EndpointPlan> = plans(wanted);
+    for (id, plan) in plans {
+        let Some(pod) = objects.pods.get(&plan.pod) else { continue };
+        observed.pods.insert(
+            id,
+            ObservedPod {
+                namespace: pod.name.namespace.clone(),
+                pod: pod.name.name.clone(),
+                workload: workload_name(pod).to_owned(),
+                labels: pod.labels.clone(),
+                posture: posture(
+                    plan,
+                    pod.ports.iter().filter(|port| port.tcp).map(|port| port.port),
+                    objects,
+                ),
+                hooked: true,
+                created: pod.created,
+            },
+        );
+    }
+    let namespaces: BTreeSet<&String> = observed.pods.values().map(|pod| &pod.namespace).collect();
+    for name in objects.policies.keys().filter(|name| namespaces.contains(&name.namespace)) {
+        observed.policies.entry(name.namespace.clone()).or_default().insert(name.name.clone());
+    }
+    observed
+}
+
+/// One plan per meshed pod whose interface is known. The others live elsewhere, or `status` tells of them.
+fn plans(wanted: &Desired) -> BTreeMap<u32, &EndpointPlan> {
+    let here = wanted.endpoints.values().filter(|plan| plan.meshed && plan.ifindex != 0);
+    here.map(|plan| (plan.workload, plan)).collect()
+}
+
+fn posture(plan: &EndpointPlan, declared: impl Iterator<Item = u16>, objects: &Objects) -> Posture {
+    let exempt = |flags: u8| flags & port_flags::EXEMPT != 0;
+    let of_workload = plan
+        .decided_by
+        .iter()
+        .find(|decision| matches!(decision.level, Level::Workload | Level::Port))
+        .and_then(|decision| objects.policies.get(&decision.policy));
+    Posture {
+        mode: plan.mode.into(),
+        ports: plan
+            .ports
+            .iter()
+            .filter(|(_, port)| port.mode != plan.mode)
+            .map(|(port, entry)| (*port, entry.mode.into()))
+            .collect(),
+        exempt: plan.ports.iter().filter(|(_, port)| exempt(port.flags)).map(|(port, _)| *port).collect(),
+        declared: declared.collect(),
+        governed_by: of_workload
+            .filter(|policy| !policy.selector.is_empty())
+            .map(|policy| Governing { policy: policy.name.name.clone(), selector: policy.selector.clone() }),
+    }
+}

@@ -1,0 +1,89 @@
+//! How long the kernel side remembers a connection: judged ones while they live, and no other can push them out.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use enforcer_common::map::{Flow, flow_flags};
+use enforcer_common::{Reason, Verdict};
+use enforcer_tests::agent::MESH_STRICT;
+use enforcer_tests::client::tls;
+use enforcer_tests::{Lab, Scene, poll};
+
+const HOST: &str = "frontend.hipstershopv1v2";
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A TLS connection of a mesh client to the frontend, on which nothing was said yet.
+fn open(lab: &Lab, v6: bool) -> Result<tls::Stream> {
+    let shape = tls::Shape::default();
+    let stream = lab.connect("loadgenerator", lab.address("frontend", 8080, v6))?;
+    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+    tls::start(stream, tls::config(lab, "loadgenerator", shape)?, HOST, shape)
+}
+
+/// Entries of connections of clients to the frontend.
+fn of_clients(entries: Vec<(enforcer_common::map::FlowKey, Flow)>) -> Vec<Flow> {
+    let flows = entries.into_iter().filter(|(key, _)| key.pod_port == 8080).map(|(_, flow)| flow);
+    flows.filter(|flow| flow.reason == Reason::TLS).collect()
+}
+
+#[test]
+fn a_closed_socket_ends_its_flow() -> Result<()> {
+    let scene = Scene::strict()?;
+    let lab = &scene.lab;
+    let (_server, _) = lab.sidecar("frontend", 8080)?;
+    for v6 in [false, true] {
+        let mut stream = open(lab, v6)?;
+        assert_eq!(tls::get(&mut stream, HOST)?, "hello from frontend\n");
+        let flows = of_clients(lab.flows()?);
+        let [flow] = flows[..] else { panic!("one flow: {flows:?}") };
+        let wanted = flow_flags::PROTECTED | flow_flags::TAGGED;
+        assert_eq!(flow.flags & wanted, wanted, "protected, and its socket is known: {flow:?}");
+        drop(stream);
+        poll::until("the end of the flow", PATIENCE, || {
+            ensure!(of_clients(lab.flows()?).is_empty(), "it is still in FLOWS");
+            Ok(())
+        })?;
+        let ended = of_clients(lab.transient()?);
+        assert!(ended.iter().all(|flow| flow.flags & flow_flags::ENDED != 0), "{ended:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_full_table_loses_no_tls_connection_and_lets_nothing_through() -> Result<()> {
+    let lab = Lab::new()?;
+    lab.apply("mesh.yaml", MESH_STRICT)?;
+    lab.describe()?;
+    let _agent = lab.agent_with(&["--map-size", "FLOWS=16,TRANSIENT=64"])?;
+    let (_server, _) = lab.sidecar("frontend", 8080)?;
+    let mut live: Vec<tls::Stream> = Vec::new();
+    let mut late = loop {
+        let mut stream = open(&lab, live.len() % 2 == 1)?;
+        match tls::get(&mut stream, HOST) {
+            Ok(_) => live.push(stream),
+            Err(_) => break stream,
+        }
+        ensure!(
+            live.len() <= 16,
+            "more connections than the table has entries: {:?}, beside them {:?}",
+            lab.flows()?,
+            lab.transient()?
+        );
+    };
+    assert!(live.len() >= 8, "room for {} only", live.len());
+    let waited = lab.count(Verdict::DROP, Reason::UNDECIDED)?;
+    assert!(waited.packets > 0, "the answer to the late one waits: {waited:?}");
+    // A flood of connections that complete their handshake, speak or say nothing: more than any table has entries.
+    for number in 0..300 {
+        let stream = lab.connect("sleep", lab.address("frontend", 8080, number % 2 == 1))?;
+        if number % 3 == 0 {
+            let _ = std::io::Write::write_all(&mut &stream, b"GET / HTTP/1.1\r\n\r\n");
+        }
+    }
+    for stream in &mut live {
+        assert_eq!(tls::get(stream, HOST)?, "hello from frontend\n");
+    }
+    assert!(tls::get(&mut late, HOST).is_err(), "still no room");
+    live.clear();
+    poll::until("room for new connections", PATIENCE, || tls::get(&mut open(&lab, false)?, HOST).map(drop))
+}

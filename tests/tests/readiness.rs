@@ -1,0 +1,175 @@
+//! From PERMISSIVE to STRICT: who would break is named, what is printed as safe to apply is safe.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use enforcer_common::Mode;
+use enforcer_tests::agent::MESH_STRICT;
+use enforcer_tests::{Lab, Scene, poll};
+use serde_json::Value;
+
+const PLAIN_FRONTEND: &str = "http://frontend.hipstershopv1v2:8080";
+const PLAIN_ADSERVICE: &str = "http://adservice.hipstershopv1v2:9555";
+const MESH_ADSERVICE: &str = "https://adservice.hipstershopv1v2:9555";
+/// Looks of the agent are seconds apart.
+const PATIENCE: Duration = Duration::from_secs(40);
+
+fn readiness(lab: &Lab, more: &[&str]) -> Result<(i32, Value)> {
+    let output = lab.enforcer(&[&["readiness", "-o", "json", "--node-name", "n1"], more].concat())?;
+    let report = serde_json::from_str(&output.stdout).with_context(|| format!("{output:?}"))?;
+    Ok((output.code, report))
+}
+
+fn workload<'a>(report: &'a Value, name: &str) -> Result<&'a Value> {
+    let workloads = report["workloads"].as_array().context("workloads")?;
+    workloads.iter().find(|one| one["workload"] == name).with_context(|| format!("no {name} in {report}"))
+}
+
+fn verdict(report: &Value, name: &str) -> Result<String> {
+    Ok(workload(report, name)?["verdict"].as_str().unwrap_or_default().to_owned())
+}
+
+/// Every word of the answer about two workloads of which one has a plaintext client.
+fn wait_for_answers(lab: &Lab) -> Result<Value> {
+    let mut found = Value::Null;
+    poll::until("both answers", PATIENCE, || {
+        let (code, report) = readiness(lab, &["--min-watched", "2s"])?;
+        ensure!(code == 1, "exit code {code}");
+        ensure!(verdict(&report, "frontend")? == "NOT_READY", "{report}");
+        ensure!(verdict(&report, "adservice")? == "READY", "{report}");
+        let client = &workload(&report, "frontend")?["ports"][0]["plaintext_clients"][0];
+        ensure!(client["name"] == "noistio/sleep", "{client}");
+        found = report;
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+#[test]
+fn the_road_from_permissive_to_strict() -> Result<()> {
+    let mut scene = Scene::new(&[])?;
+    let (_frontend, _) = scene.lab.sidecar("frontend", 8080)?;
+    let (_adservice, _) = scene.lab.sidecar("adservice", 9555)?;
+    scene.lab.curl("sleep", &[PLAIN_FRONTEND])?.success()?;
+    scene.lab.curl("sleep", &[PLAIN_FRONTEND])?.success()?;
+    scene.lab.mesh_curl("loadgenerator", &[MESH_ADSERVICE])?.success()?;
+
+    // Who breaks?
+    let report = wait_for_answers(&scene.lab)?;
+    let port = &workload(&report, "frontend")?["ports"][0];
+    assert_eq!((&port["port"], &port["plaintext"], &port["tls"]), (&8080.into(), &2.into(), &0.into()));
+    let client = &port["plaintext_clients"][0];
+    let address = client["address"].as_str().context("an address")?;
+    assert!(["10.244.0.20", "fd00:10:244::20"].contains(&address), "{client}");
+    assert_eq!(client["connections"], 2);
+    let port = &workload(&report, "adservice")?["ports"][0];
+    assert_eq!(port["plaintext"], 0);
+    assert_eq!(port["tls"].as_u64().unwrap_or(0) + port["mesh_tls"].as_u64().unwrap_or(0), 1, "{port}");
+    // A minute's silence is no proof, and no connection at all is none either.
+    let (code, short) = readiness(&scene.lab, &[])?;
+    assert_eq!((code, verdict(&short, "adservice")?.as_str()), (1, "NOT_ENOUGH_DATA"), "{short}");
+    assert_eq!(verdict(&short, "loadgenerator")?, "NOT_ENOUGH_DATA", "{short}");
+    let table = scene.lab.enforcer(&["readiness", "--min-watched", "2s"])?;
+    assert_eq!(table.code, 1);
+    for word in ["hipstershopv1v2/frontend", "NOT READY", "READY", "noistio/sleep", "NOT ENOUGH DATA"] {
+        assert!(table.stdout.contains(word), "no {word} in {}", table.stdout);
+    }
+
+    // What is safe now is printed, passes the lint, and is safe.
+    let yaml = scene.lab.enforcer(&["readiness", "--min-watched", "2s", "-o", "yaml"])?.stdout;
+    assert_eq!(yaml.matches("kind: PeerAuthentication").count(), 1, "{yaml}");
+    assert!(yaml.contains("# hipstershopv1v2/frontend: NOT READY"), "{yaml}");
+    scene.lab.apply("ready.yaml", &yaml)?;
+    let program = enforcer_tests::agent::enforcer_binary()?.display().to_string();
+    let folder = scene.lab.manifests().display().to_string();
+    let lint = [program.as_str(), "policy", "lint", "--strict", "--manifests", &folder];
+    scene.lab.exec(enforcer_tests::lab::NODE, lint)?.success()?;
+    scene.lab.wait_mode("adservice", Mode::STRICT)?;
+    scene.lab.mesh_curl("loadgenerator", &[MESH_ADSERVICE])?.success()?;
+    assert_eq!(scene.lab.curl("sleep", &[PLAIN_ADSERVICE])?.code, 56);
+    scene.lab.curl("sleep", &[PLAIN_FRONTEND])?.success()?;
+
+    // The agent dies: the answer stays, and so does what it follows from when the next one comes.
+    scene.agent.kill()?;
+    let dead = scene.lab.enforcer(&["readiness", "--min-watched", "2s"])?;
+    assert!(dead.stdout.contains("noistio/sleep") && dead.stderr.contains("not running"), "{dead:?}");
+    scene.agent = scene.lab.agent()?;
+    poll::until("the next agent to watch", PATIENCE, || {
+        let (_, report) = readiness(&scene.lab, &["--min-watched", "2s"])?;
+        let frontend = workload(&report, "frontend")?;
+        ensure!(frontend["ports"][0]["plaintext_clients"][0]["connections"] == 3, "{frontend}");
+        ensure!(frontend["gaps"].as_u64().is_some_and(|gaps| gaps >= 1), "{frontend}");
+        // What turned STRICT is no question any more.
+        ensure!(workload(&report, "adservice").is_err(), "{report}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_port_exception_keeps_its_client_alive() -> Result<()> {
+    let scene = Scene::new(&[])?;
+    let (_adservice, _) = scene.lab.sidecar("adservice", 9555)?;
+    let (_raw, _) = scene.lab.sidecar("adservice", 9556)?;
+    let plain_other = "http://adservice.hipstershopv1v2:9556";
+    scene.lab.curl("sleep", &[plain_other])?.success()?;
+    scene.lab.mesh_curl("loadgenerator", &[MESH_ADSERVICE])?.success()?;
+    let mut yaml = String::new();
+    poll::until("the exception", PATIENCE, || {
+        yaml = scene.lab.enforcer(&["readiness", "--min-watched", "1s", "-o", "yaml"])?.stdout;
+        ensure!(yaml.contains("    9556:\n      mode: PERMISSIVE\n"), "{yaml}");
+        ensure!(yaml.contains("mode: STRICT"), "{yaml}");
+        Ok(())
+    })?;
+    scene.lab.apply("ready.yaml", &yaml)?;
+    scene.lab.wait_mode("adservice", Mode::STRICT)?;
+    scene.lab.curl("sleep", &[plain_other])?.success()?;
+    assert_eq!(scene.lab.curl("sleep", &[PLAIN_ADSERVICE])?.code, 56);
+    scene.lab.mesh_curl("loadgenerator", &[MESH_ADSERVICE])?.success()?;
+    Ok(())
+}
+
+#[test]
+fn audit_mode_asks_about_strict_and_nodes_merge() -> Result<()> {
+    let lab = Lab::new()?;
+    lab.describe()?;
+    lab.apply("mesh.yaml", MESH_STRICT)?;
+    let agent = lab.agent_with(&["--mode", "audit"])?;
+    let scene = Scene { agent, lab };
+    let (_frontend, _) = scene.lab.sidecar("frontend", 8080)?;
+    let (_adservice, _) = scene.lab.sidecar("adservice", 9555)?;
+    scene.lab.curl("sleep", &[PLAIN_FRONTEND])?.success()?;
+    scene.lab.mesh_curl("loadgenerator", &[MESH_ADSERVICE])?.success()?;
+    let report = wait_for_answers(&scene.lab)?;
+    assert_eq!(workload(&report, "frontend")?["ports"][0]["mode"], "STRICT");
+
+    // Another node, where the same workload has a plaintext client.
+    let mut other = report.clone();
+    other["nodes"][0]["node"] = "n2".into();
+    let pods = other["nodes"][0]["pods"].as_array_mut().context("pods")?;
+    let mut clients = Vec::new();
+    for pod in pods.iter() {
+        if pod["workload"] == "frontend" {
+            clients = pod["clients"].as_array().context("clients")?.clone();
+        }
+    }
+    clients.iter_mut().for_each(|client| client["port"] = 9555.into());
+    for pod in pods.iter_mut().filter(|pod| pod["workload"] == "adservice") {
+        pod["clients"] = clients.clone().into();
+    }
+    let files = ["n1.json", "n2.json"].map(|name| scene.lab.dir().join(name));
+    fs::write(&files[0], report.to_string())?;
+    fs::write(&files[1], other.to_string())?;
+    let [first, second] = files.map(|file| file.display().to_string());
+    let (code, merged) = readiness(&scene.lab, &["--min-watched", "2s", "--merge", &first, &second])?;
+    assert_eq!((code, verdict(&merged, "adservice")?.as_str()), (1, "NOT_READY"), "{merged}");
+    assert_eq!(workload(&merged, "adservice")?["nodes"], serde_json::json!(["n1", "n2"]));
+    let (_, turned) = readiness(&scene.lab, &["--min-watched", "2s", "--merge", &second, &first])?;
+    assert_eq!(merged, turned);
+    let (_, again) = readiness(&scene.lab, &["--min-watched", "2s", "--merge", &first, &first])?;
+    assert_eq!(again["workloads"], report["workloads"]);
+    let broken = scene.lab.enforcer(&["readiness", "--merge", "/dev/null"])?;
+    assert_eq!(broken.code, 2);
+    assert!(broken.stderr.contains("/dev/null is no output of enforcer readiness"), "{broken:?}");
+    Ok(())
+}
