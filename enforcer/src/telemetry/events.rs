@@ -27,6 +27,8 @@ use crate::datapath::maps::event_budget;
 const COLLECT: Duration = Duration::from_millis(10);
 /// How often it is looked whether events are missing.
 const LOSSES: Duration = Duration::from_secs(1);
+/// How long events wait for the first policy after the agent's start.
+const FIRST_POLICY: Duration = Duration::from_secs(5);
 /// How many events are read before other tasks have a turn.
 const TURN: usize = 1024;
 /// How many connections are remembered between their events.
@@ -69,6 +71,11 @@ impl Events {
     pub(super) async fn run(mut self) {
         let mut look = tokio::time::interval(LOSSES);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // Without the first policy no event could be given its names; they keep in the ring buffer.
+        let patience = Instant::now() + FIRST_POLICY;
+        while self.shared.view().snapshot.state.policy_applied.is_none() && Instant::now() < patience {
+            tokio::time::sleep(COLLECT).await;
+        }
         loop {
             tokio::select! {
                 ready = self.buffer.readable() => match ready {
