@@ -86,7 +86,9 @@ impl Group<'_> {
         if !ports().any(|port| port.verdict == Readiness::Ready) {
             return Err("none of its ports is ready".to_owned());
         }
-        let (name, selector) = if let Some(governing) = &self.governing { (governing.policy.clone(), governing.selector.clone()) } else {
+        let (name, selector) = if let Some(governing) = &self.governing {
+            (governing.policy.clone(), governing.selector.clone())
+        } else {
             let workload = self.workloads.first().map_or("", |workload| &workload.workload);
             (free_name(nodes, namespace, workload), self.selector(all)?)
         };
