@@ -133,7 +133,7 @@ pub fn run(options: Options) -> Result<String> {
     let mut invariants = Invariants::new(&stage)?;
     let (mut memory, mut done) = (Memory::default(), Done::default());
     let start = Instant::now();
-    let quiet = options.duration.checked_sub(options.duration / QUIET_PART).unwrap();
+    let quiet = options.duration.saturating_sub(options.duration / QUIET_PART);
     let mut told = start;
     while start.elapsed() < options.duration {
         let agent_stays = start.elapsed() >= quiet;

@@ -153,7 +153,9 @@ fn audit_mode_asks_about_strict_and_nodes_merge() -> Result<()> {
             clients = pod["clients"].as_array().context("clients")?.clone();
         }
     }
-    clients.iter_mut().for_each(|client| client["port"] = 9555.into());
+    for client in &mut clients {
+        client["port"] = 9555.into();
+    }
     for pod in pods.iter_mut().filter(|pod| pod["workload"] == "adservice") {
         pod["clients"] = clients.clone().into();
     }

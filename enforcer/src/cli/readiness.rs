@@ -227,19 +227,10 @@ fn print(workloads: &[Workload]) -> io::Result<()> {
         let name = format!("{}/{}", workload.namespace, workload.workload);
         let watched = duration(workload.watched_seconds);
         if workload.ports.is_empty() {
-            let empty = ["-"; 6].map(str::to_owned);
-            let [a, b, c, d, e, f] = empty;
-            rows.add_row([
-                name.clone(),
-                a,
-                b,
-                c,
-                d,
-                e,
-                f,
-                watched.clone(),
-                workload.verdict.word().to_owned(),
-            ]);
+            let mut row = vec![name.clone()];
+            row.extend(["-"; 6].map(str::to_owned));
+            row.extend([watched.clone(), workload.verdict.word().to_owned()]);
+            rows.add_row(row);
         }
         for port in &workload.ports {
             rows.add_row([

@@ -294,10 +294,3 @@ fn the_policy_of_a_flow_carries_the_generation_of_its_endpoint() {
     assert_eq!((found.mode, found.blocked, found.generation), (Mode::PERMISSIVE, true, 2));
     assert!(!found.is_enforced());
 }
-
-#[test]
-fn what_was_forgotten_is_unknown() {
-    let talk = Conversation::tls(Mode::STRICT);
-    talk.model.remove_flow(&talk.key);
-    reset(talk.client(11, REQUEST), Reason::MIDSTREAM);
-}

@@ -111,7 +111,7 @@ fn a_pod_that_comes_under_the_agents_eyes_misses_nothing() {
     history.look(&look(130, false), &observed(&[(2, late)]), &[]);
     let spans = &data(&history, 130, &[]).pods[1].blind;
     assert_eq!(spans.as_slice().len(), 1);
-    assert_eq!(spans.start().map(jiff::Timestamp::as_second), Some(1050));
+    assert_eq!(spans.start().map(Timestamp::as_second), Some(1050));
 }
 
 #[test]
