@@ -124,9 +124,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut kernel_lines = kernel_log::open(&mut datapath, config.open.log_level);
     let memory = state::path(&config.state_dir, &config.open.bpffs);
     let mut source = Source::open(config.source.clone(), &memory)?;
-    let telemetry = Telemetry::start(&config.telemetry, None)?;
+    let (asked, questions) = source::kube::lookup::channel();
+    let in_cluster = matches!(config.source, source::Origin::Kubernetes { .. });
+    let telemetry = Telemetry::start(&config.telemetry, in_cluster.then_some(asked))?;
     if let source::Origin::Kubernetes { access, options } = &config.source {
         let client = source::kube::Access::clone(access).client()?;
+        tokio::spawn(source::kube::lookup::answer(client.clone(), telemetry.shared().clone(), questions));
         tokio::spawn(source::kube::events::tell(client, telemetry.shared().clone(), options.node.clone()));
     }
     telemetry

@@ -265,6 +265,7 @@ async fn origin(args: &Args) -> anyhow::Result<source::Origin> {
         node,
         root_namespace: args.root_namespace.clone(),
         bundle: args.trust_bundle_config_map.clone(),
+        revocations: args.crl_config_map.clone(),
     };
     Ok(source::Origin::Kubernetes { access: Box::new(access), options })
 }

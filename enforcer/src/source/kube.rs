@@ -6,6 +6,7 @@ pub mod events;
 mod failure;
 mod follow;
 mod kind;
+pub mod lookup;
 mod memory;
 mod served;
 mod store;
@@ -46,6 +47,8 @@ pub struct Options {
     pub root_namespace: String,
     /// Name of the config map with the mesh's trust bundle.
     pub bundle: String,
+    /// Name of the config map with revocation lists.
+    pub revocations: String,
 }
 
 /// An open cluster.

@@ -18,13 +18,16 @@ pub enum Kind {
     Pods,
     /// `ConfigMap`: the mesh's trust bundle alone, in the root namespace.
     Bundle,
+    /// `ConfigMap`: revocation lists, in the root namespace.
+    Revocations,
     /// `Service`, for warnings.
     Services,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Policies, Self::Namespaces, Self::Pods, Self::Bundle, Self::Services];
+    pub const ALL: [Self; 6] =
+        [Self::Policies, Self::Namespaces, Self::Pods, Self::Bundle, Self::Revocations, Self::Services];
 
     /// The name in the API, in the plural.
     #[must_use]
@@ -33,7 +36,7 @@ impl Kind {
             Self::Policies => "peerauthentications",
             Self::Namespaces => "namespaces",
             Self::Pods => "pods",
-            Self::Bundle => "configmaps",
+            Self::Bundle | Self::Revocations => "configmaps",
             Self::Services => "services",
         }
     }
@@ -45,7 +48,7 @@ impl Kind {
             Self::Policies => "PeerAuthentication",
             Self::Namespaces => "Namespace",
             Self::Pods => "Pod",
-            Self::Bundle => "ConfigMap",
+            Self::Bundle | Self::Revocations => "ConfigMap",
             Self::Services => "Service",
         }
     }
@@ -71,7 +74,7 @@ impl Kind {
         let kind = GroupVersionKind::gvk(group, version, self.name());
         let resource = ApiResource::from_gvk_with_plural(&kind, self.plural());
         match self {
-            Self::Bundle => Api::namespaced_with(client, &options.root_namespace, &resource),
+            Self::Bundle | Self::Revocations => Api::namespaced_with(client, &options.root_namespace, &resource),
             _ => Api::all_with(client, &resource),
         }
     }
@@ -84,6 +87,7 @@ impl Kind {
             // From the API server's cache: a quorum read of every pod of the cluster by every node would be felt.
             Self::Pods => query.fields(&format!("spec.nodeName={}", options.node)).any_semantic(),
             Self::Bundle => query.fields(&format!("metadata.name={}", options.bundle)),
+            Self::Revocations => query.fields(&format!("metadata.name={}", options.revocations)),
             Self::Services => query.any_semantic(),
         }
     }
