@@ -281,6 +281,7 @@ fn client_segment<E: Env>(
         flow.bytes_to_pod += u64::from(segment.payload_len);
         if segment.payload_len > 0 {
             decision.hello = flow.hello_part(segment, env.hello_bytes());
+            decision.pending = hold && flow.is_incomplete();
         }
     }
     if decision.report || decision.hello.count > 0 {

@@ -165,6 +165,13 @@ impl Flow {
         self.packets_from_pod == 0 && matches!(self.state, FlowState::OPEN | FlowState::HELLO)
     }
 
+    /// Whether the client has said something, and not enough to tell what it speaks.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_incomplete(&self) -> bool {
+        matches!(self.state, FlowState::OPEN) && self.client_mask != 0
+    }
+
     /// Learns from a segment of the client. `hold`: segments may be kept waiting, so what is not in order yet is not
     /// recorded either. `budget_ns`: how long the client may take from its first byte to its sixth.
     #[inline(always)]

@@ -326,6 +326,21 @@ map_type! {
 }
 
 map_type! {
+    /// Value of `PENDING`: a client whose first bytes could become a TLS hello and are not enough to tell. Should it fall silent,
+    /// the agent makes the kernel side look at the flow again when its time is up.
+    pub struct Pending {
+        /// When the first of its bytes was seen, `CLOCK_MONOTONIC` ns.
+        pub since_ns: u64,
+        /// The host side of the pod's interface.
+        pub ifindex: u32,
+        /// Destination and source MAC and type of the frame that brought it, network byte order.
+        pub frame: [u8; 14],
+        /// Zero.
+        pub reserved: [u8; 6],
+    }
+}
+
+map_type! {
     /// Value of `RESET_BUDGET` (one entry) and `CLIENT_RESETS` (one for each client): how many resets were asked for in the
     /// current second.
     pub struct ResetBudget {

@@ -164,6 +164,9 @@ fn act(skb: &Skb, work: &mut Work, direction: Direction) -> i32 {
         report::client(packet, endpoint.workload, decision);
         report::event(skb, packet, endpoint, decision);
     }
+    if decision.pending {
+        report::pending(skb, packet);
+    }
     if decision.end {
         report::end(&packet.key, direction, endpoint, decision);
     }

@@ -7,16 +7,20 @@ use aya_log_ebpf::debug;
 use enforcer_common::datapath::{Act, Decision};
 use enforcer_common::event::{Event, EventKind, HEAD_BYTES};
 use enforcer_common::map::{
-    Client, ClientKey, Counter, CounterKey, Endpoint, EventBudget, FlowKey, ResetBudget, WorkloadCounterKey,
+    Client, ClientKey, Counter, CounterKey, Endpoint, EventBudget, FlowKey, Pending, ResetBudget,
+    WorkloadCounterKey,
 };
 use enforcer_common::{Direction, Reason, Verdict};
 
 use crate::packet::Packet;
 use crate::skb::{Skb, bounded};
 use crate::tables::{
-    CLIENT_RESETS, CLIENTS, COUNTERS, EVENT_BUDGET, EVENTS, RESET_BUDGET, WORKLOAD_COUNTERS, settings,
+    CLIENT_RESETS, CLIENTS, COUNTERS, EVENT_BUDGET, EVENTS, PENDING, RESET_BUDGET, WORKLOAD_COUNTERS,
+    settings,
 };
 
+/// An entry that is there stays (`BPF_NOEXIST`).
+const BPF_NOEXIST: u64 = 1;
 const SECOND_NS: u64 = 1_000_000_000;
 
 /// Turns a reset into a drop when this second's resets are spent: its client's, or the node's. The client's are looked at first,
@@ -91,6 +95,23 @@ fn add(counter: *mut Counter, by: &Counter) {
         (*counter).packets += by.packets;
         (*counter).bytes += by.bytes;
     }
+}
+
+/// Notes a client that has not said enough. Tagged frames are left out: whoever looks again could not make one like them.
+#[inline(never)]
+pub fn pending(skb: &Skb, packet: &Packet) {
+    if packet.ip_offset != 14 {
+        return;
+    }
+    let mut frame = [0_u8; 14];
+    if !skb.load(0, frame.as_mut_ptr(), 14) {
+        return;
+    }
+    // SAFETY: the helper has no arguments.
+    let since_ns = unsafe { bpf_ktime_get_ns() };
+    let entry = Pending { since_ns, ifindex: skb.ifindex(), frame, reserved: [0; 6] };
+    // One that is there already stays, and a full table takes none: its flow is judged at its next packet.
+    let _ = PENDING.insert(packet.key, entry, BPF_NOEXIST);
 }
 
 /// Enters a client under what it speaks.

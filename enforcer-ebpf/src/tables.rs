@@ -12,7 +12,7 @@ use enforcer_common::datapath::Decision;
 use enforcer_common::event::Event;
 use enforcer_common::map::{
     Client, ClientKey, Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow, FlowKey, HalfOpen,
-    Outbound, PortKey, PortMode, ResetBudget, SocketTag, WorkloadCounterKey,
+    Outbound, Pending, PortKey, PortMode, ResetBudget, SocketTag, WorkloadCounterKey,
 };
 use enforcer_common::settings::{Action, Enforcement, Settings, UnknownPods};
 use enforcer_common::{Address, Mode};
@@ -59,6 +59,9 @@ pub static EVENTS: RingBuf<Event, 4194304> = RingBuf::new();
 /// What the agent tells the programs.
 #[btf_map]
 pub static SETTINGS: Array<Settings, 1> = Array::new();
+/// Clients whose first bytes are not enough to tell what they speak.
+#[btf_map]
+pub static PENDING: HashMap<FlowKey, Pending, 4096> = HashMap::new();
 /// Resets of the current second.
 #[btf_map]
 pub static RESET_BUDGET: Array<ResetBudget, 1> = Array::new();

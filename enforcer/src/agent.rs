@@ -23,7 +23,7 @@ use anyhow::Context as _;
 use enforcer_common::settings::Settings;
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use self::certificates::{CertificateOptions, Certificates};
 use self::gap::Gaps;
@@ -34,6 +34,7 @@ use crate::datapath::addresses::AddressWatch;
 use crate::datapath::desired::{self, Desired, Facts, WorkloadIds};
 use crate::datapath::load::OpenError;
 use crate::datapath::lock::LockError;
+use crate::datapath::nudge::Nudge;
 use crate::datapath::{Attachment, Datapath, LinkWatch, OpenOptions, Selector};
 use crate::object::{ObjectName, Objects};
 use crate::source::{self, Source};
@@ -104,6 +105,8 @@ struct Agent {
     owners: BTreeMap<String, String>,
     telemetry: Arc<Shared>,
     gaps: Gaps,
+    /// Without it, silent clients are judged at their next packet only.
+    nudge: Option<Nudge>,
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -233,6 +236,9 @@ impl Agent {
             let (namespace, name) = pod.split_once('/')?;
             Some((ObjectName::new(namespace, name), *id))
         });
+        let nudge = Nudge::open()
+            .inspect_err(|error| warn!("clients that fall silent are judged at their next packet only: {error}; grant CAP_NET_RAW"))
+            .ok();
         Ok(Self {
             ids: WorkloadIds::restore(known.collect(), last.last_workload),
             config,
@@ -258,6 +264,7 @@ impl Agent {
             owners: last.owners,
             telemetry,
             gaps: Gaps::default(),
+            nudge,
         })
     }
 
@@ -270,6 +277,17 @@ impl Agent {
         }
         self.check_hooks();
         self.retire_workloads();
+        self.nudge_silent()
+    }
+
+    /// Clients that fell silent before they said enough are judged for their silence.
+    fn nudge_silent(&mut self) -> anyhow::Result<()> {
+        let Some(nudge) = &self.nudge else { return Ok(()) };
+        for (key, pending, flow) in self.tables.silent(monotonic_ns(), self.config.settings.undecided_ns)? {
+            if let Err(error) = nudge.send(&key, &pending, &flow) {
+                debug!(interface = pending.ifindex, "a silent client could not be judged: {error}");
+            }
+        }
         Ok(())
     }
 

@@ -15,6 +15,7 @@ pub mod load;
 pub mod lock;
 pub mod maps;
 pub mod netns;
+pub mod nudge;
 pub mod pin;
 pub mod sockdiag;
 pub mod sockets;

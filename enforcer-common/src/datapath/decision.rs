@@ -95,6 +95,8 @@ pub struct Decision {
     pub class: TrafficClass,
     /// The verdict is new for this connection: it is counted as one connection and reported as one event.
     pub report: bool,
+    /// The client's bytes are let through and are not enough to tell: somebody must look again when its time is up.
+    pub pending: bool,
     /// With `report`: the connection was not counted among those of its client and class before.
     pub new_client: bool,
     /// The connection ends with this packet, and nothing else will tell: it is reported as one event.
@@ -120,6 +122,7 @@ impl Decision {
         state: FlowState::OPEN,
         class: TrafficClass::UNKNOWN,
         report: false,
+        pending: false,
         new_client: false,
         end: false,
         last_verdict: Verdict::NONE,
@@ -136,7 +139,11 @@ impl Decision {
     #[inline(always)]
     #[must_use]
     pub fn is_nothing(&self) -> bool {
-        self.act == Act::Pass && self.verdict == Verdict::NONE && self.hello.count == 0 && !self.end
+        self.act == Act::Pass
+            && self.verdict == Verdict::NONE
+            && self.hello.count == 0
+            && !self.end
+            && !self.pending
     }
 
     /// Whether the client of a reported verdict is entered in `CLIENTS`.

@@ -4,14 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use enforcer_common::map::{
-    Endpoint, Flow, FlowKey, FlowState, Outbound, PortKey, endpoint_flags, flow_flags,
+    Endpoint, Flow, FlowKey, FlowState, Outbound, Pending, PortKey, endpoint_flags, flow_flags,
 };
 use enforcer_common::settings::Settings;
 use enforcer_common::{Address, Mode, Reason, Verdict};
 
 use crate::datapath::Datapath;
 use crate::datapath::apply::{Change, Held, Write};
-use crate::datapath::maps::{Endpoints, Exempt, Flows, MapsError, Outbounds, PortModes, SettingsMap};
+use crate::datapath::maps::{
+    Endpoints, Exempt, Flows, MapsError, Outbounds, Pendings, PortModes, SettingsMap,
+};
 use crate::datapath::sockdiag::{PodSockets, Socket};
 
 /// How long a packet may still be using what it read from a map: far more than any packet takes.
@@ -48,6 +50,7 @@ pub struct Tables {
     flows: Flows,
     transient: Flows,
     outbound: Outbounds,
+    pending: Pendings,
     settings: SettingsMap,
     held: Held,
     stale: Vec<(Instant, Vec<PortKey>)>,
@@ -82,6 +85,7 @@ impl Tables {
             flows: Flows::new("FLOWS", take(datapath, "FLOWS")?)?,
             transient: Flows::new("TRANSIENT", take(datapath, "TRANSIENT")?)?,
             outbound: Outbounds::new("OUTBOUND", take(datapath, "OUTBOUND")?)?,
+            pending: Pendings::new("PENDING", take(datapath, "PENDING")?)?,
             settings: SettingsMap::new(take(datapath, "SETTINGS")?)?,
             held,
             stale: Vec::new(),
@@ -263,6 +267,31 @@ impl Tables {
             }
         }
         Ok(())
+    }
+
+    /// Clients that said something that could become a TLS hello, and then nothing for longer than `budget_ns`. Each is told
+    /// once for what it said so far.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub fn silent(
+        &mut self,
+        now_ns: u64,
+        budget_ns: u64,
+    ) -> Result<Vec<(FlowKey, Pending, Flow)>, MapsError> {
+        let mut silent = Vec::new();
+        for (key, pending) in self.pending.entries()? {
+            let flow = self.transient.get(&key)?.filter(Flow::is_incomplete);
+            let Some(flow) = flow else {
+                self.pending.remove(&key)?;
+                continue;
+            };
+            if now_ns.saturating_sub(flow.phase_ns) > budget_ns {
+                self.pending.remove(&key)?;
+                silent.push((key, pending, flow));
+            }
+        }
+        Ok(silent)
     }
 
     /// Endpoints that an agent before this one left in learning.

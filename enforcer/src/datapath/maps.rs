@@ -8,7 +8,7 @@ use bytemuck::{CheckedBitPattern, NoUninit};
 use enforcer_common::Address;
 use enforcer_common::map::{
     Client, ClientKey, Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow, FlowKey, HalfOpen,
-    Outbound, PortKey, PortMode, WorkloadCounterKey,
+    Outbound, Pending, PortKey, PortMode, WorkloadCounterKey,
 };
 use enforcer_common::settings::Settings;
 use thiserror::Error;
@@ -181,6 +181,8 @@ pub type Flows = Table<FlowKey, Flow, 36, 96>;
 pub type Clients = Table<ClientKey, Client, 28, 32>;
 /// `HALF_OPEN`.
 pub type HalfOpens = Table<FlowKey, HalfOpen, 36, 8>;
+/// `PENDING`.
+pub type Pendings = Table<FlowKey, Pending, 36, 32>;
 /// `OUTBOUND`.
 pub type Outbounds = Table<FlowKey, Outbound, 36, 8>;
 

@@ -74,7 +74,9 @@ impl Kind {
         let kind = GroupVersionKind::gvk(group, version, self.name());
         let resource = ApiResource::from_gvk_with_plural(&kind, self.plural());
         match self {
-            Self::Bundle | Self::Revocations => Api::namespaced_with(client, &options.root_namespace, &resource),
+            Self::Bundle | Self::Revocations => {
+                Api::namespaced_with(client, &options.root_namespace, &resource)
+            }
             _ => Api::all_with(client, &resource),
         }
     }

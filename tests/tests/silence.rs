@@ -1,0 +1,56 @@
+//! Clients that begin what could be a TLS hello and then say nothing more: their time is limited, and both ends hear of it.
+
+use std::io::{Read as _, Write as _};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use enforcer_common::{Mode, Reason, Verdict};
+use enforcer_tests::agent::MESH_STRICT;
+use enforcer_tests::lab::Topology;
+use enforcer_tests::record::End;
+use enforcer_tests::{Lab, Pod};
+
+const LIMIT: Duration = Duration::from_secs(15);
+
+fn silent_clients_are_reset(topology: Topology) -> Result<()> {
+    let lab = Lab::with(topology, Pod::cast())?;
+    lab.describe()?;
+    lab.apply("mesh.yaml", MESH_STRICT)?;
+    let _agent = lab.agent_with(&["--undecided-timeout", "1"])?;
+    lab.wait_mode("frontend", Mode::STRICT)?;
+    let (_server, records) = lab.raw_server("frontend", 8080, &[])?;
+    let mut connections = 0;
+    for v6 in [false, true] {
+        for said in 1..=5 {
+            let seen = records.all()?.len();
+            let mut stream = lab.connect("sleep", lab.address("frontend", 8080, v6))?;
+            let start = Instant::now();
+            stream.write_all(&[0x16, 3, 1, 2, 0, 1][..said])?;
+            stream.set_read_timeout(Some(LIMIT))?;
+            let end = stream.read(&mut [0; 16]).expect_err("nothing is ever answered");
+            assert_eq!(end.kind(), std::io::ErrorKind::ConnectionReset, "{said} bytes, IPv6 {v6}: {end}");
+            assert!(
+                start.elapsed() >= Duration::from_secs(1),
+                "reset before its time: {:?}",
+                start.elapsed()
+            );
+            let record = records.next(seen, stream.local_addr()?)?;
+            assert_eq!((record.read, record.written, record.end), (said as u64, 0, End::Reset), "{record:?}");
+            connections += 1;
+        }
+    }
+    let counted = lab.count(Verdict::RESET, Reason::UNDECIDED).context("counters")?;
+    assert_eq!(counted.connections, connections, "{counted:?}");
+    lab.wait_no_sockets("frontend", 8080)?;
+    Ok(())
+}
+
+#[test]
+fn silence_on_a_routed_pod_is_reset() -> Result<()> {
+    silent_clients_are_reset(Topology::Routed)
+}
+
+#[test]
+fn silence_on_a_bridged_pod_is_reset() -> Result<()> {
+    silent_clients_are_reset(Topology::Bridge)
+}
