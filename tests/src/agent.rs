@@ -10,7 +10,8 @@ use anyhow::{Context, Result, bail, ensure};
 use enforcer::datapath::attach::{HookedProgram, hooked_programs};
 use enforcer::datapath::load::Pinned;
 use enforcer::datapath::maps::{Counters, Endpoints, PortModes};
-use enforcer_common::map::{Counter, Endpoint, PortKey};
+use enforcer::telemetry::client;
+use enforcer_common::map::{Counter, Endpoint, PortKey, endpoint_flags};
 use enforcer_common::{Address, Mode, Reason, Verdict};
 use nix::net::if_::if_nametoindex;
 
@@ -175,11 +176,14 @@ impl Lab {
             }
             for pod in self.pods().iter().filter(|pod| pod.is_meshed()) {
                 for address in pod.addresses() {
-                    self.endpoint(address)?;
+                    let flags = self.endpoint(address)?.flags;
+                    ensure!(flags & endpoint_flags::LEARNING == 0, "{address} is still being looked at");
                 }
                 let ours = self.own_hooks(&pod.name)?;
                 ensure!(ours.len() == 2, "{} has hooks {ours:?}", pod.interface());
             }
+            let state: serde_json::Value = serde_json::from_str(&client::get(&self.socket(), "/v1/state")?)?;
+            ensure!(!state["policy_applied"].is_null(), "its answers do not know the policy yet");
             Ok(true)
         });
         match ready {

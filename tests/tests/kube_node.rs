@@ -45,6 +45,7 @@ fn capabilities(node: &Node) -> Result<u64> {
 }
 
 const NET_ADMIN: u64 = 1 << 12;
+const NET_RAW: u64 = 1 << 13;
 const SYS_ADMIN: u64 = 1 << 21;
 const PERFMON: u64 = 1 << 38;
 const BPF: u64 = 1 << 39;
@@ -57,7 +58,7 @@ fn the_chart_installs_in_audit_then_enforces_updates_without_a_gap_and_leaves_no
 
     node.helm("install", &json!({})).context("install")?;
     ensure!(
-        capabilities(&node)? == NET_ADMIN | SYS_ADMIN | PERFMON | BPF,
+        capabilities(&node)? == NET_ADMIN | NET_RAW | SYS_ADMIN | PERFMON | BPF,
         "the agent has other capabilities"
     );
     until_would_reset(&node).context("audit")?;
@@ -85,7 +86,7 @@ fn the_chart_installs_in_audit_then_enforces_updates_without_a_gap_and_leaves_no
     let fewer = json!({"agent": {"mode": "enforce"}, "podNamespaces": {"enabled": false}});
     node.helm("upgrade", &fewer).context("without SYS_ADMIN")?;
     node.agent()?;
-    ensure!(capabilities(&node)? == NET_ADMIN | PERFMON | BPF, "the agent has other capabilities");
+    ensure!(capabilities(&node)? == NET_ADMIN | NET_RAW | PERFMON | BPF, "the agent has other capabilities");
     until_plaintext(&node, ADSERVICE, "000 56").context("without SYS_ADMIN")?;
     node.kubectl(&["-n", "hipstershopv1v2", "delete", "pod", "adservice"])?;
     recreate_adservice(&node)?;

@@ -43,7 +43,7 @@ pub fn withdraw(state: &Path) -> io::Result<()> {
 /// When something is there and cannot be removed.
 pub fn remove_state(state: &Path) -> io::Result<Vec<PathBuf>> {
     let mut removed = Vec::new();
-    let beside = ["manifests", "cluster.json", "certificates.json", "detach-on-exit"];
+    let beside = ["manifests", "cluster.json", "certificates.json", "readiness.json", "detach-on-exit"];
     let all = beside.map(|extension| state.with_extension(extension)).into_iter().chain([state.to_owned()]);
     for path in all {
         if remove(&path)? {
