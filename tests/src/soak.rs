@@ -133,7 +133,7 @@ pub fn run(options: Options) -> Result<String> {
     let mut invariants = Invariants::new(&stage)?;
     let (mut memory, mut done) = (Memory::default(), Done::default());
     let start = Instant::now();
-    let quiet = options.duration - options.duration / QUIET_PART;
+    let quiet = options.duration / QUIET_PART * (QUIET_PART - 1);
     let mut told = start;
     while start.elapsed() < options.duration {
         let agent_stays = start.elapsed() >= quiet;

@@ -13,7 +13,7 @@ use crate::poll;
 
 /// What an agent says when it is up.
 pub(super) const RUNNING: &str = "agent is running";
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 const START: Duration = Duration::from_mins(2);
 
 /// One of the things that happen.
