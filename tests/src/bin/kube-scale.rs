@@ -58,7 +58,7 @@ fn main() -> Result<()> {
 
     let start = Instant::now();
     let agent = cluster.agent(&lab, &[])?;
-    poll::until("all pods of the node", Duration::from_secs(60), || {
+    poll::until("all pods of the node", Duration::from_mins(1), || {
         let state =
             enforcer::agent::state::State::read(&enforcer::agent::state::path(&lab.state(), &lab.bpffs()))?;
         let known = state.endpoints.len();
