@@ -9,7 +9,8 @@ use core::ops::DerefMut;
 
 use crate::flow::{Opinion, Policy, Window};
 use crate::map::{
-    Endpoint, ExemptKind, Flow, FlowKey, FlowState, HalfOpen, PortKey, PortMode, endpoint_flags, flow_flags,
+    Endpoint, ExemptKind, Flow, FlowKey, FlowState, HalfOpen, Outbound, PortKey, PortMode, endpoint_flags,
+    flow_flags,
 };
 use crate::settings::{Action, Enforcement};
 use crate::tcp::{ACK, FIN, RST, SYN, Segment};
@@ -18,11 +19,13 @@ use crate::{Address, Reason, Verdict};
 
 mod decision;
 mod lifetime;
+mod outbound;
 mod policy;
 
 pub use self::decision::{Act, Carried, Decision, HelloPart, ResetNumbers};
 pub use self::lifetime::end_of_socket;
-use self::lifetime::{note_fin, note_pod_rst, protect};
+use self::lifetime::{note_client_rst, note_fin, note_pod_rst, protect};
+use self::outbound::{note_outbound, note_refused};
 pub use self::policy::{policy, unknown_pod, unreadable};
 
 /// The tables of flows.
@@ -52,11 +55,13 @@ pub trait Env: FlowTables {
     fn insert_half_open(&self, key: &FlowKey, half_open: &HalfOpen);
     /// Removes a half-open connection.
     fn remove_half_open(&self, key: &FlowKey);
-    /// Whether the pod opened this connection itself.
-    fn is_outbound(&self, key: &FlowKey) -> bool;
-    /// Enters a connection of the pod's own; `pod_isn`: its initial sequence number.
-    fn insert_outbound(&self, key: &FlowKey, pod_isn: u32);
-    /// Removes a connection of the pod's own.
+    /// Looks a connection of the pod's own up, in `OUTBOUND`, then in `OUTBOUND_ENDED`.
+    fn outbound(&self, key: &FlowKey) -> Option<Outbound>;
+    /// Enters a connection of the pod's own in `OUTBOUND`.
+    fn insert_outbound(&self, key: &FlowKey, outbound: &Outbound);
+    /// Moves a connection of the pod's own that is over to `OUTBOUND_ENDED`.
+    fn end_outbound(&self, key: &FlowKey, outbound: &Outbound);
+    /// Removes a connection of the pod's own from both.
     fn remove_outbound(&self, key: &FlowKey);
     /// Looks a port up in `PORT_MODES`.
     fn port_mode(&self, key: &PortKey) -> Option<PortMode>;
@@ -73,7 +78,10 @@ pub trait Env: FlowTables {
     /// The monotonic clock, ns.
     fn now_ns(&self) -> u64;
     /// The packet was sent by the agent itself, to check the server.
-    fn is_own_probe(&self) -> bool;
+    fn is_own_probe(&self, key: &FlowKey) -> bool;
+    /// The packet still carries the socket that sent it, one of those that may probe pods: the kubelet's, or where that is not
+    /// known any of the node's. A packet that the node only forwards carries none.
+    fn is_node_probe(&self, key: &FlowKey) -> bool;
     /// The bytes of the packet's payload that fall on the first `limit` (at most 6) bytes of the stream that starts at
     /// sequence number `start`.
     fn window(&self, segment: &Segment, start: u32, limit: u32) -> Window;
@@ -96,10 +104,10 @@ pub fn to_pod<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey, segment: &Seg
     if segment.has(RST) {
         // A RST carries no data to the application and never changes what is known of a flow; the pod's own stack
         // decides whether it is genuine.
-        if let Some(mut flow) = env.flow(key) {
-            flow.look_again();
-        }
-        return Decision::PASS;
+        return match env.flow(key) {
+            Some(mut flow) => note_client_rst(env, key, segment, &mut flow),
+            None => note_refused(env, key, segment),
+        };
     }
     if segment.has(SYN) {
         return syn_to_pod(env, endpoint, key, segment);
@@ -108,8 +116,8 @@ pub fn to_pod<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey, segment: &Seg
     let mut found = env.flow(key).filter(|flow| flow.flags & flow_flags::REOPENING == 0);
     let mut full = false;
     if found.is_none() {
-        if env.is_outbound(key) {
-            return Decision::PASS;
+        if let Some(own) = env.outbound(key) {
+            return note_outbound(env, key, segment, own, flow_flags::CLIENT_FIN);
         }
         if let Some(half_open) = env.half_open(key) {
             let acknowledges = segment.has(ACK) && segment.ack == half_open.pod_isn.wrapping_add(1);
@@ -148,15 +156,15 @@ pub fn from_pod<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey, segment: &S
                 // The pod uses the tuple of an old inbound connection for one of its own: the old one is gone in its stack.
                 flow.flags |= flow_flags::REOPENING;
             }
-            env.insert_outbound(key, segment.seq);
+            env.insert_outbound(key, &Outbound { pod_isn: segment.seq, fins: 0 });
         }
         return Decision::PASS;
     }
     let mut found = env.flow(key).filter(|flow| flow.flags & flow_flags::REOPENING == 0);
     let mut full = false;
     if found.is_none() {
-        if env.is_outbound(key) {
-            return Decision::PASS;
+        if let Some(own) = env.outbound(key) {
+            return note_outbound(env, key, segment, own, flow_flags::POD_FIN);
         }
         if segment.payload_len > 0
             && let Some(half_open) = env.half_open(key)
@@ -180,7 +188,7 @@ pub fn from_pod<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey, segment: &S
 fn holds<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey) -> bool {
     endpoint.flags & endpoint_flags::LEARNING == 0
         && env.enforcement() == Enforcement::ENFORCE
-        && policy(env, endpoint, key).is_enforced()
+        && policy(env, endpoint, key, 0).is_enforced()
 }
 
 /// A SYN never touches an entry. Its data, if any, is cut off, so that the stream starts after the handshake.
@@ -189,7 +197,7 @@ fn syn_to_pod<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey, segment: &Seg
     if segment.payload_len == 0 || segment.has(ACK) {
         return Decision::PASS;
     }
-    let policy = policy(env, endpoint, key);
+    let policy = policy(env, endpoint, key, 0);
     if policy.exempt != Reason::NONE || env.enforcement() == Enforcement::AUDIT {
         return Decision::PASS;
     }
@@ -241,10 +249,13 @@ fn client_segment<E: Env>(
         flow.bytes_to_pod += u64::from(segment.payload_len);
         return Decision::PASS;
     }
-    if env.is_own_probe() {
+    if env.is_own_probe(key) {
         flow.flags |= flow_flags::OWN_PROBE;
     }
-    let policy = policy(env, endpoint, key);
+    let policy = policy(env, endpoint, key, flow.flags);
+    if policy.exempt == Reason::PROBE && flow.flags & flow_flags::OWN_PROBE == 0 {
+        flow.flags |= flow_flags::NODE_PROBE;
+    }
     let hold = policy.is_enforced() && env.enforcement() == Enforcement::ENFORCE;
     if hold && flow.flags & flow_flags::GONE != 0 && segment.payload_len > 0 {
         // Answered as the pod's stack answers what is for no one. Under SYN cookies it might instead make a socket of an old
@@ -307,11 +318,7 @@ fn pod_segment<E: Env>(
         flow.bytes_from_pod += u64::from(segment.payload_len);
         return Decision::PASS;
     }
-    let mut policy = policy(env, endpoint, key);
-    if flow.flags & flow_flags::OWN_PROBE != 0 {
-        // Whatever the server answers to a check is for the agent to judge.
-        policy.exempt = Reason::PROBE;
-    }
+    let policy = policy(env, endpoint, key, flow.flags);
     let hold = policy.is_enforced() && env.enforcement() == Enforcement::ENFORCE;
     let window = if segment.payload_len > 0 && matches!(flow.state, FlowState::OPEN | FlowState::HELLO) {
         env.window(segment, flow.pod_start, POD_PREFIX)
@@ -413,19 +420,33 @@ fn unknown_flow<E: Env>(
     if segment.payload_len == 0 || endpoint.flags & endpoint_flags::LEARNING != 0 {
         return Decision::PASS;
     }
-    if !policy(env, endpoint, key).is_enforced() {
+    let policy = policy(env, endpoint, key, 0);
+    if !policy.is_enforced() {
         return Decision::PASS;
     }
-    if full && env.enforcement() == Enforcement::ENFORCE {
+    match env.enforcement() {
+        // It goes on, so it gets an entry: one connection is counted and told of once.
+        Enforcement::AUDIT => {
+            let now = env.now_ns();
+            let mut flow = Flow::unseen(endpoint, now);
+            let opinion = Opinion::Refuse(Reason::MIDSTREAM);
+            let decision = conclude(env, &mut flow, opinion, &policy, key.pod_port, now, numbers);
+            env.insert_flow(key, &flow);
+            Decision { carried: flow.carried(), ..decision }
+        }
         // Without an entry nothing can be judged, so data waits.
-        return Decision {
+        Enforcement::ENFORCE if full => Decision {
             act: Act::Drop,
             verdict: Verdict::DROP,
             reason: Reason::UNDECIDED,
             ..Decision::PASS
-        };
+        },
+        // No entry: whoever sends such packets would push out the connections that are just being opened.
+        Enforcement::ENFORCE => {
+            let report = env.action() == Action::RESET;
+            Decision { reason: Reason::MIDSTREAM, report, stray: !report, ..refusal(env, numbers) }
+        }
     }
-    Decision { reason: Reason::MIDSTREAM, report: true, ..refusal(env, numbers) }
 }
 
 #[cfg(test)]

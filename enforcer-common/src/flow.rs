@@ -6,7 +6,7 @@
 
 use crate::datapath::HelloPart;
 use crate::event::HELLO_PARTS;
-use crate::map::{Flow, FlowState, HalfOpen, TrafficClass, flow_flags};
+use crate::map::{Endpoint, Flow, FlowState, HalfOpen, TrafficClass, flow_flags};
 use crate::tcp::{ACK, FIN, Segment, URG, is_before, overlap};
 use crate::tls::{self, CLIENT_PREFIX, POD_PREFIX};
 use crate::{Mode, Reason, Verdict};
@@ -154,6 +154,25 @@ impl Flow {
             hello_sent: 0,
             hello_parts: 0,
             counted_class: 0,
+        }
+    }
+
+    /// A connection of which nothing was seen before the packet at hand.
+    #[inline(always)]
+    #[must_use]
+    pub fn unseen(endpoint: &Endpoint, now_ns: u64) -> Self {
+        Self {
+            client_start: 0,
+            pod_start: 0,
+            pod_ack: 0,
+            state: FlowState::EXISTING,
+            fault: Reason::MIDSTREAM,
+            ..Self::open(
+                &HalfOpen { client_isn: 0, pod_isn: 0 },
+                endpoint.workload,
+                endpoint.generation,
+                now_ns,
+            )
         }
     }
 

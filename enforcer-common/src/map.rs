@@ -4,7 +4,7 @@
 use crate::{Address, Direction, Mode, Reason, Verdict};
 
 /// Version of the layout of all maps, part of the pin folder's name: raised with every change of a type here.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Makes a `repr(C)` map type with the derives that both sides need.
 macro_rules! map_type {
@@ -129,8 +129,8 @@ map_type! {
     pub struct Outbound {
         /// The pod's initial sequence number, host byte order; 0 when the connection was found open.
         pub pod_isn: u32,
-        /// Zero.
-        pub reserved: u32,
+        /// Of [`flow_flags`], those FINs that went by.
+        pub fins: u32,
     }
 }
 
@@ -241,6 +241,8 @@ pub mod flow_flags {
     pub const TAGGED: u16 = 256;
     /// The pod's socket is closed: whatever the client still says is for no one.
     pub const GONE: u16 = 512;
+    /// A packet of it came from a socket that may probe: the kubelet's, or where that is not known any of the node's.
+    pub const NODE_PROBE: u16 = 1024;
 }
 
 map_type! {
@@ -341,8 +343,8 @@ map_type! {
 }
 
 map_type! {
-    /// Value of `RESET_BUDGET` (one entry) and `CLIENT_RESETS` (one for each client): how many resets were asked for in the
-    /// current second.
+    /// Value of `RESET_BUDGET` (one entry) and part of that of `CLIENT_RESETS`: how many resets were asked for in the current
+    /// second.
     pub struct ResetBudget {
         /// When the current second began, ns.
         pub window_ns: u64,
@@ -352,15 +354,29 @@ map_type! {
 }
 
 map_type! {
+    /// Value of `CLIENT_RESETS`, one for each client.
+    pub struct ClientBudget {
+        /// Its resets.
+        pub resets: ResetBudget,
+        /// When a packet of it that belongs to no connection was told of last, ns.
+        pub told_ns: u64,
+    }
+}
+
+map_type! {
     /// Value of `EVENT_BUDGET` (one entry per CPU): what became of the events.
     pub struct EventBudget {
         /// When the current second began, ns.
         pub window_ns: u64,
-        /// Events sent since.
+        /// Verdicts and ends of connections sent since.
         pub sent: u64,
-        /// Events that were not sent because of the rate limit, in all.
+        /// Pieces of hellos sent since.
+        pub hellos_sent: u64,
+        /// Verdicts and ends that were not sent because of the rate limit, in all.
         pub suppressed: u64,
-        /// Events that found the ring buffer full, in all.
+        /// Pieces of hellos that were not sent because of it, in all.
+        pub hellos_suppressed: u64,
+        /// Records of either kind that found the ring buffer full, in all.
         pub lost: u64,
     }
 }

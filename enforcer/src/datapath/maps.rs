@@ -346,12 +346,21 @@ impl SettingsMap {
 /// When the kernel refuses or an entry is not valid.
 pub fn event_budget(map: Map) -> Result<EventBudget, MapsError> {
     let kernel = |source| MapsError::Kernel { map: "EVENT_BUDGET", source };
-    let map: PerCpuArray<MapData, [u8; 32]> = PerCpuArray::try_from(map).map_err(kernel)?;
-    let mut sum = EventBudget { window_ns: 0, sent: 0, suppressed: 0, lost: 0 };
+    let map: PerCpuArray<MapData, [u8; 48]> = PerCpuArray::try_from(map).map_err(kernel)?;
+    let mut sum = EventBudget {
+        window_ns: 0,
+        sent: 0,
+        hellos_sent: 0,
+        suppressed: 0,
+        hellos_suppressed: 0,
+        lost: 0,
+    };
     for value in map.get(&0, 0).map_err(kernel)?.iter() {
         let value: EventBudget = decode("EVENT_BUDGET", value)?;
         sum.sent += value.sent;
+        sum.hellos_sent += value.hellos_sent;
         sum.suppressed += value.suppressed;
+        sum.hellos_suppressed += value.hellos_suppressed;
         sum.lost += value.lost;
     }
     Ok(sum)

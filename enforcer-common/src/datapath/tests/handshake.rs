@@ -114,6 +114,40 @@ fn data_of_a_syn_is_trimmed() {
 
 /// Whatever is sent with SYN or RST set, and whatever else is set beside: the entry stays byte for byte.
 #[test]
+fn what_is_over_of_the_pods_own_makes_room_and_still_passes() {
+    let own = |talk: &Conversation| {
+        let (live, over) =
+            (talk.model.outbound_entry(&talk.key), talk.model.outbound_ended_entry(&talk.key));
+        (live.is_some(), over.is_some())
+    };
+    let talk = Conversation::new(Mode::STRICT);
+    let (pod, peer) = (POD_ISN + 1, CLIENT_ISN + 1);
+    passes(talk.pod_sends(SYN, POD_ISN, 0, &[]));
+    passes(talk.to_pod(SYN | ACK, CLIENT_ISN, pod, &[]));
+    passes(talk.pod_sends(ACK, pod, peer, REQUEST));
+    passes(talk.to_pod(ACK | FIN, peer, pod + 18, b"answer"));
+    passes(talk.to_pod(RST, peer + 6, 0, &[]));
+    passes(talk.to_pod(RST | ACK, peer + 6, pod + 18, &[]));
+    assert_eq!(own(&talk), (true, false), "half closed, or a forged reset");
+    passes(talk.pod_sends(ACK | FIN, pod + 18, peer + 7, &[]));
+    assert_eq!(own(&talk), (false, true));
+    // Sent again because the pod's acknowledgement was lost.
+    passes(talk.to_pod(ACK | FIN, peer, pod + 18, b"answer"));
+    // The tuple again, by the pod and then by the client.
+    passes(talk.pod_sends(SYN, POD_ISN + 500, 0, &[]));
+    assert_eq!(own(&talk), (true, true));
+    passes(talk.to_pod(RST | ACK, 0, POD_ISN + 501, &[]));
+    assert_eq!(own(&talk), (false, true), "refused");
+    talk.handshake();
+    assert_eq!(own(&talk), (false, false));
+    reset(talk.client(0, REQUEST), Reason::PLAINTEXT);
+    let talk = Conversation::new(Mode::STRICT);
+    passes(talk.pod_sends(SYN, POD_ISN, 0, &[]));
+    passes(talk.pod_sends(RST | ACK, pod, peer, &[]));
+    assert_eq!(own(&talk), (false, true), "aborted");
+}
+
+#[test]
 fn fake_syn_and_rst_change_nothing() {
     for talk in [Conversation::open(Mode::STRICT), Conversation::tls(Mode::STRICT)] {
         let before = talk.flow();

@@ -54,6 +54,8 @@ pub(crate) struct Model {
     pub now_ns: Cell<u64>,
     /// The packet was sent by the agent.
     pub own_probe: bool,
+    /// The packet carries a socket of the node that may probe.
+    pub node_probe: bool,
     /// Flows that `TRANSIENT` takes.
     pub capacity: usize,
     /// Flows that `FLOWS` takes.
@@ -68,6 +70,7 @@ pub(crate) struct Model {
     transient: RefCell<BTreeMap<Tuple, Flow>>,
     half_open: RefCell<BTreeMap<Tuple, HalfOpen>>,
     outbound: RefCell<BTreeMap<Tuple, Outbound>>,
+    outbound_ended: RefCell<BTreeMap<Tuple, Outbound>>,
     payload: RefCell<Vec<u8>>,
 }
 
@@ -86,6 +89,7 @@ impl Model {
             settings: Settings::DEFAULT,
             now_ns: Cell::new(1_000_000_000),
             own_probe: false,
+            node_probe: false,
             capacity: usize::MAX,
             room: usize::MAX,
             sockets: false,
@@ -95,6 +99,7 @@ impl Model {
             transient: RefCell::default(),
             half_open: RefCell::default(),
             outbound: RefCell::default(),
+            outbound_ended: RefCell::default(),
             payload: RefCell::default(),
         }
     }
@@ -149,6 +154,11 @@ impl Model {
     /// The entry of a connection of the pod's own.
     pub(crate) fn outbound_entry(&self, key: &FlowKey) -> Option<Outbound> {
         self.outbound.borrow().get(&tuple(key)).copied()
+    }
+
+    /// The entry of one that is over.
+    pub(crate) fn outbound_ended_entry(&self, key: &FlowKey) -> Option<Outbound> {
+        self.outbound_ended.borrow().get(&tuple(key)).copied()
     }
 }
 
@@ -234,16 +244,22 @@ impl Env for Model {
         self.half_open.borrow_mut().remove(&tuple(key));
     }
 
-    fn is_outbound(&self, key: &FlowKey) -> bool {
-        self.outbound_entry(key).is_some()
+    fn outbound(&self, key: &FlowKey) -> Option<Outbound> {
+        self.outbound_entry(key).or_else(|| self.outbound_ended_entry(key))
     }
 
-    fn insert_outbound(&self, key: &FlowKey, pod_isn: u32) {
-        self.outbound.borrow_mut().insert(tuple(key), Outbound { pod_isn, reserved: 0 });
+    fn insert_outbound(&self, key: &FlowKey, outbound: &Outbound) {
+        self.outbound.borrow_mut().insert(tuple(key), *outbound);
+    }
+
+    fn end_outbound(&self, key: &FlowKey, outbound: &Outbound) {
+        self.outbound_ended.borrow_mut().insert(tuple(key), *outbound);
+        self.outbound.borrow_mut().remove(&tuple(key));
     }
 
     fn remove_outbound(&self, key: &FlowKey) {
         self.outbound.borrow_mut().remove(&tuple(key));
+        self.outbound_ended.borrow_mut().remove(&tuple(key));
     }
 
     fn port_mode(&self, key: &PortKey) -> Option<PortMode> {
@@ -275,8 +291,12 @@ impl Env for Model {
         self.now_ns.get()
     }
 
-    fn is_own_probe(&self) -> bool {
+    fn is_own_probe(&self, _key: &FlowKey) -> bool {
         self.own_probe
+    }
+
+    fn is_node_probe(&self, _key: &FlowKey) -> bool {
+        self.node_probe
     }
 
     fn window(&self, segment: &Segment, start: u32, limit: u32) -> Window {
