@@ -121,7 +121,16 @@ map_type! {
         pub client_isn: u32,
         /// The pod's initial sequence number.
         pub pod_isn: u32,
+        /// Bits of [`half_open_flags`].
+        pub flags: u32,
     }
+}
+
+/// Bits of [`HalfOpen::flags`].
+pub mod half_open_flags {
+    /// The SYN-ACK carried no socket: the pod's stack keeps nothing of the handshake, its number is a SYN cookie (`tcp_make_synack`
+    /// ties any other to its request). The same is said where packets of the pod carry no sockets at all.
+    pub const COOKIE: u32 = 1;
 }
 
 map_type! {
@@ -221,7 +230,7 @@ map_type! {
 
 /// Bits of [`Flow::flags`].
 pub mod flow_flags {
-    /// The pod sent a SYN-ACK with new numbers for this tuple: the next exact ACK starts a new flow.
+    /// Of earlier layouts: the pod sent a SYN-ACK with new numbers for this tuple.
     pub const REOPENING: u16 = 1;
     /// The pod acknowledged all six judged bytes: later copies of them are discarded by its stack.
     pub const PREFIX_ACKED: u16 = 2;
@@ -243,6 +252,11 @@ pub mod flow_flags {
     pub const GONE: u16 = 512;
     /// A packet of it came from a socket that may probe: the kubelet's, or where that is not known any of the node's.
     pub const NODE_PROBE: u16 = 1024;
+    /// The pod's socket may be another one, made of an old handshake: what it takes for its first bytes is held against the known
+    /// ones again, until the pod acknowledges something.
+    pub const LOOK_AGAIN: u16 = 2048;
+    /// Of [`super::half_open_flags::COOKIE`].
+    pub const COOKIE: u16 = 4096;
 }
 
 map_type! {

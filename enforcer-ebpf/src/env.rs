@@ -12,7 +12,7 @@ use enforcer_common::settings::{Action, Enforcement, OWN_PROBE_MARK, OWN_PROBE_M
 use enforcer_common::tcp::{Segment, overlap};
 
 use crate::skb::{Skb, bounded};
-use crate::tables::{self, FLOWS, HALF_OPEN, OUTBOUND, OUTBOUND_ENDED, PORT_MODES, SettingsRef, TRANSIENT};
+use crate::tables::{self, BPF_NOEXIST, EEXIST, FLOWS, HALF_OPEN, OUTBOUND, OUTBOUND_ENDED, PORT_MODES, SettingsRef, TRANSIENT};
 
 /// The maps and one packet.
 pub struct SkbEnv<'a> {
@@ -67,17 +67,35 @@ macro_rules! flow_tables {
             }
 
             #[inline(always)]
-            fn insert_flow(&self, key: &FlowKey, flow: &Flow) -> bool {
-                TRANSIENT.insert(key, flow, 0).is_ok()
+            fn open_flow(&self, key: &FlowKey, flow: &Flow) -> bool {
+                match TRANSIENT.insert(key, flow, BPF_NOEXIST) {
+                    Ok(()) => true,
+                    Err(error) => i64::from(error) == EEXIST,
+                }
+            }
+
+            #[inline(always)]
+            fn insert_flow(&self, key: &FlowKey, flow: &Flow) {
+                let _ = TRANSIENT.insert(key, flow, 0);
             }
 
             #[inline(always)]
             fn protect(&self, key: &FlowKey, flow: &Flow) -> bool {
-                FLOWS.insert(key, flow, 0).is_ok()
+                let fits = FLOWS.insert(key, flow, 0).is_ok();
+                if fits {
+                    let _ = TRANSIENT.remove(key);
+                }
+                fits
             }
 
             #[inline(always)]
             fn unprotect(&self, key: &FlowKey) {
+                let _ = FLOWS.remove(key);
+            }
+
+            #[inline(always)]
+            fn remove_flow(&self, key: &FlowKey) {
+                let _ = TRANSIENT.remove(key);
                 let _ = FLOWS.remove(key);
             }
         }
@@ -88,6 +106,11 @@ flow_tables!(TableEnv);
 flow_tables!(SkbEnv<'_>);
 
 impl Env for SkbEnv<'_> {
+    #[inline(always)]
+    fn has_socket(&self) -> bool {
+        !self.skb.socket().is_null()
+    }
+
     #[inline(always)]
     fn tag_socket(&self, key: &FlowKey, pod_start: u32) -> bool {
         tables::tag_socket(self.skb, &SocketTag { key: *key, pod_start })

@@ -63,7 +63,8 @@ fn run(skb: &Skb, direction: Direction) -> i32 {
     };
     let endpoint = match tables::endpoint(pod) {
         Some(endpoint) if endpoint.ifindex == 0 || endpoint.ifindex == skb.ifindex() => endpoint,
-        None if direction == Direction::TO_POD
+        // One that lives behind another interface is unknown on this one.
+        _ if direction == Direction::TO_POD
             && tables::settings().unknown_pods() == UnknownPods::STRICT =>
         {
             Endpoint::UNKNOWN

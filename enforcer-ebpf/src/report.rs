@@ -15,13 +15,10 @@ use enforcer_common::{Direction, Reason, Verdict};
 use crate::packet::Packet;
 use crate::skb::{Skb, bounded};
 use crate::tables::{
-    CLIENT_RESETS, CLIENTS, COUNTERS, EVENT_BUDGET, EVENTS, PENDING, RESET_BUDGET, WORKLOAD_COUNTERS,
+    BPF_NOEXIST, CLIENT_RESETS, CLIENTS, COUNTERS, EEXIST, EVENT_BUDGET, EVENTS, PENDING, RESET_BUDGET, WORKLOAD_COUNTERS,
     settings,
 };
 
-/// An entry that is there stays (`BPF_NOEXIST`).
-const BPF_NOEXIST: u64 = 1;
-const EEXIST: i64 = -17;
 const SECOND_NS: u64 = 1_000_000_000;
 
 /// Turns a reset into a drop when this second's resets are spent: its client's, or the node's. The client's are looked at first,

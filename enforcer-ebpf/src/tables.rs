@@ -20,6 +20,10 @@ use enforcer_common::{Address, Mode};
 use crate::packet::Packet;
 use crate::skb::Skb;
 
+/// An entry that is there stays (`BPF_NOEXIST`).
+pub const BPF_NOEXIST: u64 = 1;
+/// That one is there.
+pub const EEXIST: i64 = -17;
 const IPPROTO_TCP: u32 = 6;
 
 /// Pod address -> its policy.

@@ -56,11 +56,26 @@ pub(super) fn note_client_rst<E: FlowTables>(
 ) -> Decision {
     // Without the flag the number may be one to look again from.
     let exact = segment.seq == flow.pod_ack && flow.flags & flow_flags::PREFIX_ACKED != 0;
-    if exact && flow.flags & flow_flags::TAGGED == 0 && flow.verdict != Verdict::NONE {
+    if flow.flags & flow_flags::TAGGED != 0 {
+        return Decision::PASS;
+    }
+    if exact && flow.verdict != Verdict::NONE {
         return end(env, key, flow);
     }
     flow.look_again();
     Decision::PASS
+}
+
+/// The tuple is used again: what was known of its last connection goes, and its end is told, if it was not.
+#[inline(always)]
+pub(super) fn forget<E: FlowTables>(env: &E, key: &FlowKey) -> Decision {
+    let told = match env.flow(key) {
+        Some(flow) if flow.flags & flow_flags::ENDED == 0 => report(key, &flow),
+        Some(_) => Decision::PASS,
+        None => return Decision::PASS,
+    };
+    env.remove_flow(key);
+    told
 }
 
 /// Notes a FIN that went by. With one of each end the connection is over, unless its socket will say so.

@@ -33,7 +33,7 @@ fn keys_and_small_values() {
     layout!(PortMode: 4, align 2 { mode: 0, 1; flags: 1, 1; reserved: 2, 2; });
     layout!(FlowKey: 36, align 2 { client: 0, 16; pod: 16, 16; client_port: 32, 2; pod_port: 34, 2; });
     layout!(SocketTag: 40, align 4 { key: 0, 36; pod_start: 36, 4; });
-    layout!(HalfOpen: 8, align 4 { client_isn: 0, 4; pod_isn: 4, 4; });
+    layout!(HalfOpen: 12, align 4 { client_isn: 0, 4; pod_isn: 4, 4; flags: 8, 4; });
     layout!(Outbound: 8, align 4 { pod_isn: 0, 4; fins: 4, 4; });
     layout!(CounterKey: 12, align 4 { verdict: 0, 4; reason: 4, 4; direction: 8, 4; });
     layout!(WorkloadCounterKey: 16, align 4 { workload: 0, 4; verdict: 4, 4; reason: 8, 4; direction: 12, 4; });

@@ -180,7 +180,7 @@ pub type Flows = Table<FlowKey, Flow, 36, 96>;
 /// `CLIENTS`.
 pub type Clients = Table<ClientKey, Client, 28, 32>;
 /// `HALF_OPEN`.
-pub type HalfOpens = Table<FlowKey, HalfOpen, 36, 8>;
+pub type HalfOpens = Table<FlowKey, HalfOpen, 36, 12>;
 /// `PENDING`.
 pub type Pendings = Table<FlowKey, Pending, 36, 32>;
 /// `OUTBOUND`.

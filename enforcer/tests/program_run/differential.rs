@@ -151,7 +151,7 @@ impl Both<'_> {
             }
             Step::Outbound => self.packet(Direction::FROM_POD, SYN, self.pod_isn, 0, &[]),
             Step::Existing(refused) => {
-                let half_open = HalfOpen { client_isn: self.client_isn, pod_isn: self.pod_isn };
+                let half_open = HalfOpen { client_isn: self.client_isn, pod_isn: self.pod_isn, flags: 0 };
                 let open =
                     Flow::open(&half_open, self.model.endpoint.workload, self.model.endpoint.generation, 0);
                 let fault = if refused { Reason::MIDSTREAM } else { Reason::NONE };

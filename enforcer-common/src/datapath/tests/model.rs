@@ -62,6 +62,8 @@ pub(crate) struct Model {
     pub room: usize,
     /// The pod's sockets tell their end.
     pub sockets: bool,
+    /// The pod's stack answers SYNs with cookies.
+    pub cookies: bool,
     /// `PORT_MODES` of the endpoint's workload.
     pub ports: BTreeMap<(u16, u16), PortMode>,
     /// `EXEMPT`.
@@ -93,6 +95,7 @@ impl Model {
             capacity: usize::MAX,
             room: usize::MAX,
             sockets: false,
+            cookies: false,
             ports: BTreeMap::new(),
             exempt: BTreeMap::new(),
             flows: RefCell::default(),
@@ -214,20 +217,38 @@ impl FlowTables for Model {
         Some(FlowCopy { table, key: tuple(key), flow: found })
     }
 
-    fn insert_flow(&self, key: &FlowKey, flow: &Flow) -> bool {
-        insert(&self.transient, self.capacity, key, flow)
+    fn open_flow(&self, key: &FlowKey, flow: &Flow) -> bool {
+        let there = self.transient.borrow().contains_key(&tuple(key));
+        there || insert(&self.transient, self.capacity, key, flow)
+    }
+
+    fn insert_flow(&self, key: &FlowKey, flow: &Flow) {
+        insert(&self.transient, self.capacity, key, flow);
     }
 
     fn protect(&self, key: &FlowKey, flow: &Flow) -> bool {
-        insert(&self.flows, self.room, key, flow)
+        let fits = insert(&self.flows, self.room, key, flow);
+        if fits {
+            self.transient.borrow_mut().remove(&tuple(key));
+        }
+        fits
     }
 
     fn unprotect(&self, key: &FlowKey) {
         self.flows.borrow_mut().remove(&tuple(key));
     }
+
+    fn remove_flow(&self, key: &FlowKey) {
+        self.transient.borrow_mut().remove(&tuple(key));
+        self.flows.borrow_mut().remove(&tuple(key));
+    }
 }
 
 impl Env for Model {
+    fn has_socket(&self) -> bool {
+        !self.cookies
+    }
+
     fn tag_socket(&self, _key: &FlowKey, _pod_start: u32) -> bool {
         self.sockets
     }

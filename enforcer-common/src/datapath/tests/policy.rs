@@ -192,7 +192,7 @@ fn enforcement_remembers_nothing_of_packets_without_a_handshake() {
     let mut talk = Conversation::new(Mode::STRICT);
     reset(talk.client(500, REQUEST), Reason::MIDSTREAM);
     assert_eq!(talk.model.flow_entry(&talk.key), None);
-    talk.model.settings.action = crate::settings::Action::DROP;
+    talk.model.settings.action = Action::DROP;
     let dropped = talk.client(500, REQUEST);
     assert_eq!((dropped.act, dropped.report, dropped.stray), (Act::Drop, false, true));
 }
