@@ -7,7 +7,7 @@ use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, Pe
 use bytemuck::{CheckedBitPattern, NoUninit};
 use enforcer_common::Address;
 use enforcer_common::map::{
-    Client, ClientKey, Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow, FlowKey, HalfOpen,
+    Client, ClientBudget, ClientKey, Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow, FlowKey, HalfOpen,
     Outbound, Pending, PortKey, PortMode, WorkloadCounterKey,
 };
 use enforcer_common::settings::Settings;
@@ -184,6 +184,9 @@ pub type HalfOpens = Table<FlowKey, HalfOpen, 36, 12>;
 /// `PENDING`.
 pub type Pendings = Table<FlowKey, Pending, 36, 32>;
 /// `OUTBOUND`.
+/// `CLIENT_RESETS`.
+pub type ClientResets = Table<Address, ClientBudget, 16, 24>;
+/// `OUTBOUND` and `OUTBOUND_ENDED`.
 pub type Outbounds = Table<FlowKey, Outbound, 36, 8>;
 
 /// `COUNTERS` or `WORKLOAD_COUNTERS`: one value per CPU, summed when read.
