@@ -17,6 +17,7 @@ pub mod maps;
 pub mod netns;
 pub mod nudge;
 pub mod pin;
+pub mod places;
 pub mod sockdiag;
 pub mod sockets;
 

@@ -48,6 +48,13 @@ impl PodSockets {
         self.listening_ports.contains(&socket.local.port())
     }
 
+    /// Adds the sockets of another namespace.
+    pub fn add(&mut self, other: &Self) {
+        self.established.extend(&other.established);
+        self.time_wait.extend(&other.time_wait);
+        self.listening_ports.extend(&other.listening_ports);
+    }
+
     fn sort(sockets: Vec<Socket>) -> Self {
         let mut sorted = Self::default();
         for socket in sockets {
