@@ -180,7 +180,8 @@ impl Agent {
             );
             shared.insert(address, text);
         }
-        for (_, text) in shared.iter().filter(|(address, text)| self.looks.shared.get(address) != Some(text)) {
+        for (_, text) in shared.iter().filter(|(address, text)| self.looks.shared.get(address) != Some(text))
+        {
             warn!("{text}");
         }
         for address in self.looks.shared.keys().filter(|address| !shared.contains_key(address)) {
@@ -203,8 +204,13 @@ impl Agent {
 
     /// Takes our programs off interfaces that are gone or are not to be hooked any more, once all that are have been told of.
     pub(super) fn forget_other_interfaces(&self) {
-        let kept: Vec<u32> =
-            self.attachments.keys().chain(self.failed.keys()).chain(self.unsupported.keys()).copied().collect();
+        let kept: Vec<u32> = self
+            .attachments
+            .keys()
+            .chain(self.failed.keys())
+            .chain(self.unsupported.keys())
+            .copied()
+            .collect();
         match self.datapath.forget_others(&kept) {
             Ok(indices) if indices.is_empty() => {}
             Ok(indices) => {
@@ -216,10 +222,8 @@ impl Agent {
 
     pub(super) fn sockets(&self, addresses: &BTreeSet<Address>) -> BTreeMap<Address, PodSockets> {
         let mut sockets = BTreeMap::new();
-        let wanted: BTreeSet<u32> = addresses
-            .iter()
-            .flat_map(|address| self.facts.places.of(&IpAddr::from(*address)))
-            .collect();
+        let wanted: BTreeSet<u32> =
+            addresses.iter().flat_map(|address| self.facts.places.of(&IpAddr::from(*address))).collect();
         if wanted.is_empty() {
             return sockets;
         }

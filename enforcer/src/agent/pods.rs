@@ -45,7 +45,8 @@ impl Agent {
         let is_back = |pod: &Pod| listed(pod).is_some_and(|new| !new.finished);
         self.facts.gone.retain(|gone| !is_back(&gone.pod));
         let parted = |pod: &Pod| listed(pod).map_or(outlive, |new| new.finished);
-        for pod in self.objects.pods.values().filter(|pod| !pod.finished && !pod.host_network && parted(pod)) {
+        for pod in self.objects.pods.values().filter(|pod| !pod.finished && !pod.host_network && parted(pod))
+        {
             let places = &self.facts.places;
             let seen = || pod.addresses.iter().flat_map(|address| places.of(address)).max();
             if let Some(ifindex) = places.home(pod).or_else(seen) {
@@ -64,7 +65,8 @@ impl Agent {
     pub(super) fn recall_gone(&mut self) {
         let held = &self.tables.held().endpoints;
         for gone in std::mem::take(&mut self.remembered) {
-            let mut known = gone.pod.addresses.iter().filter_map(|address| held.get(&Address::from(*address)));
+            let mut known =
+                gone.pod.addresses.iter().filter_map(|address| held.get(&Address::from(*address)));
             let is_enforced = known.any(|endpoint| [0, gone.ifindex].contains(&endpoint.ifindex));
             let listed = self.objects.pods.get(&gone.pod.name);
             let is_back = listed.is_some_and(|new| new.uid == gone.pod.uid && !new.finished);

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use enforcer_common::Address;
 use tracing::warn;
 
-use super::state::{self, DecisionState, EndpointState, InterfaceState, State};
 use super::Agent;
+use super::state::{self, DecisionState, EndpointState, InterfaceState, State};
 use crate::datapath::Attachment;
 use crate::datapath::chain::Neighbour;
 use crate::datapath::desired::apart;
@@ -94,7 +94,9 @@ impl Agent {
         let failed: Vec<String> = self
             .failed
             .values()
-            .map(|failed| format!("{}: its pod is not enforced; it is tried again twice a second", failed.why))
+            .map(|failed| {
+                format!("{}: its pod is not enforced; it is tried again twice a second", failed.why)
+            })
             .collect();
         State {
             started: Some(self.started),

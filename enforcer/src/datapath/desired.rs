@@ -188,10 +188,10 @@ fn owners<'a>(objects: &'a Objects, facts: &'a Facts) -> BTreeMap<IpAddr, &'a Po
     let mut owners: BTreeMap<IpAddr, (&Pod, bool)> = BTreeMap::new();
     let gone = facts.gone.iter().map(|gone| (&gone.pod, false, true));
     let listed = objects.pods.values().map(|pod| (pod, true, pod.deleting));
-    for (pod, listed, leaving) in
-        gone.chain(listed).filter(|(pod, ..)| !pod.finished && !pod.host_network)
-    {
-        for address in pod.addresses.iter().filter(|address| facts.places.claim(pod, leaving, address).is_some()) {
+    for (pod, listed, leaving) in gone.chain(listed).filter(|(pod, ..)| !pod.finished && !pod.host_network) {
+        for address in
+            pod.addresses.iter().filter(|address| facts.places.claim(pod, leaving, address).is_some())
+        {
             match owners.get(address) {
                 Some((held, was)) if rank(held, *was) > rank(pod, listed) => {}
                 _ => drop(owners.insert(*address, (pod, listed))),
@@ -201,13 +201,7 @@ fn owners<'a>(objects: &'a Objects, facts: &'a Facts) -> BTreeMap<IpAddr, &'a Po
     owners.into_iter().map(|(address, (pod, _))| (address, pod)).collect()
 }
 
-fn plan(
-    pod: &Pod,
-    meshed: bool,
-    composer: &Composer<'_>,
-    facts: &Facts,
-    workload: u32,
-) -> EndpointPlan {
+fn plan(pod: &Pod, meshed: bool, composer: &Composer<'_>, facts: &Facts, workload: u32) -> EndpointPlan {
     let base = EndpointPlan {
         pod: pod.name.clone(),
         workload,
@@ -282,3 +276,6 @@ fn exempt(facts: &Facts) -> BTreeMap<Address, ExemptKind> {
         .chain(sources.map(|address| (Address::from(address), ExemptKind::SOURCE)))
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

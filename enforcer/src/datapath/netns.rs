@@ -109,8 +109,7 @@ impl Namespaces {
     /// # Errors
     /// When it is not visible, or the kernel refuses.
     pub fn inspect(&self, interface: &Interface) -> Result<PodNamespace, NetnsError> {
-        let (nsid, (all, sockets)) =
-            self.behind(interface, || Ok((addresses()?, sockdiag::sockets()?)))?;
+        let (nsid, (all, sockets)) = self.behind(interface, || Ok((addresses()?, sockdiag::sockets()?)))?;
         let (addresses, others): (Vec<_>, Vec<_>) =
             all.into_iter().partition(|address| Some(address.ifindex) == interface.peer_index);
         let other_addresses = others.into_iter().filter(|other| !other.address.is_loopback()).collect();

@@ -67,12 +67,7 @@ impl Places {
     }
 
     /// These addresses, and no others, are behind the interface. True when that is new.
-    pub fn saw(
-        &mut self,
-        ifindex: u32,
-        netns_id: i32,
-        addresses: impl IntoIterator<Item = IpAddr>,
-    ) -> bool {
+    pub fn saw(&mut self, ifindex: u32, netns_id: i32, addresses: impl IntoIterator<Item = IpAddr>) -> bool {
         // Every namespace has these.
         let addresses = addresses.into_iter().filter(|address| !is_local(address)).collect();
         let seen = Behind { netns_id, addresses };

@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 
 const X: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 5));
@@ -117,4 +119,61 @@ fn a_pod_that_takes_another_ones_address_moves_it_nowhere() {
     // The thief leaves: the address is the victim's alone again.
     places.gone(9);
     assert_eq!(ifindex(&places, &victim, false), Some(7));
+}
+
+/// What happens to interfaces and pods, in any order.
+#[derive(Clone, Debug)]
+enum Step {
+    Appeared(u32),
+    Gone(u32),
+    Saw(u32, bool),
+    Leave(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let ifindex = 1_u32..4;
+    prop_oneof![
+        ifindex.clone().prop_map(Step::Appeared),
+        ifindex.clone().prop_map(Step::Gone),
+        (ifindex, any::<bool>()).prop_map(|(ifindex, has)| Step::Saw(ifindex, has)),
+        (0_usize..3).prop_map(Step::Leave),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    /// Rapid churn: pods with one address come and go on few interfaces whose numbers are used again.
+    #[test]
+    fn no_leaving_pod_is_ever_where_it_was_not(steps in prop::collection::vec(step(), 1..40)) {
+        let pods = ["1", "2", "3"].map(|uid| pod(uid, uid));
+        let mut leaving = [false; 3];
+        // Where each was when it left, until that interface goes.
+        let mut allowed: [Option<Option<u32>>; 3] = [None; 3];
+        let mut places = Places::default();
+        for step in steps {
+            match step {
+                Step::Appeared(ifindex) => {
+                    places.appeared(ifindex);
+                    allowed.iter_mut().flatten().filter(|home| **home == Some(ifindex)).for_each(|home| *home = None);
+                }
+                Step::Gone(ifindex) => {
+                    places.gone(ifindex);
+                    allowed.iter_mut().flatten().filter(|home| **home == Some(ifindex)).for_each(|home| *home = None);
+                }
+                Step::Saw(ifindex, has) => drop(places.saw(ifindex, 1, has.then_some(X))),
+                Step::Leave(number) if !leaving[number] => {
+                    leaving[number] = true;
+                    allowed[number] = places.home(&pods[number]).map(Some);
+                }
+                Step::Leave(_) => {}
+            }
+            places.settle(pods.iter().zip(leaving), nothing);
+            for (pod, home) in pods.iter().zip(allowed) {
+                let Some(home) = home else { continue };
+                let found = ifindex(&places, pod, true);
+                prop_assert!(found.is_none() || found == home, "{found:?}, not {home:?}");
+            }
+        }
+    }
 }
