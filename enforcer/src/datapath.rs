@@ -8,6 +8,7 @@ pub mod apply;
 pub mod attach;
 pub mod bpffs;
 pub mod chain;
+pub mod conntrack;
 pub mod desired;
 pub mod detach;
 pub mod interface;
