@@ -8,6 +8,7 @@ pub mod apply;
 pub mod attach;
 pub mod bpffs;
 pub mod chain;
+pub mod conntrack;
 pub mod desired;
 pub mod detach;
 pub mod interface;
@@ -18,6 +19,7 @@ pub mod maps;
 pub mod netns;
 pub mod nudge;
 pub mod pin;
+pub mod places;
 pub mod sockdiag;
 pub mod sockets;
 

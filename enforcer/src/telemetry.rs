@@ -79,6 +79,8 @@ pub struct Snapshot {
     pub state: State,
     /// Interfaces behind which addresses were found.
     pub placed: BTreeSet<u32>,
+    /// Addresses that are behind several interfaces and are enforced on all.
+    pub shared: BTreeSet<Address>,
     /// Interfaces of pods that could not be hooked, with the reason.
     pub unhooked: Vec<String>,
 }

@@ -20,7 +20,10 @@ impl Agent {
             self.write_state();
             return Ok(());
         }
+        self.look_behind_new();
         let begun = Instant::now();
+        self.recall_gone();
+        self.settle();
         let wanted = desired(&self.objects, &self.facts, &self.config.objects, &mut self.ids);
         let change = change(self.tables.held(), &wanted);
         let before = self.in_force(&wanted);
@@ -32,6 +35,7 @@ impl Agent {
         if !change.fresh.is_empty() {
             self.finish(&change.fresh)?;
         }
+        self.tell_shared();
         self.policy_applied = Some(Timestamp::now());
         self.write_state();
         Ok(())
@@ -43,6 +47,7 @@ impl Agent {
         if !self.loaded || !self.tables.held().endpoints.is_empty() {
             return;
         }
+        self.settle();
         let wanted = desired(&self.objects, &self.facts, &self.config.objects, &mut self.ids);
         let change = change(self.tables.held(), &wanted);
         // What is refused is refused again, and told, when all is written for good.

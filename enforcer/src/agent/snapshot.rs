@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use enforcer_common::Address;
 use tracing::warn;
 
+use super::Agent;
 use super::state::{self, DecisionState, EndpointState, InterfaceState, State};
-use super::{Agent, CHECKS};
 use crate::datapath::Attachment;
 use crate::datapath::chain::Neighbour;
+use crate::datapath::desired::apart;
 use crate::telemetry::Snapshot;
 use crate::telemetry::names::workload_name;
 
@@ -46,12 +48,12 @@ impl Agent {
             generations: endpoints.iter().map(|(address, held)| (*address, held.generation)).collect(),
             node_addresses: self.node_addresses.clone(),
             state: state.clone(),
-            placed: self.facts.places.values().map(|place| place.ifindex).collect(),
+            placed: self.facts.places.known(),
+            shared: self.looks.shared.keys().copied().map(Address::from).collect(),
             unhooked: self
-                .node_problems
-                .iter()
-                .filter(|(name, _)| *name != CHECKS)
-                .map(|(name, why)| format!("{name}: {why}"))
+                .failed
+                .values()
+                .map(|failed| format!("{}: {}", failed.interface.name, failed.why))
                 .collect(),
         });
     }
@@ -62,6 +64,13 @@ impl Agent {
             let workload = workload_name(pod);
             if workload != pod.name.name && self.ids.all().contains_key(&pod.name) {
                 self.owners.entry(pod.name.to_string()).or_insert_with(|| workload.to_owned());
+            }
+        }
+        for gone in &self.facts.gone {
+            let listed = apart(&gone.pod);
+            if self.ids.all().contains_key(&listed) {
+                let workload = workload_name(&gone.pod);
+                self.owners.entry(listed.to_string()).or_insert_with(|| workload.to_owned());
             }
         }
     }
@@ -82,6 +91,13 @@ impl Agent {
             hook: hook_name(attachment).to_owned(),
             neighbours: attachment.neighbours.iter().map(Neighbour::describe).collect(),
         });
+        let failed: Vec<String> = self
+            .failed
+            .values()
+            .map(|failed| {
+                format!("{}: its pod is not enforced; it is tried again twice a second", failed.why)
+            })
+            .collect();
         State {
             started: Some(self.started),
             policy_applied: self.policy_applied,
@@ -93,13 +109,16 @@ impl Agent {
             last_workload: self.ids.last(),
             owners: self.owners.clone(),
             endpoints: endpoints.collect(),
+            gone: self.facts.gone.iter().chain(&self.remembered).cloned().collect(),
             interfaces: interfaces.collect(),
             unsupported_interfaces: self.unsupported.values().chain(&self.unhooked_pods()).cloned().collect(),
             unprotected_pods: self.wanted.unprotected.iter().map(ToString::to_string).collect(),
             problems: self
                 .source_problems
                 .iter()
-                .chain(self.node_problems.values())
+                .chain(&self.checks_problem)
+                .chain(&failed)
+                .chain(self.looks.shared.values())
                 .chain(&self.refused)
                 .cloned()
                 .collect(),

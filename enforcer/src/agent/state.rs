@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::datapath::desired::GonePod;
 use crate::source::KindState;
 
 /// Folder of the state files.
@@ -39,6 +40,8 @@ pub struct State {
     pub owners: BTreeMap<String, String>,
     /// The endpoints.
     pub endpoints: Vec<EndpointState>,
+    /// Pods that are enforced although they are gone, for the next agent.
+    pub gone: Vec<GonePod>,
     /// Hooked interfaces.
     pub interfaces: Vec<InterfaceState>,
     /// Interfaces that look like a pod's and cannot be hooked.

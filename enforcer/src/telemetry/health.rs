@@ -38,7 +38,9 @@ pub fn missing(snapshot: &Snapshot) -> Vec<String> {
         if !snapshot.generations.contains_key(address) {
             missing.push(format!("{} ({address}) has no policy in the maps", plan.pod));
         }
-        if plan.ifindex == 0 {
+        if snapshot.shared.contains(address) {
+            // Behind several interfaces, which are hooked.
+        } else if plan.ifindex == 0 {
             unplaced.entry(&plan.pod).or_insert(address);
         } else {
             placed.insert(plan.ifindex);
