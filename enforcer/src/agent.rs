@@ -95,6 +95,7 @@ struct Agent {
     source_warnings: Vec<String>,
     hooks: hooks::Hooks,
     retired: retired::Retired,
+    kept: retired::Kept,
     node_problems: BTreeMap<String, String>,
     /// Policy that the maps did not take.
     refused: BTreeSet<String>,
@@ -256,6 +257,7 @@ impl Agent {
             source_warnings: Vec::new(),
             hooks: hooks::Hooks::default(),
             retired: retired::Retired::default(),
+            kept: retired::Kept::restore(&last.retired),
             node_problems: BTreeMap::new(),
             refused: BTreeSet::new(),
             started: Timestamp::now(),

@@ -6,13 +6,16 @@
 pub mod addresses;
 pub mod apply;
 pub mod attach;
+pub mod batch;
 pub mod bpffs;
 pub mod chain;
 pub mod desired;
 pub mod detach;
+pub mod fill;
 pub mod interface;
 pub mod load;
 pub mod lock;
+pub mod look;
 pub mod maps;
 pub mod netns;
 pub mod nudge;

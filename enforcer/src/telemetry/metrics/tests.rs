@@ -1,6 +1,7 @@
-use super::numbers::{Check, ConnectionKey, Fill};
+use super::numbers::{Check, ConnectionKey};
 use super::*;
 use crate::certificate::state::State as CertificateState;
+use crate::datapath::fill::MapFill;
 use enforcer_common::map::{Counter, CounterKey, EventBudget};
 use enforcer_common::{Direction, Mode, Reason, Verdict};
 
@@ -28,7 +29,8 @@ fn numbers() -> Numbers {
         connections: [(key("web"), 3), (key("other"), 4)].into(),
         node: vec![(count(Direction::TO_POD), counter(5)), (count(Direction::FROM_POD), counter(2))],
         endpoints: [(Mode::STRICT, 2)].into(),
-        maps: vec![("FLOWS", Fill { entries: Some(9), capacity: 100 })],
+        maps: vec![MapFill { name: "FLOWS".into(), entries: Some(9), capacity: 100, memory_bytes: 4096 }],
+        problems: Some(0),
         events: Some(EventBudget { window_ns: 0, sent: 1, suppressed: 2, lost: 3 }),
         certificates: [(("shop".to_owned(), "web".to_owned(), 8080), check)].into(),
         policy_applied: Some(1_700_000_000.5),
@@ -60,6 +62,9 @@ fn every_number_has_its_name() {
         "enforcer_flows 9",
         "enforcer_flow_table_capacity 100",
         "enforcer_map_entries{map=\"FLOWS\"} 9",
+        "enforcer_map_capacity{map=\"FLOWS\"} 100",
+        "enforcer_map_memory_bytes{map=\"FLOWS\"} 4096",
+        "enforcer_problems 0",
         "enforcer_events_lost_total 3",
         "enforcer_events_suppressed_total 2",
         "enforcer_certificate_check{namespace=\"shop\",pod=\"web\",port=\"8080\",state=\"expiring\"} 1",
@@ -88,15 +93,4 @@ fn a_scraper_gets_what_it_asks_for() {
     assert_eq!(Format::of_accept(prometheus), Format::OpenMetrics);
     assert_eq!(Format::of_accept("*/*"), Format::Classic);
     assert_eq!(Format::of_accept(""), Format::Classic);
-}
-
-#[test]
-fn workloads_keep_their_place_and_the_rest_is_one() {
-    let mut slots = Slots::new(2);
-    let name = |place: (String, String)| format!("{}/{}", place.0, place.1);
-    assert_eq!(name(slots.place("shop", "a")), "shop/a");
-    assert_eq!(name(slots.place("shop", "b")), "shop/b");
-    assert_eq!(name(slots.place("shop", "c")), "other/other");
-    assert_eq!(name(slots.place("shop", "a")), "shop/a");
-    assert_eq!(name(slots.place("shop", "c")), "other/other");
 }
