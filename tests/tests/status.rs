@@ -85,7 +85,7 @@ fn metric(lab: &Lab, name: &str) -> Result<f64> {
 #[test]
 fn status_readyz_and_the_metric_agree_on_what_is_missing() -> Result<()> {
     let mut scene = Scene::strict()?;
-    let ready = |lab: &Lab| Ok(client::ask(&lab.socket(), "/readyz")?.0);
+    let ready = |lab: &Lab| -> Result<u16> { Ok(client::ask(&lab.socket(), "/readyz")?.0) };
     poll::until("the agent to be ready", Duration::from_secs(5), || {
         anyhow::ensure!(ready(&scene.lab)? == 200 && status(&scene.lab, &[])?.0 == 0);
         Ok(())
