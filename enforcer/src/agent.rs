@@ -8,7 +8,7 @@ mod interfaces;
 mod kernel_log;
 pub mod pods;
 mod reconcile;
-mod retired;
+pub(crate) mod retired;
 mod snapshot;
 pub mod state;
 pub mod tables;

@@ -148,6 +148,20 @@ fn full_tables_do_not_hold_a_scrape_up() -> Result<()> {
 }
 
 #[test]
+fn a_full_table_of_clients_needs_a_person() -> Result<()> {
+    let scene = Scene::strict()?;
+    let status = || scene.lab.enforcer(&["status"]);
+    status()?.success()?;
+    assert!(fill(&scene, "CLIENTS", 60_000)? >= 59_000);
+    let output = status()?;
+    assert_eq!(output.code, 1, "{output:?}");
+    assert!(output.stdout.contains("problem: map CLIENTS is nearly full"), "{output:?}");
+    let metrics = client::get(&scene.lab.socket(), "/metrics")?;
+    assert!(metrics.contains("\nenforcer_problems 1\n"), "{metrics}");
+    Ok(())
+}
+
+#[test]
 fn status_shows_every_pinned_map_and_what_they_cost_together() -> Result<()> {
     let scene = Scene::strict()?;
     let report: Value = serde_json::from_str(&scene.lab.enforcer(&["status", "-o", "json"])?.success()?.stdout)?;

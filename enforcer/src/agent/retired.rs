@@ -25,7 +25,7 @@ type Workload = (String, String);
 
 /// What was counted for pods whose counters were removed, by workload.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub(super) struct Kept(BTreeMap<Workload, BTreeMap<(Verdict, Reason), u64>>);
+pub(crate) struct Kept(BTreeMap<Workload, BTreeMap<(Verdict, Reason), u64>>);
 
 impl Kept {
     /// As an agent before this one left it.
@@ -37,14 +37,15 @@ impl Kept {
         kept
     }
 
-    fn add(&mut self, workload: Workload, verdict: Verdict, reason: Reason, connections: u64) {
+    /// Adds what a removed counter held.
+    pub(crate) fn add(&mut self, workload: Workload, verdict: Verdict, reason: Reason, connections: u64) {
         if connections > 0 {
             *self.0.entry(workload).or_default().entry((verdict, reason)).or_default() += connections;
         }
     }
 
     /// Keeps the sums of at most so many workloads; those of which nothing else is known are added up as `other`.
-    fn bound(&mut self, most: usize, known: &BTreeSet<Workload>) {
+    pub(crate) fn bound(&mut self, most: usize, known: &BTreeSet<Workload>) {
         let other = ("other".to_owned(), "other".to_owned());
         while self.0.len() > most {
             let gone = self.0.keys().find(|name| !known.contains(*name) && **name != other).cloned();
@@ -56,7 +57,7 @@ impl Kept {
     }
 
     /// As the state file has it.
-    pub(super) fn counts(&self) -> Vec<RetiredCount> {
+    pub(crate) fn counts(&self) -> Vec<RetiredCount> {
         let counts = self.0.iter().flat_map(|((namespace, workload), counts)| {
             counts.iter().map(|((verdict, reason), connections)| RetiredCount {
                 namespace: namespace.clone(),

@@ -1,16 +1,16 @@
 //! The numbers behind the metrics, read from the maps, the published snapshot and the files of the agent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::Context as _;
-use enforcer_common::map::{Counter, CounterKey, EventBudget, endpoint_flags};
+use enforcer_common::map::{Counter, CounterKey, EventBudget, WorkloadCounterKey, endpoint_flags};
 use enforcer_common::settings::{Action, Enforcement, UnknownPods};
 use enforcer_common::{Mode, Reason, Verdict};
 
 use super::slots::{Slots, Workload, other, unknown};
 use crate::agent::monotonic_ns;
-use crate::agent::state::RetiredCount;
+use crate::agent::state::{RetiredCount, State};
 use crate::certificate::report::CertificateReport;
 use crate::certificate::state::State as CertificateState;
 use crate::datapath::fill::{self, MapFill};
@@ -58,6 +58,32 @@ pub(super) struct Numbers {
     pub(super) blocked_ports: usize,
     pub(super) resident_bytes: Option<f64>,
     pub(super) cpu_seconds: Option<f64>,
+}
+
+/// Connections by workload: what the map holds, and what it held for pods that are gone. `live` are the workloads that have
+/// pods. No sum of a series falls as long as there is the series.
+pub(super) fn connections(
+    totals: &[(WorkloadCounterKey, Counter)],
+    state: &State,
+    live: &BTreeSet<Workload>,
+    slots: &mut Slots,
+) -> BTreeMap<ConnectionKey, u64> {
+    let names: BTreeMap<u32, &str> = state.workloads.iter().map(|(pod, id)| (*id, pod.as_str())).collect();
+    // The busiest get series of their own first.
+    let mut totals: Vec<_> = totals.iter().collect();
+    totals.sort_by_key(|(key, counter)| (std::cmp::Reverse(counter.connections), key.workload));
+    let of_pod = |id: u32| names.get(&id).and_then(|pod| state.workload_of(pod));
+    let counted = totals.into_iter().map(|(key, counter)| {
+        (of_pod(key.workload).unwrap_or_else(unknown), key.verdict, key.reason, counter.connections)
+    });
+    let counts: Vec<_> = counted.chain(state.retired.iter().filter_map(RetiredCount::read)).collect();
+    slots.arrange(counts.iter().map(|(workload, ..)| workload), live);
+    let mut connections = BTreeMap::new();
+    for (workload, verdict, reason, number) in counts {
+        let (namespace, workload) = if slots.has(&workload) { workload } else { other() };
+        *connections.entry(ConnectionKey { namespace, workload, verdict, reason }).or_insert(0) += number;
+    }
+    connections
 }
 
 /// The results of the checks; none where nothing was checked yet, or nothing is to be.
@@ -159,33 +185,15 @@ impl Numbers {
 
     fn of_workloads(&mut self, pinned: &Pinned, shared: &Shared, slots: &mut Slots) -> anyhow::Result<()> {
         // Counters of pods that are gone move from the map to the state meanwhile or not at all.
-        let (view, mut totals) = {
+        let (view, totals) = {
             let _still = shared.counting();
             let map = WorkloadCounters::new("WORKLOAD_COUNTERS", pinned.map("WORKLOAD_COUNTERS")?)?;
             (shared.view(), map.totals()?)
         };
         let state = &view.snapshot.state;
-        let names: BTreeMap<u32, &str> =
-            state.workloads.iter().map(|(pod, id)| (*id, pod.as_str())).collect();
-        // The busiest get series of their own first.
-        totals.sort_by_key(|(key, counter)| (std::cmp::Reverse(counter.connections), key.workload));
-        let of_pod = |id: u32| names.get(&id).and_then(|pod| state.workload_of(pod));
-        let mut counts: Vec<(Workload, Verdict, Reason, u64)> = totals
-            .iter()
-            .map(|(key, counter)| {
-                let workload = of_pod(key.workload).unwrap_or_else(unknown);
-                (workload, key.verdict, key.reason, counter.connections)
-            })
-            .collect();
-        counts.extend(state.retired.iter().filter_map(RetiredCount::read));
         let pods = view.snapshot.wanted.endpoints.values();
         let live = pods.filter_map(|plan| state.workload_of(&plan.pod.to_string())).collect();
-        slots.arrange(counts.iter().map(|(workload, ..)| workload), &live);
-        for (workload, verdict, reason, connections) in counts {
-            let (namespace, workload) = if slots.has(&workload) { workload } else { other() };
-            let key = ConnectionKey { namespace, workload, verdict, reason };
-            *self.connections.entry(key).or_insert(0) += connections;
-        }
+        self.connections = connections(&totals, state, &live, slots);
         Ok(())
     }
 
