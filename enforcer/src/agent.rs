@@ -8,7 +8,7 @@ mod interfaces;
 mod kernel_log;
 pub mod pods;
 mod reconcile;
-mod retired;
+pub(crate) mod retired;
 mod snapshot;
 pub mod state;
 pub mod tables;
@@ -73,9 +73,6 @@ pub struct Config {
     pub telemetry: telemetry::Options,
 }
 
-/// Under which the problem of the search for the kubelet is kept; no interface has such a name.
-const PROBERS: &str = "kubelet cgroup";
-
 /// The interfaces that are there at the start are told at once; this long after the last one all are known.
 const FIRST_LINKS: Duration = Duration::from_millis(30);
 
@@ -100,13 +97,15 @@ struct Agent {
     source_warnings: Vec<String>,
     hooks: hooks::Hooks,
     retired: retired::Retired,
-    /// Of the certificate checks.
+    /// Of the certificate checks, and of the search for the kubelet.
     checks_problem: Option<String>,
+    probers_problem: Option<&'static str>,
     looks: interfaces::Looks,
     /// Interfaces that could not be hooked.
     failed: BTreeMap<u32, interfaces::Failed>,
     /// What an earlier layout left is still pinned.
     unretired: bool,
+    kept: retired::Kept,
     /// Policy that the maps did not take.
     refused: BTreeSet<String>,
     started: Timestamp,
@@ -273,9 +272,11 @@ impl Agent {
             hooks: hooks::Hooks::default(),
             retired: retired::Retired::default(),
             checks_problem: None,
+            probers_problem: None,
             looks: interfaces::Looks::default(),
             failed: BTreeMap::new(),
             unretired: true,
+            kept: retired::Kept::restore(&last.retired),
             refused: BTreeSet::new(),
             started: Timestamp::now(),
             policy_applied: None,
@@ -361,10 +362,10 @@ impl Agent {
         let found = self.config.kubelet_cgroup.find();
         if found.missing {
             let text = "the cgroup of --kubelet-cgroup does not exist: no probe of the kubelet reaches a STRICT port; correct the path";
-            if self.node_problems.insert(PROBERS.to_owned(), text.to_owned()).is_none() {
+            if self.probers_problem.replace(text).is_none() {
                 warn!("{text}");
             }
-        } else if self.node_problems.remove(PROBERS).is_some() {
+        } else if self.probers_problem.take().is_some() {
             info!("the cgroup of --kubelet-cgroup is there");
         }
         self.config.settings.probe_cgroup = found.cgroup;

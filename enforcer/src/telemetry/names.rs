@@ -108,6 +108,12 @@ impl Remote {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Names that are not known can be asked for.
+    #[must_use]
+    pub fn asks(&self) -> bool {
+        self.lookup.is_some()
+    }
+
     /// The pod behind an address, if it is known now; asks for it if not.
     pub fn get(&self, address: IpAddr, now: Instant) -> Option<Identity> {
         let lookup = self.lookup.as_ref()?;

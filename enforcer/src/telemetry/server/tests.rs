@@ -89,7 +89,8 @@ fn health_tells_what_is_missing() {
     let running = Running::new();
     assert_eq!(running.ask("/healthz"), (200, "ok\n".to_owned()));
     let (status, body) = running.ask("/readyz");
-    assert_eq!((status, body.as_str()), (503, "no policy has been loaded yet\n"));
+    assert_eq!(status, 503);
+    assert!(body.starts_with("no policy has been loaded yet"), "{body}");
     assert_eq!(running.ask("/nothing").0, 404);
     let (status, body) = running.ask("/v1/objects");
     assert_eq!(status, 200);
