@@ -51,6 +51,9 @@ struct FilterArgs {
     /// Only this reason, such as `PLAINTEXT`.
     #[arg(long, value_name = "REASON")]
     reason: Option<String>,
+    /// Only what the client speaks.
+    #[arg(long, value_name = "CLASS", value_parser = ["plaintext", "tls", "mesh_tls", "unknown"])]
+    class: Option<String>,
     /// Only this pod, at either end: `NAMESPACE/NAME`.
     #[arg(long, value_name = "NS/NAME", value_parser = pod_name)]
     pod: Option<String>,
@@ -83,10 +86,11 @@ fn since(text: &str) -> Result<Timestamp, String> {
 
 impl Args {
     fn filter(&self) -> Filter {
-        let FilterArgs { verdict, reason, pod, namespace, port, since } = &self.filter;
+        let FilterArgs { verdict, reason, class, pod, namespace, port, since } = &self.filter;
         Filter {
             verdict: verdict.clone(),
             reason: reason.clone(),
+            class: class.clone(),
             pod: pod.clone(),
             namespace: namespace.clone(),
             port: *port,

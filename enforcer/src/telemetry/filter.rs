@@ -14,6 +14,8 @@ pub struct Filter {
     pub verdict: Option<String>,
     /// Only this reason.
     pub reason: Option<String>,
+    /// Only what the client speaks: a class of [`Flow`].
+    pub class: Option<String>,
     /// Only this pod, `namespace/name`, at either end.
     pub pod: Option<String>,
     /// Only this namespace, at either end.
@@ -32,7 +34,9 @@ pub struct Filter {
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum QueryError {
     /// No such parameter.
-    #[error("there is no parameter {0:?}: use verdict, reason, pod, namespace, port, since, last or follow")]
+    #[error(
+        "there is no parameter {0:?}: use verdict, reason, class, pod, namespace, port, since, last or follow"
+    )]
     Unknown(String),
     /// Its value cannot be read.
     #[error("parameter {name}: {value:?} is no {expected}")]
@@ -62,6 +66,7 @@ impl Filter {
         let ends = [&flow.client, &flow.pod];
         same(self.verdict.as_ref(), &flow.verdict)
             && same(self.reason.as_ref(), &flow.reason)
+            && same(self.class.as_ref(), &flow.class)
             && self.port.is_none_or(|port| port == flow.pod.port)
             && self
                 .namespace
@@ -87,6 +92,7 @@ impl Filter {
             match name {
                 "verdict" => filter.verdict = Some(value),
                 "reason" => filter.reason = Some(value),
+                "class" => filter.class = Some(value),
                 "pod" => filter.pod = Some(value),
                 "namespace" => filter.namespace = Some(value),
                 "port" => filter.port = Some(value.parse().map_err(|_| wrong("port number"))?),
@@ -117,6 +123,7 @@ impl Filter {
         };
         add("verdict", self.verdict.clone());
         add("reason", self.reason.clone());
+        add("class", self.class.clone());
         add("pod", self.pod.clone());
         add("namespace", self.namespace.clone());
         add("port", self.port.map(|port| port.to_string()));

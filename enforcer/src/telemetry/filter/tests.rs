@@ -40,6 +40,7 @@ fn filters_combine() {
         "",
         "verdict=reset",
         "reason=plaintext&port=8080",
+        "class=plaintext",
         "pod=shop/web",
         "pod=legacy%2Fsleep&verdict=RESET",
         "namespace=shop",
@@ -51,6 +52,7 @@ fn filters_combine() {
     for query in [
         "verdict=allow",
         "reason=TLS",
+        "class=mesh_tls",
         "port=4000",
         "pod=web",
         "namespace=other",
@@ -72,6 +74,7 @@ fn queries_come_back() {
     let filter = Filter {
         verdict: Some("reset".into()),
         reason: Some("a b&c=d%é".into()),
+        class: Some("mesh_tls".into()),
         pod: Some("shop/web".into()),
         namespace: Some("shop".into()),
         port: Some(80),
