@@ -5,11 +5,13 @@
 
 pub mod client;
 pub mod connections;
+pub mod counts;
 pub mod describe;
 mod events;
 pub mod filter;
 pub mod health;
 pub mod hello;
+pub mod hellos;
 pub mod metrics;
 pub mod names;
 pub mod protocol;
@@ -30,6 +32,7 @@ use anyhow::Context as _;
 use enforcer_common::Address;
 use tokio::runtime::Runtime;
 
+use self::hellos::HelloCounts;
 use self::metrics::{Metrics, Timings};
 use self::names::{Index, Remote};
 use self::ring::FlowLog;
@@ -62,6 +65,8 @@ pub struct Options {
     pub bpffs: PathBuf,
     /// The file with the results of the certificate checks.
     pub certificates: PathBuf,
+    /// Name of this node, where it is known.
+    pub node: Option<String>,
 }
 
 /// What the policy loop publishes. Never changed, only replaced.
@@ -101,6 +106,8 @@ pub struct Shared {
     pub log: FlowLog,
     /// Pods elsewhere.
     pub remote: Remote,
+    /// Whose TLS is the mesh's.
+    pub hellos: HelloCounts,
     /// What the policy loop measures.
     pub timings: Timings,
     /// When the policy loop last went round, `CLOCK_MONOTONIC` ns.
@@ -117,6 +124,7 @@ impl Shared {
             views: RwLock::default(),
             log: FlowLog::new(flow_log_size),
             remote,
+            hellos: HelloCounts::default(),
             timings: Timings::default(),
             alive_ns: AtomicU64::new(monotonic_ns()),
             served: Mutex::default(),

@@ -88,7 +88,7 @@ impl Describer<'_> {
     /// The record of an event.
     #[must_use]
     pub fn flow(&self, ready: &Ready, ended: bool) -> Flow {
-        let Ready { event, known } = ready;
+        let Ready { event, known, .. } = ready;
         let view = self.view(event);
         let port = event.key.pod_port;
         let plan = view.snapshot.wanted.endpoints.get(&event.key.pod);

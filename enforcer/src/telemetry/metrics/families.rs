@@ -106,6 +106,13 @@ fn connections(n: &Numbers, to: &mut Writer<'_>) -> fmt::Result {
             family.counter(&[("verdict", verdict), ("reason", reason), ("namespace", namespace), ("workload", workload)], *value)
         })
     })?;
+    to.counters("tls_hellos", "TLS connections whose hello was read since the agent's start, those to the mesh's tunnel port excepted: class mesh_tls offers Istio's ALPN, tls does not; what is counted as TLS and missing here was not read", |family| {
+        n.hellos.iter().try_for_each(|((namespace, workload), tally)| {
+            [("mesh_tls", tally.mesh), ("tls", tally.other)].into_iter().try_for_each(|(class, value)| {
+                family.counter(&[("class", class), ("namespace", namespace), ("workload", workload)], value)
+            })
+        })
+    })?;
     to.counters("node_verdicts", "Connections of this node that got a verdict", |family| {
         n.verdicts().iter().try_for_each(|((verdict, reason), value)| {
             family.counter(&[("verdict", verdict.name()), ("reason", reason.name())], *value)

@@ -14,6 +14,7 @@ use crate::datapath::maps::{
     Counters, Endpoints, Exempt, Flows, HalfOpens, Outbounds, PortModes, SettingsMap, WorkloadCounters,
     capacity, event_budget,
 };
+use crate::telemetry::hellos::Tally;
 use crate::telemetry::{Shared, health};
 
 /// What connections are counted under.
@@ -44,6 +45,8 @@ pub(super) struct Check {
 pub(super) struct Numbers {
     pub(super) settings: Option<[&'static str; 3]>,
     pub(super) connections: BTreeMap<ConnectionKey, u64>,
+    /// By namespace and workload: what hellos said since the agent's start.
+    pub(super) hellos: BTreeMap<(String, String), Tally>,
     pub(super) node: Vec<(CounterKey, Counter)>,
     pub(super) endpoints: BTreeMap<Mode, usize>,
     pub(super) unprotected_pods: usize,
@@ -185,20 +188,24 @@ impl Numbers {
         let state = &view.snapshot.state;
         let names: BTreeMap<u32, &str> =
             state.workloads.iter().map(|(pod, id)| (*id, pod.as_str())).collect();
+        let place = |id: u32, slots: &mut Slots| match names.get(&id).and_then(|pod| pod.split_once('/')) {
+            Some((namespace, pod)) => {
+                let owner = state.owners.get(&format!("{namespace}/{pod}"));
+                slots.place(namespace, owner.map_or(pod, String::as_str))
+            }
+            None => slots.place("unknown", "unknown"),
+        };
         let map = WorkloadCounters::new("WORKLOAD_COUNTERS", pinned.map("WORKLOAD_COUNTERS")?)?;
         let mut totals = map.totals()?;
         // The busiest get series of their own first.
         totals.sort_by_key(|(key, counter)| (std::cmp::Reverse(counter.connections), key.workload));
         for (key, counter) in totals {
-            let (namespace, workload) = match names.get(&key.workload).and_then(|pod| pod.split_once('/')) {
-                Some((namespace, pod)) => {
-                    let owner = state.owners.get(&format!("{namespace}/{pod}"));
-                    slots.place(namespace, owner.map_or(pod, String::as_str))
-                }
-                None => slots.place("unknown", "unknown"),
-            };
+            let (namespace, workload) = place(key.workload, slots);
             let key = ConnectionKey { namespace, workload, verdict: key.verdict, reason: key.reason };
             *self.connections.entry(key).or_insert(0) += counter.connections;
+        }
+        for (id, tally) in shared.hellos.totals() {
+            self.hellos.entry(place(id, slots)).or_default().add(tally, u64::MAX);
         }
         Ok(())
     }
