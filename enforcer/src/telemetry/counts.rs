@@ -49,7 +49,9 @@ mod tests {
 
     fn counts(all: &[(Verdict, Reason)]) -> Counts {
         let mut counts = Counts::default();
-        all.iter().for_each(|(verdict, reason)| counts.add(*verdict, *reason, 1));
+        for (verdict, reason) in all {
+            counts.add(*verdict, *reason, 1);
+        }
         counts
     }
 

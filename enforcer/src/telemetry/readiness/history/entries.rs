@@ -13,7 +13,8 @@ use crate::telemetry::readiness::Class;
 const MINUTE: u64 = 60_000_000_000;
 const HOUR: u64 = 60 * MINUTE;
 /// How far apart marks of an age are, the youngest first: age up to, ns; distance, ns. Of older ones the last is kept.
-const DISTANCES: [(u64, u64); 3] = [(HOUR, MINUTE), (48 * HOUR, HOUR), (35 * 24 * HOUR, 6 * HOUR)];
+const DISTANCES: [(u64, u64); 4] =
+    [(10 * MINUTE, MINUTE / 6), (HOUR, MINUTE), (48 * HOUR, HOUR), (35 * 24 * HOUR, 6 * HOUR)];
 /// Marks of all entries that are kept at most. Beyond that every second one goes: numbers of a window reach back further.
 const MOST_MARKS: usize = 65_536;
 

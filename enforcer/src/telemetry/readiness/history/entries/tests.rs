@@ -74,8 +74,8 @@ fn marks_say_how_many_there_were_when() {
     let mut entries = Entries::default();
     let none = Hellos::default();
     let numbers = |entries: &Entries, at: u64| {
-        let marks = entries.0.values().flat_map(|entry| &entry.marks);
-        marks.filter(|mark| mark.at_ns <= at).map(|mark| mark.connections).last()
+        let mut marks = entries.0.values().flat_map(|entry| &entry.marks);
+        marks.rfind(|mark| mark.at_ns <= at).map(|mark| mark.connections)
     };
     // One connection a minute for five days.
     for minute in 1..5 * 24 * 60_u64 {
