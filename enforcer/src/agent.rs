@@ -151,6 +151,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         telemetry.shared().clone(),
         config.open.bpffs.clone(),
         config.state_dir.clone(),
+        config.telemetry.node.clone(),
     ));
     let mut agent = Agent::new(config, datapath, tables, telemetry.shared().clone())?;
     agent.heartbeat()?;

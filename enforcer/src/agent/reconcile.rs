@@ -68,7 +68,8 @@ impl Agent {
     /// Telemetry knows a policy before the first packet meets it: a record must not name the one before.
     fn announce(&self, change: &Change, wanted: &Desired) {
         let held = &self.tables.held().endpoints;
-        let new: BTreeMap<Address, u16> = endpoints(change).map(|(address, new)| (address, new.generation)).collect();
+        let new: BTreeMap<Address, u16> =
+            endpoints(change).map(|(address, new)| (address, new.generation)).collect();
         let plans = wanted.endpoints.iter().filter_map(|(address, plan)| {
             let generation = new.get(address).copied();
             let generation = generation.or_else(|| held.get(address).map(|held| held.generation))?;

@@ -11,10 +11,10 @@ use enforcer_common::{Address, Mode, Reason, Verdict};
 
 use crate::datapath::Datapath;
 use crate::datapath::apply::{Change, Held, Write};
+use crate::datapath::conntrack::Ends;
 use crate::datapath::maps::{
     Endpoints, Exempt, Flows, MapsError, Outbounds, Pendings, PortModes, SettingsMap,
 };
-use crate::datapath::conntrack::Ends;
 use crate::datapath::sockdiag::{OnWire, PodSockets};
 
 /// How long a packet may still be using what it read from a map: far more than any packet takes.

@@ -201,9 +201,7 @@ impl Status {
                 good: node.certificates.entries.iter().filter(|e| e.history.state.is_good()).count(),
                 problems: problems::certificates(&node.certificates),
             },
-            refused: told::refused(
-                counters.iter().map(|(key, n)| (key.verdict, key.reason, n.connections)),
-            ),
+            refused: told::refused(counters.iter().map(|(key, n)| (key.verdict, key.reason, n.connections))),
             counters: counters
                 .into_iter()
                 .map(|(key, counter)| CounterRow {

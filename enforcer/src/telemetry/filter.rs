@@ -15,6 +15,8 @@ pub struct Filter {
     pub verdict: Option<Verdict>,
     /// Only this reason.
     pub reason: Option<Reason>,
+    /// Only what the client speaks: a class of [`Flow`].
+    pub class: Option<String>,
     /// Only this pod, `namespace/name`, at either end.
     pub pod: Option<String>,
     /// Only this namespace, at either end.
@@ -33,7 +35,9 @@ pub struct Filter {
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum QueryError {
     /// No such parameter.
-    #[error("there is no parameter {0:?}: use verdict, reason, pod, namespace, port, since, last or follow")]
+    #[error(
+        "there is no parameter {0:?}: use verdict, reason, class, pod, namespace, port, since, last or follow"
+    )]
     Unknown(String),
     /// Its value is none of its words.
     #[error("parameter {name}: {value:?}: {why}")]
@@ -109,6 +113,7 @@ impl Filter {
         let ends = [&flow.client, &flow.pod];
         self.verdict.is_none_or(|wanted| wanted.name() == flow.verdict)
             && self.reason.is_none_or(|wanted| wanted.name() == flow.reason)
+            && same(self.class.as_ref(), &flow.class)
             && self.port.is_none_or(|port| port == flow.pod.port)
             && self
                 .namespace
@@ -135,6 +140,7 @@ impl Filter {
             match name {
                 "verdict" => filter.verdict = Some(verdict(&value).map_err(none)?),
                 "reason" => filter.reason = Some(reason(&value).map_err(none)?),
+                "class" => filter.class = Some(value),
                 "pod" => filter.pod = Some(value),
                 "namespace" => filter.namespace = Some(value),
                 "port" => filter.port = Some(value.parse().map_err(|_| wrong("port number"))?),
@@ -165,6 +171,7 @@ impl Filter {
         };
         add("verdict", self.verdict.map(|verdict| verdict.name().to_owned()));
         add("reason", self.reason.map(|reason| reason.name().to_owned()));
+        add("class", self.class.clone());
         add("pod", self.pod.clone());
         add("namespace", self.namespace.clone());
         add("port", self.port.map(|port| port.to_string()));

@@ -30,6 +30,7 @@ pub struct Answer {
 
 /// The agents of a cluster.
 pub struct Agents {
+    client: kube::Client,
     pods: Api<Pod>,
     /// Node and pod, by node.
     found: Vec<(String, String)>,
@@ -41,7 +42,8 @@ impl Agents {
     /// # Errors
     /// When the cluster cannot be asked, or there are none.
     pub async fn find(access: Access, args: &RemoteArgs) -> anyhow::Result<Self> {
-        let pods: Api<Pod> = Api::namespaced(access.client()?, &args.namespace);
+        let client = access.client()?;
+        let pods: Api<Pod> = Api::namespaced(client.clone(), &args.namespace);
         let list = pods.list(&ListParams::default().labels(&args.selector)).await.with_context(|| {
             format!(
                 "cannot list the agents in namespace {}: give --agent-namespace and the right to list pods",
@@ -61,7 +63,18 @@ impl Agents {
             args.namespace,
             args.selector
         );
-        Ok(Self { pods, found })
+        Ok(Self { client, pods, found })
+    }
+
+    /// How the cluster is asked.
+    #[must_use]
+    pub fn client(&self) -> kube::Client {
+        self.client.clone()
+    }
+
+    /// The nodes with an agent.
+    pub fn nodes(&self) -> impl Iterator<Item = &str> {
+        self.found.iter().map(|(node, _)| node.as_str())
     }
 
     /// Asks all of them, at once.

@@ -2,10 +2,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::numbers::{Check, ConnectionKey, connections};
 use super::*;
-use crate::certificate::state::State as CertificateState;
-use crate::datapath::fill::MapFill;
 use crate::agent::retired::Kept;
 use crate::agent::state::State;
+use crate::certificate::state::State as CertificateState;
+use crate::datapath::fill::MapFill;
 use enforcer_common::map::{Counter, CounterKey, EventBudget, WorkloadCounterKey};
 use enforcer_common::{Direction, Mode, Reason, Verdict};
 
@@ -132,8 +132,12 @@ fn counters_are_monotone_over_pod_churn() {
             }
             // The map is crowded: those of pods that are gone go.
             2 if random(10) == 0 => {
-                let gone: Vec<String> =
-                    state.workloads.iter().filter(|(_, id)| !live.contains_key(*id)).map(|(pod, _)| pod.clone()).collect();
+                let gone: Vec<String> = state
+                    .workloads
+                    .iter()
+                    .filter(|(_, id)| !live.contains_key(*id))
+                    .map(|(pod, _)| pod.clone())
+                    .collect();
                 for pod in gone {
                     let workload = state.workload_of(&pod).expect("a name");
                     let id = state.workloads.remove(&pod).expect("an id");

@@ -25,6 +25,7 @@ impl Running {
             metrics_workloads: 10,
             bpffs: dir.path().to_owned(),
             certificates: dir.path().join("certificates.json"),
+            node: None,
         };
         let shared = Arc::new(Shared::new(4, Remote::new(None, 0)));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
@@ -146,6 +147,7 @@ fn the_public_side_has_no_records() {
         metrics_workloads: 1,
         bpffs: PathBuf::new(),
         certificates: PathBuf::new(),
+        node: None,
     };
     let service =
         Arc::new(Service::new(running.shared.clone(), Metrics::new(running.shared.clone(), &options)));
