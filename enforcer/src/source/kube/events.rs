@@ -23,6 +23,9 @@ const REMEMBERED: usize = 1000;
 /// How many records are read at once.
 const BATCH: usize = 256;
 
+/// How long the API server may take for one.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Who reports, as `kubectl describe` shows it.
 const REPORTER: &str = "enforcer";
 
@@ -57,7 +60,12 @@ pub async fn tell(client: Client, shared: Arc<Shared>, node: String) {
                     uid: Some(uid),
                     ..ObjectReference::default()
                 };
-                match recorder.publish(&event, &reference).await {
+                let Ok(told) = tokio::time::timeout(PATIENCE, recorder.publish(&event, &reference)).await
+                else {
+                    debug!("an event was not taken in time");
+                    continue;
+                };
+                match told {
                     Ok(()) => {}
                     Err(kube::Error::Api(status)) if status.code == 403 => {
                         if !denied {
