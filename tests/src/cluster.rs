@@ -123,7 +123,9 @@ impl Cluster {
             // The last line is being written.
             let event: Value = serde_json::from_str(line).ok()?;
             let complete = event["verb"] == "watch" || event["stage"] == "ResponseComplete";
-            event["requestURI"].as_str().filter(|_| complete).map(str::to_owned)
+            // Not what it asks itself, nor kubelets and controllers.
+            let own = event["userAgent"].as_str().is_some_and(|agent| agent.starts_with("kube"));
+            event["requestURI"].as_str().filter(|_| complete && !own).map(str::to_owned)
         });
         Ok(asked.filter(|uri| is(uri)).collect())
     }
