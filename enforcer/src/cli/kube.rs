@@ -4,6 +4,7 @@
 //! binary under the name `kubectl-enforcer`), all of them are asked unless one is named.
 
 mod exec;
+mod missing;
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
@@ -18,6 +19,7 @@ use super::EXIT_USAGE;
 use crate::source::kube::Access;
 
 pub use self::exec::{Agents, Answer};
+pub use self::missing::Missing;
 
 /// The name that makes the binary a plugin of kubectl.
 const PLUGIN: &str = "kubectl-enforcer";
@@ -138,7 +140,7 @@ pub fn run(
         "`top` draws on the terminal of its node: use kubectl exec -it beside that node's agent"
     );
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let agents = runtime.block_on(async {
+    let agents: Agents = runtime.block_on(async {
         let access = Access::find(args.kubeconfig.clone(), args.context.clone()).await?;
         Agents::find(access, args).await
     })?;
@@ -148,7 +150,7 @@ pub fn run(
     if words.first().is_some_and(|word| word == "readiness") {
         let answers =
             runtime.block_on(agents.ask(&["readiness".to_owned(), "-o".to_owned(), "json".to_owned()]));
-        return readiness(&answers, words, merge);
+        return readiness(&answers, agents.missing(), words, merge);
     }
     ensure!(
         !words.iter().any(|word| word == "--follow" || word == "-f"),
@@ -156,11 +158,11 @@ pub fn run(
     );
     let form = form(&words);
     let answers = runtime.block_on(agents.ask(&words));
-    show(&answers, form)
+    show(&answers, agents.missing(), form)
 }
 
 /// Prints what the nodes said. The exit code is the worst of theirs.
-fn show(answers: &[Answer], form: Form) -> anyhow::Result<ExitCode> {
+fn show(answers: &[Answer], missing: &Missing, form: Form) -> anyhow::Result<ExitCode> {
     let mut out = io::stdout().lock();
     let mut nodes = serde_json::Map::new();
     for answer in answers {
@@ -181,13 +183,19 @@ fn show(answers: &[Answer], form: Form) -> anyhow::Result<ExitCode> {
     if form == Form::Json {
         writeln!(out, "{:#}", json!({"nodes": nodes}))?;
     }
+    for sentence in missing.nodes.iter().chain(&missing.note) {
+        writeln!(io::stderr(), "note: {sentence}")?;
+    }
     let worst = answers.iter().map(|answer| answer.code).max().unwrap_or(EXIT_USAGE);
+    // Not everything that was asked for is there.
+    let worst = if missing.nodes.is_some() { EXIT_USAGE } else { worst };
     Ok(ExitCode::from(worst))
 }
 
 /// The cluster's readiness, from the nodes' answers by the command's own rules.
 fn readiness(
     answers: &[Answer],
+    missing: &Missing,
     words: Vec<String>,
     merge: impl FnOnce(Vec<String>) -> anyhow::Result<ExitCode>,
 ) -> anyhow::Result<ExitCode> {
@@ -211,6 +219,15 @@ fn readiness(
         bail!("no agent gave an answer: {}", silent.join("; "));
     }
     let code = merge(line)?;
+    if let Some(note) = &missing.note {
+        writeln!(io::stderr(), "note: {note}")?;
+    }
+    if let Some(nodes) = &missing.nodes {
+        // Plaintext that arrives there is neither seen nor refused.
+        bail!(
+            "the answer is not the whole cluster's: {nodes}; let an agent run on every node with meshed pods"
+        );
+    }
     if !silent.is_empty() {
         // What a node would say is not known: the cluster is not ready.
         bail!("the answer is without {}: ask again when their agents answer", silent.join("; "));
