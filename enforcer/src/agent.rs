@@ -93,6 +93,8 @@ struct Agent {
     /// Problems of the objects and their source, and of the node.
     source_problems: Vec<String>,
     source_warnings: Vec<String>,
+    /// Port entries that do nothing.
+    port_warnings: BTreeSet<String>,
     hooks: hooks::Hooks,
     retired: retired::Retired,
     node_problems: BTreeMap<String, String>,
@@ -254,6 +256,7 @@ impl Agent {
             unsupported: BTreeMap::new(),
             source_problems: Vec::new(),
             source_warnings: Vec::new(),
+            port_warnings: BTreeSet::new(),
             hooks: hooks::Hooks::default(),
             retired: retired::Retired::default(),
             node_problems: BTreeMap::new(),

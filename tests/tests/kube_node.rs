@@ -134,8 +134,12 @@ fn commands_from_a_laptop(node: &Node) -> Result<()> {
         Ok(output.stdout + &output.stderr)
     };
     for words in [&["enforcer", "readiness", "--kube"][..], &["kubectl", "enforcer", "readiness", "--kube"]] {
-        let said = run(words, 1)?;
-        ensure!(said.contains("hipstershopv1v2/frontend") && said.contains("noistio/sleep"), "{said}");
+        // The agent looks at its clients every few seconds.
+        poll::until("frontend not to be ready", PATIENCE, || {
+            let said = run(words, 1)?;
+            ensure!(said.contains("hipstershopv1v2/frontend") && said.contains("noistio/sleep"), "{said}");
+            Ok(())
+        })?;
     }
     // As a plugin all are asked without saying so.
     let answer: Value = serde_json::from_str(&run(&["kubectl", "enforcer", "endpoints", "-o", "json"], 0)?)?;
@@ -146,7 +150,9 @@ fn commands_from_a_laptop(node: &Node) -> Result<()> {
     ensure!(wrong.contains("there are agents on node-a"), "{wrong}");
 
     // A node that the daemon set is for, and no agent fits on.
-    node.apply("{apiVersion: v1, kind: Node, metadata: {name: node-b, labels: {kubernetes.io/os: linux}}}")?;
+    let other = json!({"apiVersion": "v1", "kind": "Node",
+                       "metadata": {"name": "node-b", "labels": {"kubernetes.io/os": "linux"}}});
+    node.apply(&other.to_string())?;
     poll::until("the node without an agent to be named", PATIENCE, || {
         let said = run(&["enforcer", "readiness", "--kube"], 2)?;
         ensure!(said.contains("not the whole cluster's: no agent runs on node-b"), "{said}");
@@ -155,6 +161,8 @@ fn commands_from_a_laptop(node: &Node) -> Result<()> {
         Ok(())
     })?;
     node.kubectl(&["delete", "node", "node-b"])?;
+    // Nobody else does before the daemon set changes.
+    node.kubectl(&["-n", NAMESPACE, "delete", "pods", "--field-selector", "status.phase=Pending"])?;
     node.agent()?;
     Ok(())
 }
