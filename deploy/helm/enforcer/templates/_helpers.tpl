@@ -59,3 +59,8 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 host: {{ $address | quote }}
 {{- end }}
 {{- end }}
+
+{{- /* How commands from outside find the agents, where that is not the default. */ -}}
+{{- define "enforcer.remote" -}}
+{{- if ne .Release.Namespace "enforcer-system" }} --agent-namespace {{ .Release.Namespace }}{{ end }}
+{{- end }}
