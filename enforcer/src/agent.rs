@@ -95,6 +95,8 @@ struct Agent {
     /// Problems of the objects and their source, and of the node.
     source_problems: Vec<String>,
     source_warnings: Vec<String>,
+    /// Port entries that do nothing.
+    port_warnings: BTreeSet<String>,
     hooks: hooks::Hooks,
     retired: retired::Retired,
     /// Of the certificate checks, and of the search for the kubelet.
@@ -270,6 +272,7 @@ impl Agent {
             unsupported: BTreeMap::new(),
             source_problems: Vec::new(),
             source_warnings: Vec::new(),
+            port_warnings: BTreeSet::new(),
             hooks: hooks::Hooks::default(),
             retired: retired::Retired::default(),
             checks_problem: None,

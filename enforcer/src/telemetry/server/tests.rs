@@ -57,6 +57,17 @@ fn records(body: &str) -> Vec<Record> {
     body.lines().map(|line| serde_json::from_str(line).expect("a record a line")).collect()
 }
 
+#[tokio::test]
+async fn every_address_means_both_families() {
+    let both = listen("[::]:0".parse().expect("an address")).expect("a listener");
+    let port = both.local_addr().expect("an address").port();
+    for address in ["127.0.0.1", "::1"] {
+        tokio::net::TcpStream::connect((address, port)).await.expect(address);
+    }
+    let one = listen("127.0.0.1:0".parse().expect("an address")).expect("a listener");
+    assert!(one.local_addr().expect("an address").is_ipv4());
+}
+
 #[test]
 fn the_socket_is_for_root_alone_and_goes_with_the_agent() {
     let running = Running::new();
