@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::object::{ObjectName, Objects, Origin, PeerAuthentication, Pod};
+use crate::object::{ObjectName, Objects, PeerAuthentication, Pod};
 use crate::policy::compose::{Composer, REVISION_LABEL, selects};
 use crate::policy::explain::{Seniority, mismatches};
 use crate::policy::problem::Problem;
@@ -60,7 +60,8 @@ pub fn service_ports(objects: &Objects, composer: &Composer) -> Vec<Problem> {
         }
     }
     let empty = BTreeSet::new();
-    let mut linter = Linter { objects, pods: BTreeMap::new(), composer, empty_selectors: &empty, found: Vec::new() };
+    let mut linter =
+        Linter { objects, pods: BTreeMap::new(), composer, empty_selectors: &empty, found: Vec::new() };
     for (policy, pods) in governed.into_values() {
         linter.ports(policy, &pods);
     }

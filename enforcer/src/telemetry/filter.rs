@@ -113,7 +113,7 @@ impl Filter {
         let ends = [&flow.client, &flow.pod];
         self.verdict.is_none_or(|wanted| wanted.name() == flow.verdict)
             && self.reason.is_none_or(|wanted| wanted.name() == flow.reason)
-            && same(self.class.as_ref(), &flow.class)
+            && self.class.as_ref().is_none_or(|wanted| wanted.eq_ignore_ascii_case(&flow.class))
             && self.port.is_none_or(|port| port == flow.pod.port)
             && self
                 .namespace
