@@ -156,5 +156,15 @@ fn doctor_sees_the_running_agent_and_its_neighbours() -> Result<()> {
         "{interfaces}"
     );
     assert_eq!(check(&report, "other programs")?["outcome"], "ok", "{report}");
+    assert_eq!(check(&report, "capabilities")?["found"], "all that the agent can use", "{report}");
+    // What others put on clsact counts too.
+    let interface = scene.lab.pod("frontend").interface();
+    scene.lab.exec(NODE, ["tc", "qdisc", "add", "dev", &interface, "clsact"])?.success()?;
+    let words = ["tc", "filter", "add", "dev", &interface, "egress", "matchall", "action", "pass"];
+    scene.lab.exec(NODE, words)?.success()?;
+    let others = check(&doctor(&scene.lab)?, "other programs")?;
+    assert_eq!(others["outcome"], "warn", "{others}");
+    let wanted = format!("matchall (clsact) on {interface}, towards the pod");
+    assert_eq!(others["found"], wanted.as_str(), "{others}");
     Ok(())
 }

@@ -125,7 +125,7 @@ struct Refused {
     remedy: &'static str,
 }
 
-/// What became of the events.
+/// What became of the events since the maps were made. Verdicts, ends and bytes of hellos are events.
 #[derive(Debug, Serialize, JsonSchema)]
 struct Events {
     sent: u64,
@@ -241,7 +241,8 @@ impl Status {
         writeln!(out, "endpoints   {}", none_or(&modes))?;
         writeln!(out, "policy      {}, applied {applied}", self.policy.source)?;
         writeln!(out, "certs       {}", self.certificates.line())?;
-        writeln!(out, "events      {} suppressed, {} lost", self.events.suppressed, self.events.lost)?;
+        let Events { suppressed, lost, .. } = self.events;
+        writeln!(out, "events      {suppressed} suppressed, {lost} lost since the maps were made")?;
         drop(out);
         let mut interfaces = table(["INTERFACE", "HOOK", "HOOKED", "NEIGHBOURS"]);
         for InterfaceRow { state, hooked, .. } in &self.interfaces {

@@ -34,14 +34,15 @@ pub enum Line {
     Suppressed(Suppressed),
 }
 
-/// Events that became no records. The counters have them all.
+/// What is missing here. Events are not records: a verdict, an end, or bytes of a hello each are one. The counters have every
+/// connection.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Suppressed {
     /// When this was seen.
     pub time: Timestamp,
-    /// Not sent by the kernel side because of the limit of events per second.
+    /// Events that the kernel side did not send because of the limit per second.
     pub suppressed: u64,
-    /// Lost because the ring buffer was full.
+    /// Events that found the ring buffer full.
     pub lost: u64,
     /// Records that were overwritten in the agent's log before this reader came to them.
     pub missed: u64,
