@@ -13,6 +13,7 @@ pub mod desired;
 pub mod detach;
 pub mod fill;
 pub mod interface;
+pub mod kubelet;
 pub mod load;
 pub mod lock;
 pub mod look;
