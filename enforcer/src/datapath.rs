@@ -9,6 +9,7 @@ pub mod attach;
 pub mod batch;
 pub mod bpffs;
 pub mod chain;
+pub mod conntrack;
 pub mod desired;
 pub mod detach;
 pub mod fill;
@@ -21,6 +22,7 @@ pub mod maps;
 pub mod netns;
 pub mod nudge;
 pub mod pin;
+pub mod places;
 pub mod sockdiag;
 pub mod sockets;
 

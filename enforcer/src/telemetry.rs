@@ -5,11 +5,13 @@
 
 pub mod client;
 pub mod connections;
+pub mod counts;
 pub mod describe;
 mod events;
 pub mod filter;
 pub mod health;
 pub mod hello;
+pub mod hellos;
 pub mod metrics;
 pub mod names;
 pub mod plans;
@@ -32,6 +34,7 @@ use anyhow::Context as _;
 use enforcer_common::Address;
 use tokio::runtime::Runtime;
 
+use self::hellos::HelloCounts;
 use self::metrics::{Metrics, Timings};
 use self::names::{Index, Remote};
 use self::plans::Plans;
@@ -65,6 +68,8 @@ pub struct Options {
     pub bpffs: PathBuf,
     /// The file with the results of the certificate checks.
     pub certificates: PathBuf,
+    /// Name of this node, where it is known.
+    pub node: Option<String>,
 }
 
 /// What the policy loop publishes. Never changed, only replaced.
@@ -82,6 +87,8 @@ pub struct Snapshot {
     pub state: State,
     /// Interfaces behind which addresses were found.
     pub placed: BTreeSet<u32>,
+    /// Addresses that are behind several interfaces and are enforced on all.
+    pub shared: BTreeSet<Address>,
     /// Interfaces of pods that could not be hooked, with the reason.
     pub unhooked: Vec<String>,
 }
@@ -106,6 +113,8 @@ pub struct Shared {
     pub log: FlowLog,
     /// Pods elsewhere.
     pub remote: Remote,
+    /// Whose TLS is the mesh's.
+    pub hellos: HelloCounts,
     /// What the policy loop measures.
     pub timings: Timings,
     /// When the policy loop last went round, `CLOCK_MONOTONIC` ns.
@@ -124,6 +133,7 @@ impl Shared {
             plans: Plans::default(),
             log: FlowLog::new(flow_log_size),
             remote,
+            hellos: HelloCounts::default(),
             timings: Timings::default(),
             alive_ns: AtomicU64::new(monotonic_ns()),
             served: Mutex::default(),

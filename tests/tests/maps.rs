@@ -64,7 +64,8 @@ type Entries = BTreeSet<(Vec<u8>, Vec<u8>)>;
 
 fn shown(map: &MapData, reading: Option<Reading>) -> Result<Entries> {
     let (mut entries, mut twice) = (Entries::new(), 0);
-    let each = |key: &[u8], value: &[u8]| twice += usize::from(!entries.insert((key.to_vec(), value.to_vec())));
+    let each =
+        |key: &[u8], value: &[u8]| twice += usize::from(!entries.insert((key.to_vec(), value.to_vec())));
     match reading {
         Some(reading) => batch::scan_by(map, reading, each)?,
         None => batch::scan(map, each)?,
@@ -164,7 +165,8 @@ fn a_full_table_of_clients_needs_a_person() -> Result<()> {
 #[test]
 fn status_shows_every_pinned_map_and_what_they_cost_together() -> Result<()> {
     let scene = Scene::strict()?;
-    let report: Value = serde_json::from_str(&scene.lab.enforcer(&["status", "-o", "json"])?.success()?.stdout)?;
+    let report: Value =
+        serde_json::from_str(&scene.lab.enforcer(&["status", "-o", "json"])?.success()?.stdout)?;
     let maps = report["maps"].as_array().context("maps")?;
     let shown: BTreeSet<&str> = maps.iter().filter_map(|map| map["name"].as_str()).collect();
     let folder = scene.lab.map_path("FLOWS")?;

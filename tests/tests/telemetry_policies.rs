@@ -81,9 +81,7 @@ fn every_record_names_the_policy_that_decided_while_policies_change() -> Result<
     let records = reader.join().map_err(|_| anyhow::anyhow!("the reader panicked"))??;
     let mut counts: BTreeMap<(String, String, u16), usize> = BTreeMap::new();
     for flow in records.iter().filter_map(|record| record.line.flow()) {
-        *counts
-            .entry((flow.verdict.to_string(), flow.reason.to_string(), flow.generation))
-            .or_default() += 1;
+        *counts.entry((flow.verdict.to_string(), flow.reason.to_string(), flow.generation)).or_default() += 1;
     }
     ensure!(counts.len() > FLIPS, "too little was seen: {counts:?}");
     let wrong: Vec<_> = records.iter().filter_map(wrong).collect();

@@ -29,7 +29,10 @@ impl Agent {
             self.write_state();
             return Ok(());
         }
+        self.look_behind_new();
         let begun = Instant::now();
+        self.recall_gone();
+        self.settle();
         let wanted = desired(&self.objects, &self.facts, &self.config.objects, &mut self.ids);
         let change = change(self.tables.held(), &wanted);
         let before = self.in_force(&wanted);
@@ -43,6 +46,7 @@ impl Agent {
         if !change.fresh.is_empty() {
             self.finish(&change.fresh)?;
         }
+        self.tell_shared();
         self.policy_applied = Some(Timestamp::now());
         self.write_state();
         Ok(())
@@ -54,6 +58,7 @@ impl Agent {
         if !self.loaded || !self.tables.held().endpoints.is_empty() {
             return;
         }
+        self.settle();
         let wanted = desired(&self.objects, &self.facts, &self.config.objects, &mut self.ids);
         let change = change(self.tables.held(), &wanted);
         // What is refused is refused again, and told, when all is written for good.
@@ -63,7 +68,8 @@ impl Agent {
     /// Telemetry knows a policy before the first packet meets it: a record must not name the one before.
     fn announce(&self, change: &Change, wanted: &Desired) {
         let held = &self.tables.held().endpoints;
-        let new: BTreeMap<Address, u16> = endpoints(change).map(|(address, new)| (address, new.generation)).collect();
+        let new: BTreeMap<Address, u16> =
+            endpoints(change).map(|(address, new)| (address, new.generation)).collect();
         let plans = wanted.endpoints.iter().filter_map(|(address, plan)| {
             let generation = new.get(address).copied();
             let generation = generation.or_else(|| held.get(address).map(|held| held.generation))?;

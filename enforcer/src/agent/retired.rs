@@ -105,8 +105,11 @@ impl Agent {
         }
         self.retired.ticks = 0;
         // A pod without an object may still be enforced.
-        let enforced: BTreeSet<&ObjectName> = self.wanted.endpoints.values().map(|plan| &plan.pod).collect();
-        let lives = |pod: &ObjectName| self.objects.pods.contains_key(pod) || enforced.contains(pod);
+        let enforced: BTreeSet<u32> = self.wanted.endpoints.values().map(|plan| plan.workload).collect();
+        let ids = self.ids.all();
+        let lives = |pod: &ObjectName| {
+            self.objects.pods.contains_key(pod) || ids.get(pod).is_some_and(|id| enforced.contains(id))
+        };
         let due = self.retired.due(self.ids.all().keys(), lives, Instant::now());
         if due.is_empty() {
             return;

@@ -6,12 +6,12 @@ use std::net::IpAddr;
 use enforcer_common::Address;
 use tracing::warn;
 
+use super::Agent;
 use super::state::{self, DecisionState, EndpointState, InterfaceState, State};
-use super::{Agent, CHECKS};
 use crate::datapath::Attachment;
 use crate::datapath::apply::holds;
 use crate::datapath::chain::Neighbour;
-use crate::datapath::desired::EndpointPlan;
+use crate::datapath::desired::{EndpointPlan, apart};
 use crate::telemetry::names::workload_name;
 use crate::telemetry::{Snapshot, health};
 
@@ -51,12 +51,12 @@ impl Agent {
             generations: endpoints.iter().map(|(address, held)| (*address, held.generation)).collect(),
             node_addresses: self.node_addresses.clone(),
             state: self.state(),
-            placed: self.facts.places.values().map(|place| place.ifindex).collect(),
+            placed: self.facts.places.known(),
+            shared: self.looks.shared.keys().copied().map(Address::from).collect(),
             unhooked: self
-                .node_problems
-                .iter()
-                .filter(|(name, _)| *name != CHECKS)
-                .map(|(name, why)| format!("{name}: {why}"))
+                .failed
+                .values()
+                .map(|failed| format!("{}: {}", failed.interface.name, failed.why))
                 .collect(),
         }
     }
@@ -67,6 +67,13 @@ impl Agent {
             let workload = workload_name(pod);
             if workload != pod.name.name && self.ids.all().contains_key(&pod.name) {
                 self.owners.entry(pod.name.to_string()).or_insert_with(|| workload.to_owned());
+            }
+        }
+        for gone in &self.facts.gone {
+            let listed = apart(&gone.pod);
+            if self.ids.all().contains_key(&listed) {
+                let workload = workload_name(&gone.pod);
+                self.owners.entry(listed.to_string()).or_insert_with(|| workload.to_owned());
             }
         }
     }
@@ -93,6 +100,13 @@ impl Agent {
             hook: hook_name(attachment).to_owned(),
             neighbours: attachment.neighbours.iter().map(Neighbour::describe).collect(),
         });
+        let failed: Vec<String> = self
+            .failed
+            .values()
+            .map(|failed| {
+                format!("{}: its pod is not enforced; it is tried again twice a second", failed.why)
+            })
+            .collect();
         State {
             started: Some(self.started),
             policy_applied: self.policy_applied,
@@ -105,6 +119,7 @@ impl Agent {
             owners: self.owners.clone(),
             retired: self.kept.counts(),
             endpoints: endpoints.collect(),
+            gone: self.facts.gone.iter().chain(&self.remembered).cloned().collect(),
             interfaces: interfaces.collect(),
             unsupported_interfaces: self.unsupported.values().chain(&self.unhooked_pods()).cloned().collect(),
             unprotected_pods: self.wanted.unprotected.iter().map(ToString::to_string).collect(),
@@ -112,9 +127,12 @@ impl Agent {
             problems: self
                 .source_problems
                 .iter()
-                .chain(self.node_problems.values())
+                .chain(&self.checks_problem)
+                .chain(&failed)
+                .chain(self.looks.shared.values())
                 .chain(&self.refused)
                 .cloned()
+                .chain(self.probers_problem.map(str::to_owned))
                 .collect(),
         }
     }

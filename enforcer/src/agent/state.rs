@@ -11,6 +11,7 @@ use enforcer_common::{Reason, Verdict};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::datapath::desired::GonePod;
 use crate::source::KindState;
 
 /// Folder of the state files.
@@ -42,6 +43,8 @@ pub struct State {
     pub retired: Vec<RetiredCount>,
     /// The endpoints.
     pub endpoints: Vec<EndpointState>,
+    /// Pods that are enforced although they are gone, for the next agent.
+    pub gone: Vec<GonePod>,
     /// Hooked interfaces.
     pub interfaces: Vec<InterfaceState>,
     /// Interfaces that look like a pod's and cannot be hooked.

@@ -53,6 +53,9 @@ struct FilterArgs {
     /// Only this reason, such as `PLAINTEXT`.
     #[arg(long, value_name = "REASON", value_parser = filter::reason)]
     reason: Option<Reason>,
+    /// Only what the client speaks.
+    #[arg(long, value_name = "CLASS", value_parser = filter::class)]
+    class: Option<&'static str>,
     /// Only this pod, at either end: `NAMESPACE/NAME`.
     #[arg(long, value_name = "NS/NAME", value_parser = pod_name)]
     pod: Option<String>,
@@ -85,10 +88,11 @@ fn since(text: &str) -> Result<Timestamp, String> {
 
 impl Args {
     fn filter(&self) -> Filter {
-        let FilterArgs { verdict, reason, pod, namespace, port, since } = &self.filter;
+        let FilterArgs { verdict, reason, class, pod, namespace, port, since } = &self.filter;
         Filter {
             verdict: *verdict,
             reason: *reason,
+            class: *class,
             pod: pod.clone(),
             namespace: namespace.clone(),
             port: *port,

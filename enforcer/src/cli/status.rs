@@ -125,11 +125,16 @@ struct Refused {
     remedy: &'static str,
 }
 
-/// What became of the events since the maps were made. Verdicts, ends and bytes of hellos are events.
+/// What became of the events since the maps were made.
 #[derive(Debug, Serialize, JsonSchema)]
 struct Events {
+    /// In the current second of each processor.
     sent: u64,
+    /// Verdicts and ends beyond the limit per second: records that are missing.
     suppressed: u64,
+    /// Pieces of hellos beyond it: records that lack what the hello says.
+    hellos_suppressed: u64,
+    /// Of either kind, that found the ring buffer full.
     lost: u64,
 }
 
@@ -201,9 +206,7 @@ impl Status {
                 good: node.certificates.entries.iter().filter(|e| e.history.state.is_good()).count(),
                 problems: problems::certificates(&node.certificates),
             },
-            refused: told::refused(
-                counters.iter().map(|(key, n)| (key.verdict, key.reason, n.connections)),
-            ),
+            refused: told::refused(counters.iter().map(|(key, n)| (key.verdict, key.reason, n.connections))),
             counters: counters
                 .into_iter()
                 .map(|(key, counter)| CounterRow {
@@ -215,7 +218,12 @@ impl Status {
                     bytes: counter.bytes,
                 })
                 .collect(),
-            events: Events { sent: budget.sent, suppressed: budget.suppressed, lost: budget.lost },
+            events: Events {
+                sent: budget.sent,
+                suppressed: budget.suppressed,
+                hellos_suppressed: budget.hellos_suppressed,
+                lost: budget.lost,
+            },
             problems,
             notes: Vec::new(),
         };
@@ -241,8 +249,11 @@ impl Status {
         writeln!(out, "endpoints   {}", none_or(&modes))?;
         writeln!(out, "policy      {}, applied {applied}", self.policy.source)?;
         writeln!(out, "certs       {}", self.certificates.line())?;
-        let Events { suppressed, lost, .. } = self.events;
-        writeln!(out, "events      {suppressed} suppressed, {lost} lost since the maps were made")?;
+        let Events { suppressed, hellos_suppressed, lost, .. } = self.events;
+        writeln!(
+            out,
+            "events      {suppressed} verdicts and ends, {hellos_suppressed} pieces of hellos suppressed; {lost} lost since the maps were made"
+        )?;
         drop(out);
         let mut interfaces = table(["INTERFACE", "HOOK", "HOOKED", "NEIGHBOURS"]);
         for InterfaceRow { state, hooked, .. } in &self.interfaces {

@@ -61,7 +61,9 @@ impl<'a> Shape<'a> {
         let mut value = size(info.value_size())?;
         if matches!(
             kind,
-            aya::maps::MapType::PerCpuHash | aya::maps::MapType::LruPerCpuHash | aya::maps::MapType::PerCpuArray
+            aya::maps::MapType::PerCpuHash
+                | aya::maps::MapType::LruPerCpuHash
+                | aya::maps::MapType::PerCpuArray
         ) {
             let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
             value = value.next_multiple_of(8) * cpus;
@@ -149,9 +151,7 @@ fn in_batches(shape: &Shape<'_>, first: u32, each: &mut impl FnMut(&[u8], &[u8])
             Err(error) => return Err(error),
         };
         let count = usize::try_from(attr.count).map_err(io::Error::other)?.min(room);
-        for (key, value) in
-            keys.chunks_exact(shape.key).zip(values.chunks_exact(shape.value)).take(count)
-        {
+        for (key, value) in keys.chunks_exact(shape.key).zip(values.chunks_exact(shape.value)).take(count) {
             each(key, value);
         }
         if ended {

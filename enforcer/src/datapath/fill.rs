@@ -68,13 +68,14 @@ pub fn percent(entries: Option<usize>, capacity: u32) -> Option<usize> {
 /// When one cannot be read.
 pub fn all(pinned: &Pinned) -> Result<Vec<MapFill>, OpenError> {
     let folder = pinned.pins().maps();
-    let names = super::pin::names(&folder).map_err(|source| super::load::pin_error("read", &folder, source))?;
+    let names =
+        super::pin::names(&folder).map_err(|source| super::load::pin_error("read", &folder, source))?;
     let mut maps = Vec::new();
     for name in names {
         let path = folder.join(&name);
         let unreadable = |source| super::load::pin_error("read", &path, source);
-        let data = MapData::from_pin(&path)
-            .map_err(|source| OpenError::Map { path: path.clone(), source })?;
+        let data =
+            MapData::from_pin(&path).map_err(|source| OpenError::Map { path: path.clone(), source })?;
         maps.push(fill(name, &data).map_err(unreadable)?);
     }
     maps.sort_by(|a, b| a.name.cmp(&b.name));

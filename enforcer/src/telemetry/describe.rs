@@ -83,7 +83,7 @@ impl Describer<'_> {
     /// The record of an event.
     #[must_use]
     pub fn flow(&self, ready: &Ready, ended: bool) -> Flow {
-        let Ready { event, known } = ready;
+        let Ready { event, known, .. } = ready;
         let [view, _] = self.views;
         let port = event.key.pod_port;
         // Rather no policy than a wrong one.
@@ -126,7 +126,9 @@ impl Describer<'_> {
             peer.name(identity);
         } else if now.snapshot.node_addresses.contains(&address) {
             peer.node = true;
-        } else if let Some(identity) = self.remote.get(address, self.now).or_else(|| before.index.get(address).cloned()) {
+        } else if let Some(identity) =
+            self.remote.get(address, self.now).or_else(|| before.index.get(address).cloned())
+        {
             peer.name(&identity);
         }
         peer

@@ -55,7 +55,9 @@ pub fn missing(snapshot: &Snapshot) -> Vec<String> {
                 plan.pod
             ));
         }
-        if plan.ifindex == 0 {
+        if snapshot.shared.contains(address) {
+            // Behind several interfaces, which are hooked.
+        } else if plan.ifindex == 0 {
             unplaced.entry(&plan.pod).or_insert(address);
         } else {
             placed.insert(plan.ifindex);

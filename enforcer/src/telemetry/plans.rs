@@ -71,8 +71,7 @@ impl Plans {
         time_ns: u64,
     ) -> Option<Arc<EndpointPlan>> {
         let held = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let of_event =
-            |entry: &&Entry| entry.generation == generation && entry.plan.workload == workload;
+        let of_event = |entry: &&Entry| entry.generation == generation && entry.plan.workload == workload;
         let entries = held.get(&address)?;
         let then = entries.iter().rev().filter(of_event).find(|entry| entry.since_ns <= time_ns);
         // An agent before this one put it in force.

@@ -46,7 +46,9 @@ pub fn find(seen: &Seen<'_>) -> Vec<String> {
     problems.extend(interfaces.iter().flat_map(Look::problems));
     problems.extend(state.missing.iter().cloned());
     let unsupported = state.unsupported_interfaces.iter();
-    problems.extend(unsupported.map(|name| format!("interface {name} cannot be hooked: its pod is not enforced")));
+    problems.extend(
+        unsupported.map(|name| format!("interface {name} cannot be hooked: its pod is not enforced")),
+    );
     let unprotected = state.unprotected_pods.iter();
     problems.extend(unprotected.map(|pod| {
         format!("pod {pod} is in a mesh namespace and has no data plane: restart it for injection, or label it enforcer.io/enforce=true")
@@ -144,7 +146,10 @@ mod tests {
             Look { interface: "veth3".into(), ..Look::default() },
         ];
         let all = found(&State::default(), &maps, &looks);
-        assert!(matches!(all.as_slice(), [lost, full] if lost.contains("veth1") && full.contains("CLIENTS")), "{all:?}");
+        assert!(
+            matches!(all.as_slice(), [lost, full] if lost.contains("veth1") && full.contains("CLIENTS")),
+            "{all:?}"
+        );
         let none = find(&Seen {
             state: &State::default(),
             agent: Some("it hangs"),

@@ -38,7 +38,8 @@ pub(super) fn cells(record: &Record) -> [String; 9] {
         Line::End(flow) => ("end", flow),
         Line::Suppressed(gap) => {
             let parts = [
-                ("events suppressed", gap.suppressed),
+                ("records suppressed", gap.suppressed),
+                ("pieces of hellos suppressed", gap.hellos_suppressed),
                 ("events lost", gap.lost),
                 ("records overwritten", gap.missed),
             ];
@@ -135,6 +136,6 @@ mod tests {
     fn what_is_missing_is_counted() {
         let gap = Suppressed { suppressed: 7, missed: 2, ..Suppressed::default() };
         let cells = cells(&Record { id: 1, line: Line::Suppressed(gap) });
-        assert_eq!(cells[8], "7 events suppressed, 2 records overwritten here; the counters have every connection");
+        assert_eq!(cells[8], "7 records suppressed, 2 records overwritten here; the counters have every connection");
     }
 }

@@ -1,6 +1,6 @@
-use enforcer_common::{Address, Mode};
 use enforcer_common::event::{Event, EventKind};
 use enforcer_common::map::PortMode;
+use enforcer_common::{Address, Mode};
 
 use super::*;
 use crate::agent::state::State;
@@ -75,7 +75,7 @@ fn flow_of(event: Event, known: Known, ended: bool) -> Flow {
         epoch: "2026-01-01T00:00:00Z".parse().expect("a time"),
         now: Instant::now(),
     };
-    describer.flow(&Ready { event, known }, ended)
+    describer.flow(&Ready { event, known, fresh: false }, ended)
 }
 
 fn reset() -> Event {

@@ -55,6 +55,9 @@ fn a_node_where_all_is_hooked_is_ready() {
     let mut placed = snapshot(&[("web", 3), ("db", 0)], &[3, 4]);
     placed.placed.insert(4);
     assert_eq!(missing(&placed).len(), 1, "behind 4 is another pod");
+    let db = *placed.wanted.endpoints.keys().last().expect("two endpoints");
+    placed.shared.insert(db);
+    assert_eq!(missing(&placed), Vec::<String>::new(), "behind both: enforced on both");
 }
 
 #[test]

@@ -17,6 +17,7 @@ use crate::datapath::fill::{self, MapFill};
 use crate::datapath::load::Pinned;
 use crate::datapath::look;
 use crate::datapath::maps::{Counters, Endpoints, SettingsMap, WorkloadCounters, event_budget};
+use crate::telemetry::hellos::Tally;
 use crate::telemetry::problems::{self, Seen};
 use crate::telemetry::{Shared, health};
 
@@ -41,6 +42,8 @@ pub(super) struct Check {
 pub(super) struct Numbers {
     pub(super) settings: Option<[&'static str; 3]>,
     pub(super) connections: BTreeMap<ConnectionKey, u64>,
+    /// By namespace and workload: what hellos said since the agent's start.
+    pub(super) hellos: BTreeMap<(String, String), Tally>,
     pub(super) node: Vec<(CounterKey, Counter)>,
     pub(super) endpoints: BTreeMap<Mode, usize>,
     pub(super) unprotected_pods: usize,
@@ -194,6 +197,12 @@ impl Numbers {
         let pods = view.snapshot.wanted.endpoints.values();
         let live = pods.filter_map(|plan| state.workload_of(&plan.pod.to_string())).collect();
         self.connections = connections(&totals, state, &live, slots);
+        for (id, tally) in shared.hellos.totals() {
+            let pod = state.workloads.iter().find(|(_, known)| **known == id);
+            let workload = pod.and_then(|(pod, _)| state.workload_of(pod)).unwrap_or_else(unknown);
+            let place = if slots.has(&workload) { workload } else { other() };
+            self.hellos.entry(place).or_default().add(tally, u64::MAX);
+        }
         Ok(())
     }
 

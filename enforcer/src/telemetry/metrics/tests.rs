@@ -2,10 +2,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::numbers::{Check, ConnectionKey, connections};
 use super::*;
-use crate::certificate::state::State as CertificateState;
-use crate::datapath::fill::MapFill;
 use crate::agent::retired::Kept;
 use crate::agent::state::State;
+use crate::certificate::state::State as CertificateState;
+use crate::datapath::fill::MapFill;
 use enforcer_common::map::{Counter, CounterKey, EventBudget, WorkloadCounterKey};
 use enforcer_common::{Direction, Mode, Reason, Verdict};
 
@@ -35,7 +35,14 @@ fn numbers() -> Numbers {
         endpoints: [(Mode::STRICT, 2)].into(),
         maps: vec![MapFill { name: "FLOWS".into(), entries: Some(9), capacity: 100, memory_bytes: 4096 }],
         problems: Some(0),
-        events: Some(EventBudget { window_ns: 0, sent: 1, suppressed: 2, lost: 3 }),
+        events: Some(EventBudget {
+            window_ns: 0,
+            sent: 1,
+            hellos_sent: 5,
+            suppressed: 2,
+            hellos_suppressed: 4,
+            lost: 3,
+        }),
         certificates: [(("shop".to_owned(), "web".to_owned(), 8080), check)].into(),
         policy_applied: Some(1_700_000_000.5),
         cpu_seconds: Some(0.25),
@@ -71,6 +78,7 @@ fn every_number_has_its_name() {
         "enforcer_problems 0",
         "enforcer_events_lost_total 3",
         "enforcer_events_suppressed_total 2",
+        "enforcer_hellos_suppressed_total 4",
         "enforcer_certificate_check{namespace=\"shop\",pod=\"web\",port=\"8080\",state=\"expiring\"} 1",
         "enforcer_certificate_expiry_timestamp_seconds{namespace=\"shop\",pod=\"web\",port=\"8080\"} 1800000000",
         "enforcer_policy_applied_timestamp_seconds 1700000000.5",
@@ -132,8 +140,12 @@ fn counters_are_monotone_over_pod_churn() {
             }
             // The map is crowded: those of pods that are gone go.
             2 if random(10) == 0 => {
-                let gone: Vec<String> =
-                    state.workloads.iter().filter(|(_, id)| !live.contains_key(*id)).map(|(pod, _)| pod.clone()).collect();
+                let gone: Vec<String> = state
+                    .workloads
+                    .iter()
+                    .filter(|(_, id)| !live.contains_key(*id))
+                    .map(|(pod, _)| pod.clone())
+                    .collect();
                 for pod in gone {
                     let workload = state.workload_of(&pod).expect("a name");
                     let id = state.workloads.remove(&pod).expect("an id");

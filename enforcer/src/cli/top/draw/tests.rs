@@ -3,13 +3,14 @@ use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 
 use super::super::app::Action;
-use super::super::sample::{Counts, Sample, Workload};
+use super::super::sample::{Sample, Workload};
 use super::*;
+use crate::telemetry::counts::Counts;
 
 const SECOND: u64 = 1_000_000_000;
 
 fn workload(mode: &'static str, tls: u64, plaintext: u64, refused: u64) -> Workload {
-    Workload { mode, pods: 1, counts: Counts { tls, plaintext, refused } }
+    Workload { mode, pods: 1, counts: Counts { tls, plaintext, refused, would_refuse: 0 } }
 }
 
 fn client(workload: &str, last: u8, class: &'static str, verdict: Verdict, reason: Reason, age: u64) -> Client {

@@ -67,7 +67,9 @@ fn a_storm_of_different_refusals_is_bounded() {
     let start = Instant::now();
     let told = |budget: &mut Budget, minute: u32| {
         let now = start + Duration::from_mins(1) * minute;
-        let all = (0..100).filter(|number| budget.may_tell(&format!("{}", number % 10), &format!("{minute}-{number}"), now));
+        let all = (0..100).filter(|number| {
+            budget.may_tell(&format!("{}", number % 10), &format!("{minute}-{number}"), now)
+        });
         all.count()
     };
     let per_minute = PER_MINUTE as usize;
