@@ -169,8 +169,13 @@ fn fill(n: &Numbers, to: &mut Writer<'_>) -> fmt::Result {
     to.counter("events_lost", "Events that found the ring buffer full", n.events.map(|events| events.lost))?;
     to.counter(
         "events_suppressed",
-        "Events, of verdicts, ends or first bytes, beyond the limit per second",
+        "Verdicts and ends of connections beyond the limit per second: records that are missing",
         n.events.map(|events| events.suppressed),
+    )?;
+    to.counter(
+        "hellos_suppressed",
+        "Pieces of clients' hellos beyond the limit per second: records that lack what the hello says",
+        n.events.map(|events| events.hellos_suppressed),
     )?;
     to.counter("flow_records", "Records written to the flow log", Some(n.flow_records))?;
     Ok(())

@@ -38,7 +38,7 @@ fn numbers() -> Numbers {
         events: Some(EventBudget {
             window_ns: 0,
             sent: 1,
-            hellos_sent: 1,
+            hellos_sent: 5,
             suppressed: 2,
             hellos_suppressed: 4,
             lost: 3,
@@ -78,6 +78,7 @@ fn every_number_has_its_name() {
         "enforcer_problems 0",
         "enforcer_events_lost_total 3",
         "enforcer_events_suppressed_total 2",
+        "enforcer_hellos_suppressed_total 4",
         "enforcer_certificate_check{namespace=\"shop\",pod=\"web\",port=\"8080\",state=\"expiring\"} 1",
         "enforcer_certificate_expiry_timestamp_seconds{namespace=\"shop\",pod=\"web\",port=\"8080\"} 1800000000",
         "enforcer_policy_applied_timestamp_seconds 1700000000.5",
