@@ -245,11 +245,11 @@ proptest! {
             apply(event, &mut objects, &mut facts);
             maps.follow(&objects, &facts);
         }
-        for index in 0..PODS.len() {
+        for (index, pod_name) in PODS.into_iter().enumerate() {
             for port in PORTS.into_iter().chain([1, 65535]) {
                 let found = read(maps.seen(address(index), port));
                 let expected = objects.pods.get(&name(index)).map_or(Naive::NotListed, |pod| naive(&objects, &facts, pod, port));
-                prop_assert_eq!(found, expected, "pod {} port {}: {:#?}", PODS[index], port, objects);
+                prop_assert_eq!(found, expected, "pod {} port {}: {:#?}", pod_name, port, objects);
             }
         }
         // An agent that starts now, with empty maps or with these, comes to the same.
