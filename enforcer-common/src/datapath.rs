@@ -448,12 +448,9 @@ fn unknown_flow<E: Env>(
             Decision { carried: flow.carried(), ..decision }
         }
         // Without an entry nothing can be judged, so data waits.
-        Enforcement::ENFORCE if full => Decision {
-            act: Act::Drop,
-            verdict: Verdict::DROP,
-            reason: Reason::UNDECIDED,
-            ..Decision::PASS
-        },
+        Enforcement::ENFORCE if full => {
+            Decision { act: Act::Drop, verdict: Verdict::DROP, reason: Reason::UNDECIDED, ..Decision::PASS }
+        }
         // No entry: whoever sends such packets would push out the connections that are just being opened.
         Enforcement::ENFORCE => {
             let report = env.action() == Action::RESET;

@@ -7,8 +7,8 @@ use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, Pe
 use bytemuck::{CheckedBitPattern, NoUninit};
 use enforcer_common::Address;
 use enforcer_common::map::{
-    Client, ClientBudget, ClientKey, Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow, FlowKey, HalfOpen,
-    Outbound, Pending, PortKey, PortMode, WorkloadCounterKey,
+    Client, ClientBudget, ClientKey, Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow, FlowKey,
+    HalfOpen, Outbound, Pending, PortKey, PortMode, WorkloadCounterKey,
 };
 use enforcer_common::settings::Settings;
 use thiserror::Error;
@@ -350,14 +350,8 @@ impl SettingsMap {
 pub fn event_budget(map: Map) -> Result<EventBudget, MapsError> {
     let kernel = |source| MapsError::Kernel { map: "EVENT_BUDGET", source };
     let map: PerCpuArray<MapData, [u8; 48]> = PerCpuArray::try_from(map).map_err(kernel)?;
-    let mut sum = EventBudget {
-        window_ns: 0,
-        sent: 0,
-        hellos_sent: 0,
-        suppressed: 0,
-        hellos_suppressed: 0,
-        lost: 0,
-    };
+    let mut sum =
+        EventBudget { window_ns: 0, sent: 0, hellos_sent: 0, suppressed: 0, hellos_suppressed: 0, lost: 0 };
     for value in map.get(&0, 0).map_err(kernel)?.iter() {
         let value: EventBudget = decode("EVENT_BUDGET", value)?;
         sum.sent += value.sent;
