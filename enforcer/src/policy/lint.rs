@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::object::{Objects, PeerAuthentication, Pod};
+use crate::object::{ObjectName, Objects, PeerAuthentication, Pod};
 use crate::policy::compose::{Composer, REVISION_LABEL, selects};
 use crate::policy::explain::{Seniority, mismatches};
 use crate::policy::problem::Problem;
@@ -43,6 +43,30 @@ pub fn lint(objects: &Objects, composer: &Composer, empty_selectors: &BTreeSet<S
     found.sort();
     found.dedup();
     found
+}
+
+/// What the Services say about the port entries that govern these pods: numbers of a Service in place of the container's.
+/// For who knows the pods of one node alone; costs little.
+#[must_use]
+pub fn service_ports(objects: &Objects, composer: &Composer) -> Vec<Problem> {
+    if objects.services.is_empty() {
+        return Vec::new();
+    }
+    let mut governed: BTreeMap<&ObjectName, (&PeerAuthentication, Vec<&Pod>)> = BTreeMap::new();
+    for pod in objects.pods.values().filter(|pod| !pod.finished && !pod.host_network) {
+        let workload = composer.winners(&pod.name.namespace, &pod.labels).workload;
+        if let Some(policy) = workload.filter(|policy| !policy.ports.is_empty()) {
+            governed.entry(&policy.name).or_insert_with(|| (policy, Vec::new())).1.push(pod);
+        }
+    }
+    let empty = BTreeSet::new();
+    let mut linter =
+        Linter { objects, pods: BTreeMap::new(), composer, empty_selectors: &empty, found: Vec::new() };
+    for (policy, pods) in governed.into_values() {
+        linter.ports(policy, &pods);
+    }
+    linter.found.retain(|problem| problem.rule == "port-of-service");
+    linter.found
 }
 
 struct Linter<'a> {

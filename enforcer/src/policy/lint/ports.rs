@@ -1,7 +1,7 @@
 //! Port entries against what the pods and Services declare.
 
 use super::Linter;
-use crate::object::{PeerAuthentication, Pod, Service, TargetPort};
+use crate::object::{ObjectName, PeerAuthentication, Pod, Service, TargetPort};
 use crate::policy::compose::selects;
 use crate::policy::membership::{MESH_PORTS, exempt_ports};
 
@@ -19,11 +19,14 @@ impl Linter<'_> {
     /// The port entries of a policy; `governed` are the pods on which it is the workload policy.
     pub(super) fn ports(&mut self, policy: &PeerAuthentication, governed: &[&Pod]) {
         let namespace = policy.name.namespace.as_str();
+        let first = ObjectName::new(namespace, "");
         let services: Vec<&Service> = self
             .objects
             .services
-            .values()
-            .filter(|service| service.name.namespace == namespace && !service.selector.is_empty())
+            .range(first..)
+            .map(|(_, service)| service)
+            .take_while(|service| service.name.namespace == namespace)
+            .filter(|service| !service.selector.is_empty())
             .filter(|service| {
                 governed.iter().any(|pod| selects(&service.selector, &pod.labels))
                     || (governed.is_empty() && selects(&service.selector, &policy.selector))

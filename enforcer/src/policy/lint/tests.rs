@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::policy::compose::Composer;
-use crate::policy::lint::lint;
+use crate::policy::lint::{lint, service_ports};
 use crate::source::manifest::{merge, parse_file};
 
 /// Documents in short: `policy NS NAME TIME SPEC`, or a whole document.
@@ -108,6 +108,36 @@ fn port_entries_mean_container_ports() {
     assert_eq!(found(&all("15021")), ["port-reserved shop/a spec.portLevelMtls.15021"]);
     // Without pods, the Service's number alone tells.
     assert_eq!(found(&[port("443"), SERVICE.to_owned()]), ["port-of-service shop/a spec.portLevelMtls.443"]);
+}
+
+#[test]
+fn an_agent_is_told_of_numbers_of_services_and_of_nothing_that_other_nodes_may_know_better() {
+    let said = |documents: &[String]| {
+        let loaded = merge(&[parse_file("all.yaml".as_ref(), &documents.join("\n---\n"))]);
+        let composer = Composer::new(loaded.objects.policies.values(), "root", None);
+        let found = service_ports(&loaded.objects, &composer);
+        found.into_iter().map(|problem| format!("{} {}", problem.rule, problem.field)).collect::<Vec<_>>()
+    };
+    let port = |port: &str| {
+        policy(
+            "shop/a",
+            1,
+            &format!(
+                "{{selector: {{matchLabels: {{app: a}}}}, portLevelMtls: {{{port}: {{mode: STRICT}}}}}}"
+            ),
+        )
+    };
+    let nowhere = policy(
+        "shop/b",
+        2,
+        "{selector: {matchLabels: {app: elsewhere}}, portLevelMtls: {443: {mode: STRICT}}}",
+    );
+    let cart = pod("shop/cart", "{app: a}", "[{containerPort: 8443}]");
+    let all = |entry: &str| [port(entry), nowhere.clone(), cart.clone(), SERVICE.to_owned()];
+    assert_eq!(said(&all("443")), ["port-of-service spec.portLevelMtls.443"]);
+    assert_eq!(said(&all("8443")), [""; 0]);
+    assert_eq!(said(&all("9999")), [""; 0], "the container may listen there");
+    assert_eq!(said(&[port("443"), cart.clone()]), [""; 0], "no Service is known");
 }
 
 #[test]
