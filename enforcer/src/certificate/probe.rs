@@ -79,7 +79,7 @@ impl Default for Settings {
 pub struct Request<'a> {
     /// The server.
     pub address: SocketAddr,
-    /// Server name to ask for; see [`istio_server_name`].
+    /// Server name to ask for; see [`super::target::istio_server_name`].
     pub server_name: Option<&'a DnsName<'static>>,
     /// Names of Services by which clients that are not of a mesh may ask for it too.
     pub names: &'a [DnsName<'static>],
@@ -143,13 +143,6 @@ pub struct Probe {
     pub server: Option<Server>,
     /// What each client got, in the order of the connections.
     pub clients: Vec<ClientResult>,
-}
-
-/// The server name that an Istio sidecar sends for a service,
-/// `outbound_.<service port>_._.<service>.<namespace>.svc.cluster.local`; `None` when that is no possible name.
-#[must_use]
-pub fn istio_server_name(port: u16, service: &str, namespace: &str) -> Option<DnsName<'static>> {
-    DnsName::try_from(format!("outbound_.{port}_._.{service}.{namespace}.svc.cluster.local")).ok()
 }
 
 /// Checks one server.
