@@ -37,10 +37,6 @@ const MESH_ALPN: [&[u8]; 2] = [b"istio-peer-exchange", b"istio"];
 const TUNNEL_ALPN: [&[u8]; 1] = [b"h2"];
 /// ALPN of a client that is not of a mesh.
 const PLAIN_ALPN: [&[u8]; 1] = [b"http/1.1"];
-/// Mark of the agent's own connections (`SO_MARK`), by which the kernel side knows them. Avoids the bits that
-/// kube-proxy (0xc000), Cilium (0x0f00) and Calico (0xffff0000) use.
-pub const PROBE_MARK: u32 = enforcer_common::settings::OWN_PROBE_MARK;
-
 /// How checks are made.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Settings {
@@ -55,7 +51,8 @@ pub struct Settings {
     /// Ask a server that accepted a client in TLS, although it wants certificates, with `OPTIONS / HTTP/1.1`
     /// whether its HTTP layer refuses it (nginx with `ssl_verify_client on`).
     pub http_probe: bool,
-    /// `SO_MARK` of the connections; needs `CAP_NET_ADMIN`.
+    /// `SO_MARK` of the connections, by which the kernel side knows them
+    /// ([`enforcer_common::settings::OWN_PROBE_MARK`]); needs `CAP_NET_ADMIN`.
     pub mark: Option<u32>,
     /// When a certificate counts as near its end.
     pub expiry: ExpiryWarning,
