@@ -48,6 +48,12 @@ pub enum Via {
     Label,
 }
 
+/// Ambient captures this pod: mesh clients come through its tunnel (HBONE, port 15008) and not to its own ports.
+#[must_use]
+pub fn is_ambient(pod: &Pod) -> bool {
+    !has_sidecar(pod) && is(&pod.annotations, "ambient.istio.io/redirection", "enabled")
+}
+
 /// Decides whether a pod is meshed. `namespace`: the pod's namespace, where it is known.
 #[must_use]
 pub fn membership(pod: &Pod, namespace: Option<&Namespace>) -> Membership {
