@@ -86,8 +86,10 @@ fn the_chart_installs_in_audit_then_enforces_updates_without_a_gap_and_leaves_no
     kubelet_probes_pass(&node)?;
 
     // Without the right to look into pods the agent enforces all the same.
-    let fewer = json!({"agent": {"mode": "enforce"}, "podNamespaces": {"enabled": false}});
-    node.helm("upgrade", &fewer).context("without SYS_ADMIN")?;
+    // And probes find one that listens on loopback alone: the upgrade waits until it is ready.
+    let fewer = json!({"agent": {"mode": "enforce"}, "podNamespaces": {"enabled": false},
+                       "metrics": {"address": "127.0.0.1"}});
+    node.helm("upgrade", &fewer).context("without SYS_ADMIN, metrics on loopback")?;
     node.agent()?;
     ensure!(capabilities(&node)? == NET_ADMIN | NET_RAW | PERFMON | BPF, "the agent has other capabilities");
     until_plaintext(&node, ADSERVICE, "000 56").context("without SYS_ADMIN")?;
