@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use jiff::{SignedDuration, Timestamp};
+
 use crate::object::{Objects, Pod};
 
 /// A pod by name.
@@ -31,13 +33,13 @@ impl Identity {
 }
 
 /// The name of the workload that a pod belongs to, by the labels that the controllers of Kubernetes put on their pods;
-/// the pod's own name when none of them made it.
+/// the pod's own name when none of them made it. The Jobs of a `CronJob` are one workload, its own.
 #[must_use]
 pub fn workload_name(pod: &Pod) -> &str {
     let name = pod.name.name.as_str();
     let label = |key: &str| pod.labels.get(key).map(String::as_str).filter(|value| !value.is_empty());
     if let Some(job) = label("batch.kubernetes.io/job-name").or_else(|| label("job-name")) {
-        return job;
+        return cron_job(job, pod.created).unwrap_or(job);
     }
     if let Some(hash) = label("pod-template-hash") {
         // NAME-HASH-RANDOM, the part before the hash being the Deployment.
@@ -49,6 +51,25 @@ pub fn workload_name(pod: &Pod) -> &str {
         return stem;
     }
     name
+}
+
+/// How long after its time a Job of a `CronJob` may be made: its starting deadline, or its controller's absence.
+const LATE: SignedDuration = SignedDuration::from_hours(14 * 24);
+
+/// The `CronJob` that made a Job. It names it after itself and the minute that it is for, counted from 1970; where the pod says
+/// when it was made, that must fit.
+fn cron_job(job: &str, created: Option<Timestamp>) -> Option<&str> {
+    let (name, minutes) = job.rsplit_once('-')?;
+    // Eight digits: from 1989 to 2160.
+    let digits = minutes.len() == 8 && minutes.bytes().all(|byte| byte.is_ascii_digit());
+    let due =
+        Timestamp::from_second(minutes.parse::<i64>().ok().filter(|_| digits)?.checked_mul(60)?).ok()?;
+    let fits = |made: Timestamp| {
+        let after = made.duration_since(due);
+        // The clocks of a controller and an API server may differ by a minute.
+        (SignedDuration::from_mins(-1)..LATE).contains(&after)
+    };
+    (!name.is_empty() && created.is_none_or(fits)).then_some(name)
 }
 
 /// Pods by address, from one set of objects.
@@ -163,6 +184,12 @@ impl Remote {
     fn known(&self) -> MutexGuard<'_, HashMap<IpAddr, (Instant, Known)>> {
         // Nothing is left half done under this lock.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Names that are not known can be asked for.
+    #[must_use]
+    pub fn asks(&self) -> bool {
+        self.lookup.is_some()
     }
 
     /// The pod behind an address, if it is known now; asks for it if not.

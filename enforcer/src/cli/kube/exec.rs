@@ -32,6 +32,7 @@ pub struct Answer {
 
 /// The agents of a cluster.
 pub struct Agents {
+    client: kube::Client,
     pods: Api<Pod>,
     /// Node and pod, by node.
     found: Vec<(String, String)>,
@@ -73,7 +74,18 @@ impl Agents {
             Some(_) => Missing::default(),
             None => missing::find(&client, args, &nodes).await,
         };
-        Ok(Self { pods, found, missing })
+        Ok(Self { client, pods, found, missing })
+    }
+
+    /// How the cluster is asked.
+    #[must_use]
+    pub fn client(&self) -> kube::Client {
+        self.client.clone()
+    }
+
+    /// The nodes with an agent.
+    pub fn nodes(&self) -> impl Iterator<Item = &str> {
+        self.found.iter().map(|(node, _)| node.as_str())
     }
 
     /// Nodes of the cluster that have no agent to ask.

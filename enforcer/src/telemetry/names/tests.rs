@@ -26,9 +26,28 @@ fn workloads_are_named_as_their_controllers_are() {
             "log-agent",
         ),
         ("backup-28391-abcde", &[("job-name", "backup-28391")], "backup-28391"),
+        ("sync-28391040-abcde", &[("batch.kubernetes.io/job-name", "sync-28391040")], "sync"),
+        ("-28391040-abcde", &[("job-name", "-28391040")], "-28391040"),
+        ("sync-2839104a-abcde", &[("job-name", "sync-2839104a")], "sync-2839104a"),
         ("frontend", &[("app", "frontend.shop.svc.cluster.local")], "frontend"),
     ] {
         assert_eq!(workload_name(&pod(name, labels)), workload, "{name}");
+    }
+}
+
+#[test]
+fn a_job_is_a_cron_jobs_only_when_its_time_fits() {
+    // The minute 28391040 is 2023-12-25T00:00:00Z.
+    for (made, workload) in [
+        ("2023-12-25T00:00:01Z", "sync"),
+        ("2023-12-24T23:59:30Z", "sync"),
+        ("2023-12-27T00:00:00Z", "sync"),
+        ("2023-12-24T12:00:00Z", "sync-28391040"),
+        ("2024-03-01T00:00:00Z", "sync-28391040"),
+    ] {
+        let created = Some(made.parse().expect("a time"));
+        let pod = Pod { created, ..pod("sync-28391040-abcde", &[("job-name", "sync-28391040")]) };
+        assert_eq!(workload_name(&pod), workload, "{made}");
     }
 }
 
