@@ -16,6 +16,7 @@ use crate::tcp::{ACK, FIN, RST, SYN, Segment};
 use crate::tls::{CLIENT_PREFIX, POD_PREFIX};
 use crate::{Address, Reason, Verdict};
 
+mod bypass;
 mod decision;
 mod lifetime;
 mod policy;
@@ -72,6 +73,8 @@ pub trait Env: FlowTables {
     fn hello_bytes(&self) -> u32;
     /// The monotonic clock, ns.
     fn now_ns(&self) -> u64;
+    /// Notes that the pod has received packets of this connection that `to_pod` did not see.
+    fn note_bypass(&self, key: &FlowKey);
     /// The packet was sent by the agent itself, to check the server.
     fn is_own_probe(&self) -> bool;
     /// The bytes of the packet's payload that fall on the first `limit` (at most 6) bytes of the stream that starts at
@@ -128,7 +131,12 @@ pub fn to_pod<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey, segment: &Seg
     }
     let numbers =
         ResetNumbers { client_seq: segment.ack, client_ack: 0, pod_seq: segment.seq, pod_ack: segment.ack };
-    unknown_flow(env, endpoint, key, segment, numbers, full)
+    let decision = unknown_flow(env, endpoint, key, segment, numbers, full);
+    if full && decision.act == Act::Pass && segment.payload_len > 0 {
+        // It goes on unfollowed. What the pod says to it must not look as if it had come past this hook.
+        env.remove_half_open(key);
+    }
+    decision
 }
 
 /// Decides about a TCP packet from the pod.
@@ -158,13 +166,16 @@ pub fn from_pod<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey, segment: &S
         if env.is_outbound(key) {
             return Decision::PASS;
         }
-        if segment.payload_len > 0
-            && let Some(half_open) = env.half_open(key)
+        if let Some(half_open) = env.half_open(key)
             && segment.seq == half_open.pod_isn.wrapping_add(1)
         {
-            // The pod speaks before the handshake is done, as TCP fast open lets it.
-            found = promote(env, endpoint, key, &half_open);
-            full = found.is_none();
+            if bypass::acknowledges_unseen(segment, half_open.client_isn.wrapping_add(1)) {
+                env.note_bypass(key);
+            } else if segment.payload_len > 0 {
+                // The pod speaks before the handshake is done, as TCP fast open lets it.
+                found = promote(env, endpoint, key, &half_open);
+                full = found.is_none();
+            }
         }
     }
     if let Some(mut flow) = found {
@@ -307,6 +318,10 @@ fn pod_segment<E: Env>(
         flow.bytes_from_pod += u64::from(segment.payload_len);
         return Decision::PASS;
     }
+    let unheard = bypass::is_unheard(flow);
+    if unheard && bypass::acknowledges_unseen(segment, flow.client_start) {
+        env.note_bypass(key);
+    }
     let mut policy = policy(env, endpoint, key);
     if flow.flags & flow_flags::OWN_PROBE != 0 {
         // Whatever the server answers to a check is for the agent to judge.
@@ -342,6 +357,10 @@ fn pod_segment<E: Env>(
                 ..Decision::PASS
             };
         }
+    }
+    if unheard {
+        // Each of its segments is looked at until the client is heard.
+        flow.flags &= !flow_flags::SETTLED;
     }
     if decision.report {
         decision.carried = flow.carried();

@@ -11,6 +11,7 @@ use enforcer_common::map::{ExemptKind, Flow, FlowKey, HalfOpen, Outbound, PortKe
 use enforcer_common::settings::{Action, Enforcement, OWN_PROBE_MARK};
 use enforcer_common::tcp::{Segment, overlap};
 
+use crate::report;
 use crate::skb::{Skb, bounded};
 use crate::tables::{self, FLOWS, HALF_OPEN, OUTBOUND, PORT_MODES, SettingsRef, TRANSIENT};
 
@@ -19,12 +20,13 @@ pub struct SkbEnv<'a> {
     skb: &'a Skb,
     payload_offset: u32,
     settings: SettingsRef,
+    pod_side: bool,
 }
 
 impl<'a> SkbEnv<'a> {
     #[inline(always)]
-    pub fn new(skb: &'a Skb, payload_offset: u32) -> Self {
-        Self { skb, payload_offset, settings: tables::settings() }
+    pub fn new(skb: &'a Skb, payload_offset: u32, pod_side: bool) -> Self {
+        Self { skb, payload_offset, settings: tables::settings(), pod_side }
     }
 }
 
@@ -160,6 +162,14 @@ impl Env for SkbEnv<'_> {
     fn now_ns(&self) -> u64 {
         // SAFETY: the helper has no arguments.
         unsafe { bpf_ktime_get_ns() }
+    }
+
+    #[inline(always)]
+    fn note_bypass(&self, key: &FlowKey) {
+        // Nothing reaches the pod past its own device.
+        if !self.pod_side {
+            report::bypassed(self.skb, key);
+        }
     }
 
     #[inline(always)]

@@ -7,7 +7,7 @@ use aya_log_ebpf::debug;
 use enforcer_common::datapath::{Act, Decision};
 use enforcer_common::event::{Event, EventKind, HEAD_BYTES};
 use enforcer_common::map::{
-    Client, ClientKey, Counter, CounterKey, Endpoint, EventBudget, FlowKey, Pending, ResetBudget,
+    Bypassed, Client, ClientKey, Counter, CounterKey, Endpoint, EventBudget, FlowKey, Pending, ResetBudget,
     WorkloadCounterKey,
 };
 use enforcer_common::{Direction, Reason, Verdict};
@@ -15,7 +15,7 @@ use enforcer_common::{Direction, Reason, Verdict};
 use crate::packet::Packet;
 use crate::skb::{Skb, bounded};
 use crate::tables::{
-    CLIENT_RESETS, CLIENTS, COUNTERS, EVENT_BUDGET, EVENTS, PENDING, RESET_BUDGET, WORKLOAD_COUNTERS,
+    BYPASSED, CLIENT_RESETS, CLIENTS, COUNTERS, EVENT_BUDGET, EVENTS, PENDING, RESET_BUDGET, WORKLOAD_COUNTERS,
     settings,
 };
 
@@ -112,6 +112,34 @@ pub fn pending(skb: &Skb, packet: &Packet) {
     let entry = Pending { since_ns, ifindex: skb.ifindex(), frame, reserved: [0; 6] };
     // One that is there already stays, and a full table takes none: its flow is judged at its next packet.
     let _ = PENDING.insert(packet.key, entry, BPF_NOEXIST);
+}
+
+/// Notes that packets reach a pod past the hook of `to_pod`.
+#[inline(never)]
+pub fn bypassed(skb: &Skb, key: &FlowKey) {
+    // SAFETY: the helper has no arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if let Some(entry) = BYPASSED.get_ptr_mut(key.pod) {
+        // SAFETY: the pointer comes from the map. Packets are added up in one step; of the other fields the last writer's stay.
+        unsafe {
+            atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(&raw mut (*entry).packets, 1);
+            (*entry).last_ns = now;
+            (*entry).client = key.client;
+            (*entry).ifindex = skb.ifindex();
+            (*entry).port = key.pod_port;
+        }
+        return;
+    }
+    let entry = Bypassed {
+        first_ns: now,
+        last_ns: now,
+        packets: 1,
+        client: key.client,
+        ifindex: skb.ifindex(),
+        port: key.pod_port,
+        reserved: 0,
+    };
+    let _ = BYPASSED.insert(key.pod, entry, 0);
 }
 
 /// Enters a client under what it speaks.

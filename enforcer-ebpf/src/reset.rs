@@ -4,9 +4,9 @@
 //! acknowledged last: both exact, so neither end answers with a challenge ACK (RFC 5961, section 3.2).
 
 use aya_ebpf::helpers::generated::bpf_csum_diff;
-use enforcer_common::Address;
 use enforcer_common::datapath::ResetNumbers;
 use enforcer_common::tcp::{ACK, RST};
+use enforcer_common::{Address, Direction};
 
 use crate::packet::{Packet, Tcp};
 use crate::skb::{DROP, NEXT, Skb, bounded};
@@ -23,51 +23,63 @@ struct Rst {
     flags: u8,
 }
 
-/// Answers a packet towards the pod: a RST follows it, the packet itself turns round as a RST to the client.
+/// Answers a packet that leaves by the interface: a RST goes on in its place, the packet itself turns round as the other one.
 #[inline(never)]
-pub fn from_client_packet(skb: &Skb, packet: &Packet, numbers: &ResetNumbers) -> i32 {
+pub fn at_egress(skb: &Skb, packet: &Packet, numbers: &ResetNumbers) -> i32 {
     // The copy that is sent first is looked at as any packet, and takes their place.
     let (packet, numbers) = (&{ *packet }, &{ *numbers });
     let Some(partial) = make_bare(skb, packet) else {
         return DROP;
     };
-    let (source_port, destination_port) = packet.ports();
-    let to_pod =
-        Rst { source_port, destination_port, seq: numbers.pod_seq, ack: numbers.pod_ack, flags: RST | ACK };
-    if write(skb, packet, &to_pod, partial) {
+    if write(skb, packet, &straight(packet, numbers), partial) {
         skb.clone_to_egress();
     }
-    let to_client = rst_to_client(destination_port, source_port, numbers);
-    if turn(skb, packet) && write(skb, packet, &to_client, partial) {
+    if turn(skb, packet) && write(skb, packet, &turned(packet, numbers), partial) {
         return skb.redirect_to_ingress();
     }
     DROP
 }
 
-/// Answers a packet from the pod: a copy turns round as a RST to the pod, the packet itself goes on as a RST to the client.
+/// Answers a packet that came in by the interface: a copy turns round as a RST, the packet itself goes on as the other one.
 #[inline(never)]
-pub fn from_pod_packet(skb: &Skb, packet: &Packet, numbers: &ResetNumbers) -> i32 {
+pub fn at_ingress(skb: &Skb, packet: &Packet, numbers: &ResetNumbers) -> i32 {
     // The copy that is sent first is looked at as any packet, and takes their place.
     let (packet, numbers) = (&{ *packet }, &{ *numbers });
     let Some(partial) = make_bare(skb, packet) else {
         return DROP;
     };
-    let (source_port, destination_port) = packet.ports();
-    let to_pod = Rst {
-        source_port: destination_port,
-        destination_port: source_port,
-        seq: numbers.pod_seq,
-        ack: numbers.pod_ack,
-        flags: RST | ACK,
-    };
     if !turn(skb, packet) {
         return DROP;
     }
-    if write(skb, packet, &to_pod, partial) {
+    if write(skb, packet, &turned(packet, numbers), partial) {
         skb.clone_to_egress();
     }
-    let to_client = rst_to_client(source_port, destination_port, numbers);
-    if turn_back(skb, packet) && write(skb, packet, &to_client, partial) { NEXT } else { DROP }
+    if turn_back(skb, packet) && write(skb, packet, &straight(packet, numbers), partial) { NEXT } else { DROP }
+}
+
+/// The RST in the direction of the packet.
+#[inline(always)]
+fn straight(packet: &Packet, numbers: &ResetNumbers) -> Rst {
+    let (source_port, destination_port) = packet.ports();
+    match packet.direction {
+        Direction::TO_POD => rst_to_pod(source_port, destination_port, numbers),
+        Direction::FROM_POD => rst_to_client(source_port, destination_port, numbers),
+    }
+}
+
+/// The RST against the direction of the packet.
+#[inline(always)]
+fn turned(packet: &Packet, numbers: &ResetNumbers) -> Rst {
+    let (source_port, destination_port) = packet.ports();
+    match packet.direction {
+        Direction::TO_POD => rst_to_client(destination_port, source_port, numbers),
+        Direction::FROM_POD => rst_to_pod(destination_port, source_port, numbers),
+    }
+}
+
+#[inline(always)]
+fn rst_to_pod(source_port: u16, destination_port: u16, numbers: &ResetNumbers) -> Rst {
+    Rst { source_port, destination_port, seq: numbers.pod_seq, ack: numbers.pod_ack, flags: RST | ACK }
 }
 
 #[inline(always)]
