@@ -17,10 +17,12 @@ pub mod maps;
 pub mod netns;
 pub mod nudge;
 pub mod pin;
+pub mod pod_side;
 pub mod sockdiag;
 pub mod sockets;
 
 mod clsact;
+mod entry;
 mod migrate;
 mod netlink;
 mod redirects;
@@ -28,6 +30,6 @@ mod sys;
 mod tcx;
 pub mod trial;
 
-pub use attach::{Attachment, Hook};
+pub use attach::{Attachment, Hook, Side};
 pub use interface::{Interface, InterfaceEvent, LinkWatch, Selector};
 pub use load::{Datapath, OpenOptions, Pinned};

@@ -311,7 +311,7 @@ impl InterfaceRow {
     /// Looks at the hooks of the interface, unless this is another network namespace than the agent's.
     fn read(state: &InterfaceState, ours: &[Program]) -> Self {
         let here = interface::by_index(state.index).is_ok_and(|here| here.name == state.name);
-        let chain = if here { chain::chain(state.index).ok() } else { None };
+        let chain = if here { chain::chain(state.index, crate::datapath::Side::Host).ok() } else { None };
         let id =
             |way: Way| ours.iter().find(|program| program.name == way.program()).map(|program| program.id);
         let own = id(Way::ToPod).zip(id(Way::FromPod)).map(|(to_pod, from_pod)| [to_pod, from_pod]);

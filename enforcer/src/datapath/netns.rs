@@ -104,16 +104,28 @@ impl Namespaces {
         Ok(Self(by_id))
     }
 
+    /// Does something in the namespace behind an interface, on a thread of its own.
+    ///
+    /// # Errors
+    /// When it is not visible, or the work fails.
+    pub fn enter<T: Send>(
+        &self,
+        interface: &Interface,
+        work: impl FnOnce() -> io::Result<T> + Send,
+    ) -> Result<T, NetnsError> {
+        let name = || interface.name.clone();
+        let nsid = interface.peer_netns_id.ok_or_else(|| NetnsError::NoPeer(name()))?;
+        let file = self.0.get(&nsid).ok_or_else(|| NetnsError::NotVisible { interface: name(), nsid })?;
+        within(file, work).map_err(|source| NetnsError::Io { interface: name(), source })
+    }
+
     /// Looks into the namespace behind an interface, on a thread of its own.
     ///
     /// # Errors
     /// When it is not visible, or the kernel refuses.
     pub fn inspect(&self, interface: &Interface) -> Result<PodNamespace, NetnsError> {
-        let name = || interface.name.clone();
-        let nsid = interface.peer_netns_id.ok_or_else(|| NetnsError::NoPeer(name()))?;
-        let file = self.0.get(&nsid).ok_or_else(|| NetnsError::NotVisible { interface: name(), nsid })?;
-        let inside = within(file, || Ok((addresses()?, sockdiag::sockets()?)));
-        let (all, sockets) = inside.map_err(|source| NetnsError::Io { interface: name(), source })?;
+        let nsid = interface.peer_netns_id.ok_or_else(|| NetnsError::NoPeer(interface.name.clone()))?;
+        let (all, sockets) = self.enter(interface, || Ok((addresses()?, sockdiag::sockets()?)))?;
         let (addresses, others): (Vec<_>, Vec<_>) =
             all.into_iter().partition(|address| Some(address.ifindex) == interface.peer_index);
         let other_addresses = others.into_iter().filter(|other| !other.address.is_loopback()).collect();
