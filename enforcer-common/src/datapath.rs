@@ -76,7 +76,7 @@ pub trait Env: FlowTables {
     /// Notes that the pod has received packets of this connection that `to_pod` did not see.
     fn note_bypass(&self, key: &FlowKey);
     /// The packet was sent by the agent itself, to check the server.
-    fn is_own_probe(&self) -> bool;
+    fn is_own_probe(&self, key: &FlowKey) -> bool;
     /// The bytes of the packet's payload that fall on the first `limit` (at most 6) bytes of the stream that starts at
     /// sequence number `start`.
     fn window(&self, segment: &Segment, start: u32, limit: u32) -> Window;
@@ -252,7 +252,7 @@ fn client_segment<E: Env>(
         flow.bytes_to_pod += u64::from(segment.payload_len);
         return Decision::PASS;
     }
-    if env.is_own_probe() {
+    if env.is_own_probe(key) {
         flow.flags |= flow_flags::OWN_PROBE;
     }
     let policy = policy(env, endpoint, key);

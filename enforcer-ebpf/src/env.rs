@@ -13,7 +13,7 @@ use enforcer_common::tcp::{Segment, overlap};
 
 use crate::report;
 use crate::skb::{Skb, bounded};
-use crate::tables::{self, FLOWS, HALF_OPEN, OUTBOUND, PORT_MODES, SettingsRef, TRANSIENT};
+use crate::tables::{self, FLOWS, HALF_OPEN, OUTBOUND, OWN_PROBES, PORT_MODES, SettingsRef, TRANSIENT};
 
 /// The maps and one packet.
 pub struct SkbEnv<'a> {
@@ -173,7 +173,10 @@ impl Env for SkbEnv<'_> {
     }
 
     #[inline(always)]
-    fn is_own_probe(&self) -> bool {
+    fn is_own_probe(&self, key: &FlowKey) -> bool {
+        if self.pod_side {
+            return OWN_PROBES.get_ptr(key).is_some();
+        }
         // A mark does not cross network namespaces, so only a socket of the node itself can carry this one.
         self.skb.mark() == OWN_PROBE_MARK
     }

@@ -79,6 +79,8 @@ pub struct Snapshot {
     pub state: State,
     /// Interfaces behind which addresses were found.
     pub placed: BTreeSet<u32>,
+    /// Pods that packets reach past the hook on the host side of their interface.
+    pub bypassed: BTreeSet<String>,
     /// Interfaces of pods that could not be hooked, with the reason.
     pub unhooked: Vec<String>,
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use enforcer::datapath::attach::{HookedProgram, hooked_programs};
+use enforcer::datapath::attach::{HookedProgram, Side, hooked_programs, hooked_programs_at};
 use enforcer::datapath::load::Pinned;
 use enforcer::datapath::maps::{Counters, Endpoints, PortModes};
 use enforcer::telemetry::client;
@@ -93,6 +93,13 @@ pub fn policy(namespace: &str, name: &str, app: Option<&str>, mode: &str, ports:
     text
 }
 
+/// What the agents of all labs are told about `--attach`, where a test does not say it itself: `ENFORCER_TEST_ATTACH`. So the
+/// suites can be run against pods that are enforced at their own device.
+#[must_use]
+pub fn attach_switch() -> Option<String> {
+    std::env::var("ENFORCER_TEST_ATTACH").ok().filter(|attach| !attach.is_empty())
+}
+
 /// The agent's binary: `ENFORCER_BIN`, or the one of this build.
 ///
 /// # Errors
@@ -133,6 +140,9 @@ impl Lab {
         let mut words = vec![path(enforcer_binary()?), "run".to_owned()];
         words.extend(["--manifests".to_owned(), path(self.manifests())]);
         words.extend(self.places());
+        if let Some(attach) = attach_switch().filter(|_| !more.contains(&"--attach")) {
+            words.extend(["--attach".to_owned(), attach]);
+        }
         words.extend(more.iter().map(|&word| word.to_owned()));
         Ok(words)
     }
@@ -163,7 +173,8 @@ impl Lab {
         Ok(agent)
     }
 
-    /// Waits until both addresses of every meshed pod are in the map and both directions of its interface are hooked.
+    /// Waits until both addresses of every meshed pod are in the map and both directions of its interface are hooked, or of its
+    /// own device.
     ///
     /// # Errors
     /// When the agent ends or does not get there, with its log.
@@ -181,6 +192,13 @@ impl Lab {
                 }
                 let ours = self.own_hooks(&pod.name)?;
                 ensure!(ours.len() == 2, "{} has hooks {ours:?}", pod.interface());
+                let flags = self.endpoint(pod.v4().into())?.flags;
+                let is_inside = flags & endpoint_flags::POD_SIDE != 0;
+                ensure!(
+                    is_inside || attach_switch().as_deref() != Some("pod"),
+                    "{} is to change over",
+                    pod.name
+                );
             }
             let state: serde_json::Value = serde_json::from_str(&client::get(&self.socket(), "/v1/state")?)?;
             // Without its API server an agent enforces what is pinned.
@@ -267,6 +285,21 @@ impl Lab {
         Ok(sum)
     }
 
+    /// The enforcer's own programs on the host side of a pod's interface and on the pod's own device.
+    ///
+    /// # Errors
+    /// When the interface is gone.
+    pub fn own_hooks_by_side(&self, pod: &str) -> Result<[Vec<HookedProgram>; 2]> {
+        let inside = self.inside(pod, || {
+            let index = if_nametoindex("eth0").context("no eth0")?;
+            anyhow::Ok(hooked_programs_at(index, Side::Pod)?)
+        })??;
+        Ok([self.hooks(pod)?, inside].map(|mut hooks| {
+            hooks.retain(|hook| matches!(hook.name.as_str(), "to_pod" | "from_pod"));
+            hooks
+        }))
+    }
+
     /// Every program on the hooks of a pod's interface, first to run first.
     ///
     /// # Errors
@@ -280,14 +313,12 @@ impl Lab {
         })?
     }
 
-    /// The enforcer's own programs among them: one per direction where it is attached.
+    /// The enforcer's own programs there and on the pod's own device: one per direction where it is attached.
     ///
     /// # Errors
     /// When the interface is gone.
     pub fn own_hooks(&self, pod: &str) -> Result<Vec<HookedProgram>> {
-        let mut hooks = self.hooks(pod)?;
-        hooks.retain(|hook| matches!(hook.name.as_str(), "to_pod" | "from_pod"));
-        Ok(hooks)
+        Ok(self.own_hooks_by_side(pod)?.concat())
     }
 
     /// The path of a pinned map.

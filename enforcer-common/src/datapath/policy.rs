@@ -58,7 +58,7 @@ pub fn policy<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey) -> Policy {
             }
         }
     }
-    if env.is_own_probe() {
+    if env.is_own_probe(key) {
         policy.exempt = Reason::PROBE;
         return policy;
     }

@@ -49,6 +49,8 @@ pub struct CertificateOptions {
     pub consequences: Consequences,
     /// When checks are made.
     pub schedule: ScheduleSettings,
+    /// Is told of every connection of a check.
+    pub announcer: Option<probe::Announcer>,
 }
 
 impl CertificateOptions {
@@ -88,7 +90,11 @@ impl Certificates {
             observed.note(&ObjectName::new(&*entry.namespace, &*entry.pod), entry.port);
         }
         let config = CheckerConfig {
-            probe: probe::Settings { mark: Some(OWN_PROBE_MARK), ..probe::Settings::default() },
+            probe: probe::Settings {
+                mark: Some(OWN_PROBE_MARK),
+                announcer: options.announcer.clone(),
+                ..probe::Settings::default()
+            },
             schedule: options.schedule,
             consequences: options.consequences,
             trust_domain: Some(options.trust_domain.clone()),

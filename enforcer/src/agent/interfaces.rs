@@ -33,6 +33,7 @@ impl Agent {
             }
             InterfaceEvent::Gone(interface) => {
                 self.gaps.gone(interface.index);
+                self.leave_gone(&interface);
                 self.attachments.remove(&interface.index);
                 self.unsupported.remove(&interface.index);
                 self.node_problems.remove(&interface.name);
@@ -50,6 +51,9 @@ impl Agent {
     }
 
     pub(super) fn attach(&mut self, interface: &Interface) {
+        if self.attach_as_before(interface) {
+            return;
+        }
         match self.datapath.attach(interface) {
             Ok(attachment) => {
                 for warning in &attachment.warnings {
@@ -61,6 +65,8 @@ impl Agent {
                     replaced = attachment.replaced,
                     "interface hooked"
                 );
+                // Of a pod that was behind it before.
+                self.leave_gone(interface);
                 self.attachments.insert(interface.index, attachment);
                 self.node_problems.remove(&interface.name);
                 self.find_places();

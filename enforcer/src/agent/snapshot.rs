@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use enforcer_common::Address;
 use tracing::warn;
 
 use super::state::{self, DecisionState, EndpointState, InterfaceState, State};
 use super::{Agent, CHECKS};
-use crate::datapath::Attachment;
 use crate::datapath::chain::Neighbour;
+use crate::datapath::{Attachment, Side};
 use crate::telemetry::Snapshot;
 use crate::telemetry::names::workload_name;
 
@@ -37,6 +38,15 @@ impl Agent {
         self.hooks.unhooked.values().cloned().collect()
     }
 
+    /// Pods that packets reach past the hook on the host side.
+    fn bypassed_pods(&self) -> BTreeSet<String> {
+        let name = |address: &Address| {
+            let plan = self.wanted.endpoints.get(address);
+            plan.map_or_else(|| IpAddr::from(*address).to_string(), |plan| plan.pod.to_string())
+        };
+        self.sides.bypassed.keys().map(name).collect()
+    }
+
     /// Hands what is known on to telemetry.
     fn publish(&self, state: &State) {
         let endpoints = &self.tables.held().endpoints;
@@ -47,6 +57,7 @@ impl Agent {
             node_addresses: self.node_addresses.clone(),
             state: state.clone(),
             placed: self.facts.places.values().map(|place| place.ifindex).collect(),
+            bypassed: self.bypassed_pods(),
             unhooked: self
                 .node_problems
                 .iter()
@@ -79,6 +90,8 @@ impl Agent {
         let interfaces = self.attachments.values().map(|attachment| InterfaceState {
             index: attachment.interface.index,
             name: attachment.interface.name.clone(),
+            side: if attachment.device.is_some() { Side::Pod } else { Side::Host },
+            device: attachment.device.clone(),
             hook: hook_name(attachment).to_owned(),
             neighbours: attachment.neighbours.iter().map(Neighbour::describe).collect(),
         });

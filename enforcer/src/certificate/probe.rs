@@ -24,9 +24,11 @@ use super::verify::{self, ExpiryWarning, Rules};
 use super::x509::{Certificate, distinguished_name_of_der};
 use session::{Ended, Failure, Hello, Session};
 
+mod announce;
 mod http;
 mod session;
 
+pub use announce::{Announcer, Notice};
 pub use http::certificate_refusal;
 
 /// ALPN of an Istio sidecar for a TCP service.
@@ -51,6 +53,8 @@ pub struct Settings {
     pub http_probe: bool,
     /// `SO_MARK` of the connections; needs `CAP_NET_ADMIN`.
     pub mark: Option<u32>,
+    /// Is told of every connection before it is made.
+    pub announcer: Option<Announcer>,
     /// When a certificate counts as near its end.
     pub expiry: ExpiryWarning,
 }
@@ -62,6 +66,7 @@ impl Default for Settings {
             alert_wait: Duration::from_millis(750),
             http_probe: true,
             mark: None,
+            announcer: None,
             expiry: ExpiryWarning::default(),
         }
     }
@@ -236,7 +241,8 @@ impl Check<'_> {
     }
 
     async fn connect(&self, hello: &Hello) -> Result<Session, String> {
-        Session::connect(self.request.address, hello, self.settings.mark, self.limit()).await
+        let Settings { mark, announcer, .. } = &self.settings;
+        Session::connect(self.request.address, hello, *mark, announcer.as_ref(), self.limit()).await
     }
 
     fn limit(&self) -> Instant {

@@ -1,6 +1,6 @@
 //! `enforcer endpoints`: the pods of this node and what is in force for them, from the pinned maps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::process::ExitCode;
 
@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::node::{Node, NodeArgs};
 use super::output::{OutputFormat, print_json, print_table, table};
+use super::status::bypass;
 use crate::agent::state::DecisionState;
 use crate::certificate::report::Entry;
 use crate::certificate::state::{History, State};
@@ -38,6 +39,8 @@ pub(super) struct Row {
     plaintext_connections: u64,
     refused_connections: u64,
     learning: bool,
+    /// Packets reach the pod past the hook: it is not enforced.
+    bypassed: bool,
 }
 
 #[derive(Debug, Serialize, schemars::JsonSchema)]
@@ -86,6 +89,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 fn rows(node: &Node) -> anyhow::Result<Vec<Row>> {
     let ports = PortModes::new("PORT_MODES", node.pinned.map("PORT_MODES")?)?.entries()?;
     let connections = connections(node)?;
+    let bypassed: BTreeSet<IpAddr> = bypass::read(node)?.into_iter().map(|pod| pod.address).collect();
     let mut rows = Vec::new();
     for (address, endpoint) in Endpoints::new("ENDPOINTS", node.pinned.map("ENDPOINTS")?)?.entries()? {
         if endpoint.flags & endpoint_flags::NOT_MESHED != 0 {
@@ -116,6 +120,7 @@ fn rows(node: &Node) -> anyhow::Result<Vec<Row>> {
             tls_connections: counted.tls,
             plaintext_connections: counted.plaintext,
             refused_connections: counted.refused,
+            bypassed: bypassed.contains(&address),
             learning: endpoint.flags & endpoint_flags::LEARNING != 0,
         });
     }
@@ -192,7 +197,7 @@ fn print(rows: &[Row]) -> anyhow::Result<()> {
         lines.add_row([
             row.pod.clone(),
             row.address.to_string(),
-            row.mode.to_owned(),
+            if row.bypassed { format!("{} BYPASSED", row.mode) } else { row.mode.to_owned() },
             decided.map_or_else(
                 || "-".to_owned(),
                 |decision| format!("{} ({})", decision.policy, decision.level),

@@ -13,7 +13,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::agent::certificates::CertificateOptions;
 use crate::agent::tables::ExistingFlows;
-use crate::agent::{self, Config, state};
+use crate::agent::{self, Attach, Config, state};
 use crate::certificate::bundle::{DEFAULT_CONFIG_MAP, DEFAULT_CRL_CONFIG_MAP};
 use crate::certificate::schedule::ScheduleSettings;
 use crate::certificate::state::{Consequences, OnFailure, UncheckedPorts};
@@ -146,6 +146,10 @@ pub struct Args {
     /// Entries of a map, such as FLOWS=524288; may be given several times.
     #[arg(long, env = "ENFORCER_MAP_SIZE", value_delimiter = ',', value_parser = map_size, value_name = "MAP=ENTRIES")]
     map_size: Vec<(String, u32)>,
+    /// At which end of a pod's pair of devices it is enforced. At its own device only TCX works, and the agent needs
+    /// `CAP_SYS_ADMIN` to enter the pod's network namespace.
+    #[arg(long, env = "ENFORCER_ATTACH", value_enum, default_value = "auto")]
+    attach: Attach,
     /// The hook to use.
     #[arg(long, env = "ENFORCER_HOOK", value_enum, default_value = "auto")]
     hook: HookChoice,
@@ -271,6 +275,9 @@ async fn origin(args: &Args) -> anyhow::Result<source::Origin> {
 }
 
 fn config(args: Args, source: source::Origin) -> anyhow::Result<Config> {
+    if args.attach == Attach::Pod && matches!(args.hook, HookChoice::Clsact) {
+        bail!("--attach pod works with TCX only: leave --hook clsact out, or run with --attach host");
+    }
     let undecided = Duration::try_from_secs_f64(args.undecided_timeout)
         .ok()
         .filter(|timeout| !timeout.is_zero())
@@ -315,6 +322,7 @@ fn config(args: Args, source: source::Origin) -> anyhow::Result<Config> {
         },
         source,
         selector: Selector::new(args.interfaces),
+        attach: args.attach,
         objects: desired::Options {
             root_namespace: root_namespace.clone(),
             revision: args.revision,
@@ -357,6 +365,7 @@ fn config(args: Args, source: source::Origin) -> anyhow::Result<Config> {
                 interval: Duration::from_secs(args.certificate_check_interval),
                 ..ScheduleSettings::default()
             },
+            announcer: None,
         },
     })
 }

@@ -15,15 +15,21 @@ use super::EXIT_NO;
 use super::node::{AgentStatus, Node, NodeArgs};
 use super::output::{OutputFormat, print_json, print_table, table};
 use crate::agent::state::InterfaceState;
+use crate::datapath::Side;
 use crate::datapath::attach::Way;
 use crate::datapath::chain::{self, OnHook};
 use crate::datapath::interface;
 use crate::datapath::maps::{Counters, Endpoints, event_budget};
+use crate::datapath::netns::Namespaces;
+use crate::datapath::pin::Pins;
+use crate::datapath::pod_side::PodDevice;
 use crate::source::KindState;
 
+use self::bypass::BypassedPod;
 use self::maps::MapRow;
 use self::programs::Program;
 
+pub(super) mod bypass;
 mod maps;
 mod problems;
 mod programs;
@@ -53,6 +59,8 @@ pub(super) struct Status {
     programs: Vec<Program>,
     interfaces: Vec<InterfaceRow>,
     unsupported_interfaces: Vec<String>,
+    /// Pods that packets reach past the hook on the host side of their interface: they are not enforced.
+    bypassed: Vec<BypassedPod>,
     /// Number of addresses by mode.
     endpoints: BTreeMap<&'static str, usize>,
     unprotected_pods: Vec<String>,
@@ -78,6 +86,8 @@ struct InterfaceRow {
     programs: Vec<String>,
     /// Our programs are on both of its hooks now; absent where that cannot be seen from here.
     hooked: Option<bool>,
+    /// Packets reach its pod past the hook: the pod is not enforced.
+    bypassed: bool,
     /// What a person should know of the neighbours, one sentence each.
     #[serde(skip)]
     warnings: Vec<String>,
@@ -153,8 +163,18 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 impl Status {
     fn read(node: &Node, measure: Option<Duration>) -> anyhow::Result<Self> {
         let programs = programs::read(node, measure)?;
-        let interfaces: Vec<_> =
-            node.state.interfaces.iter().map(|state| InterfaceRow::read(state, &programs)).collect();
+        let bypassed = bypass::read(node)?;
+        let inside = node.state.interfaces.iter().any(|state| state.device.is_some());
+        let namespaces = if inside { Namespaces::scan().ok() } else { None };
+        let interfaces: Vec<_> = node
+            .state
+            .interfaces
+            .iter()
+            .map(|state| InterfaceRow {
+                bypassed: bypassed.iter().any(|pod| pod.ifindex == state.index),
+                ..InterfaceRow::read(state, &programs, node.pinned.pins(), namespaces.as_ref())
+            })
+            .collect();
         let mut counters: Vec<_> = Counters::new("COUNTERS", node.pinned.map("COUNTERS")?)?.totals()?;
         counters.sort_by_key(|(key, _)| (key.verdict, key.reason, key.direction));
         let budget = event_budget(node.pinned.map("EVENT_BUDGET")?)?;
@@ -177,6 +197,7 @@ impl Status {
             programs,
             interfaces,
             unsupported_interfaces: node.state.unsupported_interfaces.clone(),
+            bypassed,
             endpoints: modes(node)?,
             unprotected_pods: node.state.unprotected_pods.clone(),
             policy: Policy {
@@ -235,9 +256,9 @@ impl Status {
         writeln!(out, "events      {} suppressed, {} lost", self.events.suppressed, self.events.lost)?;
         drop(out);
         let mut interfaces = table(["INTERFACE", "HOOK", "HOOKED", "NEIGHBOURS"]);
-        for InterfaceRow { state, hooked, .. } in &self.interfaces {
-            let hooked = hooked.map_or("?", |hooked| if hooked { "yes" } else { "NO" });
-            interfaces.add_row([&state.name, &state.hook, hooked, &none_or(&state.neighbours)]);
+        for row in &self.interfaces {
+            let InterfaceRow { state, .. } = row;
+            interfaces.add_row([&state.name, &state.hook, row.hooked_word(), &none_or(&state.neighbours)]);
         }
         section(&interfaces)?;
         let mut maps = table(["MAP", "ENTRIES", "CAPACITY", "FULL", "MEMORY"]);
@@ -308,25 +329,69 @@ fn none_or(words: &[String]) -> String {
 }
 
 impl InterfaceRow {
+    /// Whether the pod behind it is enforced, in a word.
+    fn hooked_word(&self) -> &'static str {
+        match (self.hooked, self.state.side) {
+            (Some(false), _) => "NO",
+            _ if self.bypassed => "BYPASSED",
+            (None, _) => "?",
+            (Some(true), Side::Host) => "yes",
+            (Some(true), Side::Pod) => "yes (pod)",
+        }
+    }
+
+    /// Looks at the hooks of the interface or of the pod's own device, as far as they can be seen from here.
+    fn read(state: &InterfaceState, ours: &[Program], pins: &Pins, namespaces: Option<&Namespaces>) -> Self {
+        match &state.device {
+            None => Self::read_outside(state, ours),
+            Some(device) => Self::read_inside(state, device, pins, namespaces),
+        }
+    }
+
+    /// The pinned links say what is on the pod's device, wherever that is; who is beside it needs a look into the pod.
+    fn read_inside(
+        state: &InterfaceState,
+        device: &PodDevice,
+        pins: &Pins,
+        namespaces: Option<&Namespaces>,
+    ) -> Self {
+        let own = device.programs(pins).ok().flatten();
+        let here = interface::by_index(state.index).ok().filter(|here| here.name == state.name);
+        let chain = here.zip(namespaces).and_then(|(here, namespaces)| device.chain(namespaces, &here).ok());
+        let place = format!("{} of the pod behind {}", device.name, state.name);
+        let mut row = Self::with_chain(state, &place, chain, own);
+        row.hooked = Some(own.is_some());
+        row
+    }
+
     /// Looks at the hooks of the interface, unless this is another network namespace than the agent's.
-    fn read(state: &InterfaceState, ours: &[Program]) -> Self {
+    fn read_outside(state: &InterfaceState, ours: &[Program]) -> Self {
         let here = interface::by_index(state.index).is_ok_and(|here| here.name == state.name);
-        let chain = if here { chain::chain(state.index, crate::datapath::Side::Host).ok() } else { None };
+        let chain = if here { chain::chain(state.index, Side::Host).ok() } else { None };
         let id =
             |way: Way| ours.iter().find(|program| program.name == way.program()).map(|program| program.id);
         let own = id(Way::ToPod).zip(id(Way::FromPod)).map(|(to_pod, from_pod)| [to_pod, from_pod]);
+        Self::with_chain(state, &state.name, chain, own)
+    }
+
+    fn with_chain(
+        state: &InterfaceState,
+        place: &str,
+        chain: Option<Vec<OnHook>>,
+        own: Option<[u32; 2]>,
+    ) -> Self {
         let mut state = state.clone();
         let (mut warnings, mut hooked) = (Vec::new(), None);
         if let (Some(chain), Some(own)) = (&chain, own) {
             // What is there now, not what the agent saw last.
             let others = chain::neighbours(chain, own);
-            warnings.extend(others.iter().filter_map(|other| other.warning(&state.name)));
+            warnings.extend(others.iter().filter_map(|other| other.warning(place)));
             state.neighbours = others.iter().map(chain::Neighbour::describe).collect();
             hooked = Some(chain::is_hooked(chain, own));
         }
         let text = |on_hook: OnHook| format!("{}: {on_hook}", on_hook.way.program());
         let programs = chain.unwrap_or_default().into_iter().map(text).collect();
-        Self { state, programs, hooked, warnings }
+        Self { state, programs, hooked, bypassed: false, warnings }
     }
 }
 

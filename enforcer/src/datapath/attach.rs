@@ -124,9 +124,9 @@ pub enum AttachError {
         "this kernel has no TCX (6.6 and later), without which no pod's own device can be hooked: use --attach host"
     )]
     NoTcx,
-    /// The kernel did not take what works there.
-    #[error("the kernel refused the programs for pods' own devices (see the agent's log): use --attach host")]
-    NoPodPrograms,
+    /// The programs for pods' own devices were not loaded.
+    #[error("the programs for pods' own devices are not loaded")]
+    NotPrepared,
     /// An ingress qdisc stands where clsact would go.
     #[error(
         "interface {0} has an ingress qdisc, which leaves no room for clsact: remove it with `tc qdisc del dev {0} ingress`"

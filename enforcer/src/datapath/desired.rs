@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use enforcer_common::map::{ExemptKind, PortMode, port_flags};
 use enforcer_common::{Address, Mode};
 
+use super::pod_side::PodDevice;
 use crate::object::{ObjectName, Objects, Pod};
 use crate::policy::compose::{Composer, Decision};
 use crate::policy::membership::{self, Membership};
@@ -38,6 +39,8 @@ pub struct Facts {
     pub node_addresses: BTreeSet<IpAddr>,
     /// Addresses found behind hooked interfaces.
     pub places: BTreeMap<IpAddr, Place>,
+    /// Pods that are enforced at their own device, by the index of the host side of its pair.
+    pub inside: BTreeMap<u32, PodDevice>,
     /// Pods whose object is gone and whose interface is still there.
     pub gone: Vec<GonePod>,
     /// Ports blocked after a failed certificate check.
@@ -117,6 +120,8 @@ pub struct EndpointPlan {
     pub ifindex: u32,
     /// Network namespace id plus one; 0 while unknown.
     pub netns_id: u32,
+    /// The pod's own device, where it is enforced there.
+    pub inside: Option<PodDevice>,
     /// False for a pod outside the mesh.
     pub meshed: bool,
     /// The policies that decided.
@@ -160,6 +165,7 @@ pub fn desired(objects: &Objects, facts: &Facts, options: &Options, ids: &mut Wo
             let plan = EndpointPlan {
                 ifindex: place.map_or(0, |place| place.ifindex),
                 netns_id: place.map_or(0, |place| place.netns_id.cast_unsigned().wrapping_add(1)),
+                inside: place.and_then(|place| facts.inside.get(&place.ifindex)).cloned(),
                 ..plan.clone()
             };
             wanted.endpoints.insert(Address::from(*address), plan);
@@ -201,6 +207,7 @@ fn plan(
         ports: BTreeMap::new(),
         ifindex: 0,
         netns_id: 0,
+        inside: None,
         meshed,
         decided_by: Vec::new(),
     };

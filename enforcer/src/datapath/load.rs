@@ -123,7 +123,7 @@ pub struct Datapath {
     pub(super) pins: Pins,
     pub(super) hook: Hook,
     pub(super) cookie: u64,
-    /// Through which pods' own devices reach the programs for them; `None`: the kernel did not take these.
+    /// Through which pods' own devices reach the programs for them; `None`: not loaded yet.
     pub(super) pod_programs: Option<OwnedFd>,
     ebpf: Ebpf,
     warnings: Vec<String>,
@@ -184,16 +184,10 @@ impl Datapath {
         for way in Way::BOTH {
             load_classifier(&mut ebpf, way.program_at(Side::Host))?;
         }
-        // Without these, pods are enforced at the host side only.
-        let inside =
-            Way::BOTH.into_iter().try_for_each(|way| load_classifier(&mut ebpf, way.program_at(Side::Pod)));
-        if let Err(error) = &inside {
-            warnings.push(format!("no pod's own device can be hooked: {error}"));
-        }
         if let Some(Err(error)) = ebpf.program_mut(sockets::PROGRAM).map(load_socket_program) {
             warnings.push(format!("ends of connections are told by their packets alone: {error}"));
         }
-        let mut datapath = Self {
+        let datapath = Self {
             pins,
             hook: options.hook,
             cookie,
@@ -204,23 +198,31 @@ impl Datapath {
             _lock: lock,
         };
         datapath.pin_programs(Side::Host)?;
-        if inside.is_ok() {
-            datapath.pin_programs(Side::Pod)?;
-            match datapath.offer_to_pods() {
-                Ok(array) => datapath.pod_programs = Some(array),
-                Err(error) => datapath.warnings.push(format!("no pod's own device can be hooked: {error}")),
-            }
-        }
         Ok(datapath)
     }
 
-    /// Puts the programs for pods' own devices where the entry programs go on. Those of an earlier agent go on in them at once.
-    fn offer_to_pods(&self) -> io::Result<OwnedFd> {
-        let array = entry::array(&self.pins)?;
-        for way in Way::BOTH {
-            sys::set_program(array.as_fd(), entry::index(way), self.program(way, Side::Pod)?)?;
+    /// Loads what works on pods' own devices, and puts it where the entry programs go on: those of an earlier agent go on in it
+    /// at once. Nothing to do the second time. Takes as long as loading the others, so it is not done before it is needed.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn prepare_inside(&mut self) -> Result<(), OpenError> {
+        if self.pod_programs.is_some() {
+            return Ok(());
         }
-        Ok(array)
+        for way in Way::BOTH {
+            load_classifier(&mut self.ebpf, way.program_at(Side::Pod))?;
+        }
+        self.pin_programs(Side::Pod)?;
+        let path = self.pins.maps().join(entry::PROGRAMS);
+        let failed = |e| pin_error("fill", &path, e);
+        let array = entry::array(&self.pins).map_err(failed)?;
+        for way in Way::BOTH {
+            let program = self.program(way, Side::Pod).map_err(failed)?;
+            sys::set_program(array.as_fd(), entry::index(way), program).map_err(failed)?;
+        }
+        self.pod_programs = Some(array);
+        Ok(())
     }
 
     /// What an operator should know of the opening, one sentence each.
@@ -358,7 +360,11 @@ fn load_classifier(ebpf: &mut Ebpf, name: &'static str) -> Result<(), OpenError>
         .program_mut(name)
         .and_then(|program| program.try_into().ok())
         .ok_or(OpenError::NoProgram(name))?;
-    program.load().map_err(|e| refused(name, &e))
+    match program.load() {
+        // A try before this one got as far.
+        Err(ProgramError::AlreadyLoaded) => Ok(()),
+        result => result.map_err(|e| refused(name, &e)),
+    }
 }
 
 fn load_socket_program(program: &mut Program) -> Result<(), OpenError> {

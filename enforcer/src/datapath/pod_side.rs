@@ -70,7 +70,7 @@ impl PodDevice {
 
 impl Datapath {
     /// Hooks the pod's own device behind an interface in both directions, or replaces our programs there atomically. What is
-    /// on the interface itself stays.
+    /// on the interface itself stays. [`Datapath::prepare_inside`] comes first.
     ///
     /// # Errors
     /// When the pod cannot be looked into, or the kernel refuses.
@@ -79,7 +79,7 @@ impl Datapath {
         namespaces: &Namespaces,
         interface: &Interface,
     ) -> Result<Attachment, AttachError> {
-        let Some(array) = &self.pod_programs else { return Err(AttachError::NoPodPrograms) };
+        let Some(array) = &self.pod_programs else { return Err(AttachError::NotPrepared) };
         let inside = namespaces.enter(interface, || Ok(self.attach_here(array.as_fd(), interface)));
         let (device, replaced) = inside??;
         let mut attachment = Attachment {

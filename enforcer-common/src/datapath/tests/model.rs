@@ -288,7 +288,7 @@ impl Env for Model {
         self.bypassed.set(self.bypassed.get() + 1);
     }
 
-    fn is_own_probe(&self) -> bool {
+    fn is_own_probe(&self, _key: &FlowKey) -> bool {
         self.own_probe
     }
 

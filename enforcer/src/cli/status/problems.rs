@@ -29,6 +29,7 @@ impl Status {
                 i.state.name
             )
         }));
+        problems.extend(self.bypassed.iter().map(super::bypass::BypassedPod::problem));
         let hooked = self.interfaces.iter().filter(|interface| interface.hooked == Some(true));
         problems.extend(hooked.flat_map(|interface| interface.warnings.iter().cloned()));
         let unsupported = self.unsupported_interfaces.iter();

@@ -185,6 +185,11 @@ fn state(n: &Numbers, to: &mut Writer<'_>) -> fmt::Result {
         Some(n.unhooked),
     )?;
     to.gauge(
+        "bypassed_pods",
+        "Pods that packets reach past the hook on the host side of their interface, so that they are not enforced",
+        Some(n.bypassed),
+    )?;
+    to.gauge(
         "problems",
         "What enforcer status lists as a problem: manifests, interfaces, maps",
         Some(n.problems),

@@ -53,6 +53,7 @@ pub(super) struct Numbers {
     pub(super) attached: usize,
     pub(super) unsupported: usize,
     pub(super) unhooked: usize,
+    pub(super) bypassed: usize,
     pub(super) problems: usize,
     pub(super) policy_applied: Option<f64>,
     pub(super) started: Option<f64>,
@@ -147,6 +148,7 @@ impl Numbers {
         self.unprotected_pods = state.unprotected_pods.len();
         self.attached = state.interfaces.len();
         self.unsupported = state.unsupported_interfaces.len();
+        self.bypassed = view.snapshot.bypassed.len();
         self.unhooked = view.snapshot.unhooked.len();
         self.problems = state.problems.len();
         self.policy_applied = state.policy_applied.map(seconds);
