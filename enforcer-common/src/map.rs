@@ -349,6 +349,25 @@ map_type! {
 }
 
 map_type! {
+    /// Key of `POD_LINKS`.
+    pub struct PodLinkKey {
+        /// The pod.
+        pub pod: Address,
+        /// The remote end.
+        pub client: Address,
+    }
+}
+
+map_type! {
+    /// Value of `POD_LINKS`: how frames of a pod that is enforced at its own device begin on their way to a client. Frames that
+    /// come to it past the host side need not have been sent to its address, nor by the one that it sends to.
+    pub struct PodLink {
+        /// Destination and source MAC, network byte order.
+        pub macs: [u8; 12],
+    }
+}
+
+map_type! {
     /// Value of `BYPASSED` (key: the pod's [`Address`]): the pod acknowledged bytes of a client that `to_pod` never saw, so
     /// packets reach it past that hook.
     pub struct Bypassed {

@@ -25,6 +25,7 @@ use aya_ebpf::programs::{SockOpsContext, TcContext};
 use enforcer_common::datapath::{self, Act, Decision};
 use enforcer_common::map::{Endpoint, endpoint_flags};
 use enforcer_common::settings::{Enforcement, UnknownPods};
+use enforcer_common::tcp::SYN;
 use enforcer_common::{Direction, Reason, Verdict};
 
 use crate::env::SkbEnv;
@@ -98,7 +99,12 @@ fn run(skb: &Skb, direction: Direction, side: Side) -> i32 {
                 }
                 decide_to_pod(skb, work)
             }
-            Direction::FROM_POD => decide_from_pod(skb, work),
+            Direction::FROM_POD => {
+                if side == Side::Pod && work.packet.segment.has(SYN) {
+                    report::link(skb, &work.packet);
+                }
+                decide_from_pod(skb, work)
+            }
         },
         Parsed::Unreadable(reason) => decide_unreadable(skb, work, reason),
         Parsed::Other => false,

@@ -7,7 +7,7 @@ use aya_log_ebpf::debug;
 use enforcer_common::datapath::{Act, Decision};
 use enforcer_common::event::{Event, EventKind, HEAD_BYTES};
 use enforcer_common::map::{
-    Bypassed, Client, ClientKey, Counter, CounterKey, Endpoint, EventBudget, FlowKey, Pending, ResetBudget,
+    Bypassed, Client, ClientKey, Counter, CounterKey, Endpoint, EventBudget, FlowKey, Pending, PodLink, PodLinkKey, ResetBudget,
     WorkloadCounterKey,
 };
 use enforcer_common::{Direction, Reason, Verdict};
@@ -15,7 +15,7 @@ use enforcer_common::{Direction, Reason, Verdict};
 use crate::packet::Packet;
 use crate::skb::{Skb, bounded};
 use crate::tables::{
-    BYPASSED, CLIENT_RESETS, CLIENTS, COUNTERS, EVENT_BUDGET, EVENTS, PENDING, RESET_BUDGET, WORKLOAD_COUNTERS,
+    BYPASSED, CLIENT_RESETS, CLIENTS, COUNTERS, EVENT_BUDGET, EVENTS, PENDING, POD_LINKS, RESET_BUDGET, WORKLOAD_COUNTERS,
     settings,
 };
 
@@ -112,6 +112,17 @@ pub fn pending(skb: &Skb, packet: &Packet) {
     let entry = Pending { since_ns, ifindex: skb.ifindex(), frame, reserved: [0; 6] };
     // One that is there already stays, and a full table takes none: its flow is judged at its next packet.
     let _ = PENDING.insert(packet.key, entry, BPF_NOEXIST);
+}
+
+/// Keeps how frames of a pod to this client begin, for resets in its name.
+#[inline(never)]
+pub fn link(skb: &Skb, packet: &Packet) {
+    let mut macs = [0; 12];
+    if !skb.load(0, macs.as_mut_ptr(), 12) {
+        return;
+    }
+    let key = PodLinkKey { pod: packet.key.pod, client: packet.key.client };
+    let _ = POD_LINKS.insert(key, PodLink { macs }, 0);
 }
 
 /// Notes that packets reach a pod past the hook of `to_pod`.

@@ -12,7 +12,7 @@ use enforcer_common::datapath::Decision;
 use enforcer_common::event::Event;
 use enforcer_common::map::{
     Bypassed, Client, ClientKey, Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow, FlowKey, HalfOpen,
-    Outbound, Pending, PortKey, PortMode, ResetBudget, SocketTag, WorkloadCounterKey,
+    Outbound, Pending, PodLink, PodLinkKey, PortKey, PortMode, ResetBudget, SocketTag, WorkloadCounterKey,
 };
 use enforcer_common::settings::{Action, Enforcement, Settings, UnknownPods};
 use enforcer_common::{Address, Mode};
@@ -65,6 +65,9 @@ pub static PENDING: HashMap<FlowKey, Pending, 4096> = HashMap::new();
 /// Pods that packets reach past the hook of `to_pod`.
 #[btf_map]
 pub static BYPASSED: LruHashMap<Address, Bypassed, 4096> = LruHashMap::new();
+/// How frames of pods that are enforced at their own device begin.
+#[btf_map]
+pub static POD_LINKS: LruHashMap<PodLinkKey, PodLink, 16384> = LruHashMap::new();
 /// Connections of the agent's own checks, entered before they are made: on a pod's own device no mark tells them.
 #[btf_map]
 pub static OWN_PROBES: LruHashMap<FlowKey, u64, 1024> = LruHashMap::new();

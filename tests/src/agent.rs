@@ -170,6 +170,11 @@ impl Lab {
     pub fn agent_with(&self, more: &[&str]) -> Result<Running> {
         let mut agent = self.start_agent(more)?;
         self.wait_enforcing(&mut agent)?;
+        let said =
+            more.iter().skip_while(|word| **word != "--attach").nth(1).map(|&attach| attach.to_owned());
+        if said.or_else(attach_switch).as_deref() == Some("pod") {
+            self.wait_inside().map_err(|error| error.context(agent.output()))?;
+        }
         Ok(agent)
     }
 
@@ -212,6 +217,21 @@ impl Lab {
             Ok(false) => bail!("the agent ended with {ended:?}:\n{}", agent.output()),
             Err(error) => Err(error.context(agent.output())),
         }
+    }
+
+    /// Waits until every pod is enforced at its own device, and only there.
+    fn wait_inside(&self) -> Result<()> {
+        poll::until("the pods to change over", START, || {
+            for pod in self.pods() {
+                let [host, inside] = self.own_hooks_by_side(&pod.name)?;
+                ensure!(host.is_empty() && inside.len() == 2, "{} has {host:?} and {inside:?}", pod.name);
+                for address in pod.addresses().into_iter().filter(|_| pod.is_meshed()) {
+                    let flags = self.endpoint(address)?.flags;
+                    ensure!(flags & endpoint_flags::POD_SIDE != 0, "{address} is enforced at the host side");
+                }
+            }
+            Ok(())
+        })
     }
 
     /// The arguments that keep an agent of this lab to this lab: its pins and its state.
