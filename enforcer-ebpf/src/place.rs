@@ -25,3 +25,11 @@ pub fn is_here(skb: &Skb, endpoint: &Endpoint, side: Side) -> bool {
         Side::Pod => endpoint.ifindex == 0,
     }
 }
+
+/// Whether an endpoint that is not here may be this pod all the same, enforced at the other end. An endpoint that is here is not
+/// asked about.
+#[inline(always)]
+pub fn is_of_other_side(endpoint: &Endpoint, side: Side) -> bool {
+    let pod_side = endpoint.flags & endpoint_flags::POD_SIDE != 0;
+    pod_side != matches!(side, Side::Pod)
+}

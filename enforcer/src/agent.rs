@@ -34,6 +34,7 @@ use self::state::State;
 use self::tables::{ExistingFlows, Tables};
 use crate::datapath::addresses::AddressWatch;
 use crate::datapath::desired::{self, Desired, Facts, WorkloadIds};
+use crate::datapath::kubelet::KubeletCgroup;
 use crate::datapath::load::OpenError;
 use crate::datapath::lock::LockError;
 use crate::datapath::nudge::Nudge;
@@ -62,6 +63,8 @@ pub struct Config {
     pub objects: desired::Options,
     /// What the kernel side is told; the agent fills heartbeat and pid in.
     pub settings: Settings,
+    /// Whose sockets may probe pods.
+    pub kubelet_cgroup: KubeletCgroup,
     /// What happens to connections that were open before.
     pub existing: ExistingFlows,
     /// Remove everything at the end.
@@ -76,6 +79,8 @@ pub struct Config {
 
 /// Under which the certificate checks' problem is kept; no interface has such a name.
 const CHECKS: &str = "certificate checks";
+/// The same of the search for the kubelet.
+const PROBERS: &str = "kubelet cgroup";
 
 /// The interfaces that are there at the start are told at once; this long after the last one all are known.
 const FIRST_LINKS: Duration = Duration::from_millis(30);
@@ -345,9 +350,24 @@ impl Agent {
     }
 
     fn heartbeat(&mut self) -> anyhow::Result<()> {
+        self.find_probers();
         let settings =
             Settings { heartbeat_ns: monotonic_ns(), agent_pid: std::process::id(), ..self.config.settings };
         Ok(self.tables.set_settings(&settings)?)
+    }
+
+    /// The kubelet gets a new cgroup when it is restarted.
+    fn find_probers(&mut self) {
+        let found = self.config.kubelet_cgroup.find();
+        if found.missing {
+            let text = "the cgroup of --kubelet-cgroup does not exist: no probe of the kubelet reaches a STRICT port; correct the path";
+            if self.node_problems.insert(PROBERS.to_owned(), text.to_owned()).is_none() {
+                warn!("{text}");
+            }
+        } else if self.node_problems.remove(PROBERS).is_some() {
+            info!("the cgroup of --kubelet-cgroup is there");
+        }
+        self.config.settings.probe_cgroup = found.cgroup;
     }
 
     fn stop(mut self) -> anyhow::Result<()> {

@@ -11,6 +11,7 @@ pub mod chain;
 pub mod desired;
 pub mod detach;
 pub mod interface;
+pub mod kubelet;
 pub mod load;
 pub mod lock;
 pub mod maps;

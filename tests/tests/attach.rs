@@ -174,7 +174,7 @@ fn a_bypassed_host_side_is_told_and_answers_nobody() -> Result<()> {
         Ok(())
     })?;
     let metrics = socket::get(&lab.socket(), "/metrics")?;
-    assert!(metrics.contains("enforcer_bypassed_pods 1\n"), "one pod with two addresses");
+    assert!(metrics.contains("enforcer_bypassed_pods 1.0\n"), "one pod with two addresses");
     for when in ["with the agent", "when it is dead"] {
         let told = status(lab)?;
         assert_eq!(told.code, 1, "{when}: {}", told.table);
@@ -370,6 +370,39 @@ fn certificates_are_checked_at_a_pods_own_device() -> Result<()> {
     assert!(lab.count(Verdict::ALLOW, Reason::PROBE)?.connections >= 2, "checks count as checks");
     assert_eq!(lab.count(Verdict::ALLOW, Reason::TLS)?.connections, 0, "and as nothing else");
     Ok(())
+}
+
+/// The kubelet's probes come through at a pod's own device as they do at the host side; the node's other ports do not.
+#[test]
+fn the_node_probes_a_pod_at_its_own_device() -> Result<()> {
+    let stage = strict("pod")?;
+    let lab = &stage.lab;
+    let probed = lab.pod("frontend").manifest().replace(
+        "image: app\n",
+        "image: app\n      readinessProbe:\n        httpGet:\n          port: 8080\n",
+    );
+    lab.apply("probed.yaml", &probed)?;
+    let others: Vec<Pod> = lab.pods().iter().filter(|pod| pod.name != "frontend").cloned().collect();
+    let others: Vec<String> = others.iter().map(Pod::manifest).collect();
+    lab.apply("cluster.yaml", &others.join("---\n"))?;
+    let fetch = |family: &str, url: &str| {
+        lab.exec(NODE, ["curl", "-sS", "-m", "5", family, "-o", "/dev/null", "-w", "%{http_code}", url])
+    };
+    let urls = lab.pod("frontend").addresses().map(|address| {
+        let family = if address.is_ipv4() { "-4" } else { "-6" };
+        (family, format!("http://{}", std::net::SocketAddr::new(address, 8080)))
+    });
+    poll::until("the probed port to be known", LIMIT, || {
+        let got = fetch("-4", &urls[0].1)?;
+        ensure!(got.stdout == "200", "{got:?}");
+        Ok(())
+    })?;
+    for (family, url) in urls {
+        let got = fetch(family, &url)?;
+        assert_eq!(got.stdout, "200", "{got:?}");
+    }
+    assert!(lab.count(Verdict::ALLOW, Reason::PROBE)?.connections >= 3);
+    assert_enforced(&stage, "for everybody else")
 }
 
 /// One pod cannot speak in the name of another, whose device has the same index: a SYN with the frontend's address that

@@ -206,7 +206,7 @@ impl Tables {
             if sockets.is_inbound(socket) {
                 self.enter_existing(&key, &existing_flow(&endpoint, existing))?;
             } else {
-                self.outbound.insert(&key, &Outbound { pod_isn: 0, reserved: 0 })?;
+                self.outbound.insert(&key, &Outbound { pod_isn: 0, fins: 0 })?;
             }
         }
         self.endpoints.insert(&address, &endpoint)

@@ -19,6 +19,7 @@ use crate::certificate::schedule::ScheduleSettings;
 use crate::certificate::state::{Consequences, OnFailure, UncheckedPorts};
 use crate::datapath::bpffs::ensure_bpffs;
 use crate::datapath::desired;
+use crate::datapath::kubelet::KubeletCgroup;
 use crate::datapath::pin::DEFAULT_DIR;
 use crate::datapath::{Hook, OpenOptions, Selector};
 use crate::source;
@@ -137,6 +138,10 @@ pub struct Args {
     /// The same in answer to one client's address, so that one client does not spend the resets of all.
     #[arg(long, env = "ENFORCER_RESETS_PER_SECOND_PER_CLIENT", default_value_t = Settings::DEFAULT.resets_per_second_per_client, value_name = "N")]
     resets_per_second_per_client: u32,
+    /// The cgroup (v2) of the kubelet, whose sockets may probe in plaintext the ports that a pod names for probes: a path below the
+    /// root of the hierarchy, `any` for every process of the node, or `auto`: where service managers put it, else `any`.
+    #[arg(long, env = "ENFORCER_KUBELET_CGROUP", default_value = "auto", value_name = "PATH")]
+    kubelet_cgroup: KubeletCgroup,
     /// Verdict events per second and CPU; what is beyond is counted as suppressed.
     #[arg(long, env = "ENFORCER_EVENTS_PER_SECOND", default_value_t = Settings::DEFAULT.events_per_second, value_name = "N")]
     events_per_second: u32,
@@ -344,6 +349,7 @@ fn config(args: Args, source: source::Origin) -> anyhow::Result<Config> {
             events_per_second: args.events_per_second,
             ..Settings::DEFAULT
         },
+        kubelet_cgroup: args.kubelet_cgroup,
         existing: args.existing_flows,
         detach_on_exit: args.detach_on_exit,
         state_dir: args.state_dir,

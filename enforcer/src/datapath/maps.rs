@@ -7,8 +7,8 @@ use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, Pe
 use bytemuck::{CheckedBitPattern, NoUninit};
 use enforcer_common::Address;
 use enforcer_common::map::{
-    Bypassed, Client, ClientKey, Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow, FlowKey,
-    HalfOpen, Outbound, Pending, PortKey, PortMode, WorkloadCounterKey,
+    Bypassed, Client, ClientBudget, ClientKey, Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow,
+    FlowKey, HalfOpen, Outbound, Pending, PortKey, PortMode, WorkloadCounterKey,
 };
 use enforcer_common::settings::Settings;
 use thiserror::Error;
@@ -180,7 +180,7 @@ pub type Flows = Table<FlowKey, Flow, 36, 96>;
 /// `CLIENTS`.
 pub type Clients = Table<ClientKey, Client, 28, 32>;
 /// `HALF_OPEN`.
-pub type HalfOpens = Table<FlowKey, HalfOpen, 36, 8>;
+pub type HalfOpens = Table<FlowKey, HalfOpen, 36, 12>;
 /// `BYPASSED`.
 pub type BypassedPods = Table<Address, Bypassed, 16, 48>;
 /// `OWN_PROBES`.
@@ -188,6 +188,9 @@ pub type OwnProbes = Table<FlowKey, u64, 36, 8>;
 /// `PENDING`.
 pub type Pendings = Table<FlowKey, Pending, 36, 32>;
 /// `OUTBOUND`.
+/// `CLIENT_RESETS`.
+pub type ClientResets = Table<Address, ClientBudget, 16, 24>;
+/// `OUTBOUND` and `OUTBOUND_ENDED`.
 pub type Outbounds = Table<FlowKey, Outbound, 36, 8>;
 
 /// `COUNTERS` or `WORKLOAD_COUNTERS`: one value per CPU, summed when read.
@@ -350,12 +353,15 @@ impl SettingsMap {
 /// When the kernel refuses or an entry is not valid.
 pub fn event_budget(map: Map) -> Result<EventBudget, MapsError> {
     let kernel = |source| MapsError::Kernel { map: "EVENT_BUDGET", source };
-    let map: PerCpuArray<MapData, [u8; 32]> = PerCpuArray::try_from(map).map_err(kernel)?;
-    let mut sum = EventBudget { window_ns: 0, sent: 0, suppressed: 0, lost: 0 };
+    let map: PerCpuArray<MapData, [u8; 48]> = PerCpuArray::try_from(map).map_err(kernel)?;
+    let mut sum =
+        EventBudget { window_ns: 0, sent: 0, hellos_sent: 0, suppressed: 0, hellos_suppressed: 0, lost: 0 };
     for value in map.get(&0, 0).map_err(kernel)?.iter() {
         let value: EventBudget = decode("EVENT_BUDGET", value)?;
         sum.sent += value.sent;
+        sum.hellos_sent += value.hellos_sent;
         sum.suppressed += value.suppressed;
+        sum.hellos_suppressed += value.hellos_suppressed;
         sum.lost += value.lost;
     }
     Ok(sum)
