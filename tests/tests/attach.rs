@@ -22,7 +22,7 @@ use serde_json::Value;
 const PLAIN: &str = "http://frontend.hipstershopv1v2:8080";
 const SECURE: &str = "https://frontend.hipstershopv1v2:8080";
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: frontend\r\n\r\n";
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(60);
 
 struct Stage {
     agent: Running,
