@@ -26,10 +26,13 @@ pub(super) struct Hooks {
 
 impl Agent {
     /// To be called with every tick.
-    pub(super) fn check_hooks(&mut self) {
+    ///
+    /// # Errors
+    /// When the maps cannot be written.
+    pub(super) fn check_hooks(&mut self) -> anyhow::Result<()> {
         self.hooks.ticks += 1;
         if self.hooks.ticks < EVERY {
-            return;
+            return Ok(());
         }
         self.hooks.ticks = 0;
         let (inside, outside): (Vec<_>, Vec<_>) =
@@ -44,8 +47,13 @@ impl Agent {
                 self.check_inside(&namespaces, &attachment);
             }
         }
+        if self.look_behind_all() {
+            self.reconcile()?;
+        }
         self.find_unhooked();
+        self.tell_shared();
         self.write_state();
+        Ok(())
     }
 
     fn check_hook(&mut self, interface: &Interface) {
@@ -78,7 +86,7 @@ impl Agent {
         let plans = self.wanted.endpoints.iter().filter(|(_, plan)| plan.meshed);
         let wanted: BTreeSet<IpAddr> = plans
             .map(|(address, _)| IpAddr::from(*address))
-            .filter(|address| !self.facts.places.contains_key(address))
+            .filter(|address| self.facts.places.of(address).is_empty())
             .collect();
         let found = if wanted.is_empty() { BTreeMap::new() } else { holders(&wanted).unwrap_or_default() };
         let mut suspects = BTreeMap::new();

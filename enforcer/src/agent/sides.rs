@@ -40,13 +40,8 @@ pub(super) struct Sides {
     pub(super) bypassed: BTreeMap<Address, Bypassed>,
     /// Those of which was told.
     told: BTreeSet<Address>,
-    /// Interfaces (by index) whose pods should be enforced at their own device and are not yet.
-    waiting: BTreeSet<u32>,
-}
-
-/// Under which the problem of a pod's own device is kept.
-fn problem(interface: &Interface) -> String {
-    format!("pod side of {}", interface.name)
+    /// Why pods are not enforced at their own device though they should be, by the index of their interface.
+    pub(super) problems: BTreeMap<u32, String>,
 }
 
 impl Agent {
@@ -94,10 +89,9 @@ impl Agent {
         );
         self.facts.inside.extend(attachment.device.clone().map(|device| (interface.index, device)));
         self.attachments.insert(interface.index, attachment);
-        self.node_problems.remove(&interface.name);
-        self.node_problems.remove(&problem(&interface));
-        self.sides.waiting.remove(&interface.index);
-        self.find_places();
+        self.failed.remove(&interface.index);
+        self.sides.problems.remove(&interface.index);
+        self.look_soon();
     }
 
     /// Changes pods over that should be enforced at their own device and are not. To be called when the policy of all pods is
@@ -135,8 +129,8 @@ impl Agent {
         let index = attachment.interface.index;
         let bypassed = || {
             self.sides.bypassed.iter().any(|(address, evidence)| {
-                let place = self.facts.places.get(&IpAddr::from(*address));
-                place.map_or(evidence.ifindex, |place| place.ifindex) == index
+                let places = self.facts.places.of(&IpAddr::from(*address));
+                if places.is_empty() { evidence.ifindex == index } else { places.contains(&index) }
             })
         };
         match self.config.attach {
@@ -154,11 +148,10 @@ impl Agent {
                     "{error}; until then its pod is enforced at the host side of {} only",
                     interface.name
                 );
-                let before = self.node_problems.insert(problem(interface), text.clone());
+                let before = self.sides.problems.insert(interface.index, text.clone());
                 if before.as_ref() != Some(&text) {
                     error!(interface = interface.name, "{text}");
                 }
-                self.sides.waiting.insert(interface.index);
                 return Ok(());
             }
         };
@@ -177,16 +170,12 @@ impl Agent {
     /// judged, and nothing is allowed for it.
     fn enter_open(&mut self, interface: &Interface) -> anyhow::Result<()> {
         let held = &self.tables.held().endpoints;
-        let addresses: BTreeSet<Address> = self
-            .facts
-            .places
+        let strict = endpoint_flags::ANY_STRICT | endpoint_flags::NOT_MESHED;
+        let addresses: BTreeSet<Address> = held
             .iter()
-            .filter(|(_, place)| place.ifindex == interface.index)
-            .map(|(address, _)| Address::from(*address))
-            .filter(|address| {
-                let strict = endpoint_flags::ANY_STRICT | endpoint_flags::NOT_MESHED;
-                held.get(address).is_some_and(|endpoint| endpoint.flags & strict == 0)
-            })
+            .filter(|(_, endpoint)| endpoint.flags & strict == 0)
+            .map(|(address, _)| *address)
+            .filter(|address| self.facts.places.of(&IpAddr::from(*address)).contains(&interface.index))
             .collect();
         if addresses.is_empty() { Ok(()) } else { self.finish(&addresses) }
     }
@@ -235,7 +224,7 @@ impl Agent {
                     Err(error) => {
                         let text = format!("our programs are off the pod's own device: {error}");
                         warn!(interface = interface.name, "{text}");
-                        self.node_problems.insert(problem(interface), text);
+                        self.sides.problems.insert(interface.index, text);
                     }
                 }
             }
@@ -246,8 +235,7 @@ impl Agent {
 
     /// An interface is gone, and its other end with it.
     pub(super) fn leave_gone(&mut self, interface: &Interface) {
-        self.node_problems.remove(&problem(interface));
-        self.sides.waiting.remove(&interface.index);
+        self.sides.problems.remove(&interface.index);
         let Some(device) = self.facts.inside.remove(&interface.index) else { return };
         if let Err(error) = self.datapath.leave(&device) {
             warn!(

@@ -32,6 +32,12 @@ impl PodDevice {
         entry::stamp(self.cookie)
     }
 
+    /// What it is, for people. `interface`: the name of its other end.
+    #[must_use]
+    pub fn place(&self, interface: &str) -> String {
+        format!("{} of the pod behind {interface}", self.name)
+    }
+
     fn link(&self, way: Way) -> LinkName {
         LinkName { cookie: self.cookie, ifindex: self.index, kind: LinkKind::Inside(way) }
     }
@@ -192,7 +198,7 @@ impl Attachment {
     pub fn place(&self) -> String {
         match &self.device {
             None => self.interface.name.clone(),
-            Some(device) => format!("{} of the pod behind {}", device.name, self.interface.name),
+            Some(device) => device.place(&self.interface.name),
         }
     }
 }

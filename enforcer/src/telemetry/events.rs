@@ -105,6 +105,7 @@ impl Events {
         let now = Instant::now();
         let describer = Describer {
             views: &views,
+            plans: &shared.plans,
             remote: &shared.remote,
             epoch: describe::epoch(Timestamp::now(), monotonic_ns()),
             now,
@@ -118,7 +119,7 @@ impl Events {
                 Ok(Record::Hello(hello)) => {
                     let id = Id::new(&hello.header.key, hello.header.opened_ns);
                     let ready = connections.chunk(id, hello.header.offset, hello.bytes);
-                    write(&describer, &ready, None, log, &mut lines);
+                    write(&describer, shared, &ready, None, log, &mut lines);
                 }
                 Ok(Record::Verdict(event)) => {
                     note(shared, &views[0], &event, noted);
@@ -126,12 +127,12 @@ impl Events {
                     let tls = matches!(event.class, TrafficClass::TLS | TrafficClass::MESH_TLS);
                     let protocol = describe::protocol(&event);
                     let ready = connections.verdict(id, event, tls, protocol, now);
-                    write(&describer, &ready, None, log, &mut lines);
+                    write(&describer, shared, &ready, None, log, &mut lines);
                 }
                 Ok(Record::End(event)) => {
                     let mut ready = connections.end(Id::new(&event.key, event.opened_ns), event);
                     let end = ready.pop();
-                    write(&describer, &ready, end.as_ref(), log, &mut lines);
+                    write(&describer, shared, &ready, end.as_ref(), log, &mut lines);
                 }
                 Err(error) => debug!("a record in EVENTS is not valid: {error}"),
             }
@@ -151,9 +152,10 @@ impl Events {
         }
         let views = self.shared.views();
         let epoch = describe::epoch(Timestamp::now(), monotonic_ns());
-        let describer = Describer { views: &views, remote: &self.shared.remote, epoch, now };
+        let describer =
+            Describer { views: &views, plans: &self.shared.plans, remote: &self.shared.remote, epoch, now };
         let mut lines = Vec::new();
-        write(&describer, &ready, None, &mut self.log, &mut lines);
+        write(&describer, &self.shared, &ready, None, &mut self.log, &mut lines);
         self.shared.log.extend(lines);
     }
 
@@ -186,11 +188,13 @@ fn note(shared: &Shared, view: &View, event: &Event, noted: &mut HashSet<([u8; 1
 /// Writes records, the end of a connection last, and what of it belongs into the agent's log.
 fn write(
     describer: &Describer<'_>,
+    shared: &Shared,
     verdicts: &[Ready],
     end: Option<&Ready>,
     log: &mut VerdictLog,
     lines: &mut Vec<Line>,
 ) {
+    shared.hellos.note(verdicts.iter().chain(end));
     for ready in verdicts {
         let flow = describer.flow(ready, false);
         log.tell(&flow, describer.now);

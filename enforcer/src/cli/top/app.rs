@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::sample::{Client, Counts, Sample};
+use super::sample::{Client, Sample};
+use crate::telemetry::counts::Counts;
 
 /// Looks that a sparkline remembers.
 pub(super) const HISTORY: usize = 60;
@@ -23,7 +24,7 @@ impl Rates {
         Self {
             tls: rate(before.tls, now.tls),
             plaintext: rate(before.plaintext, now.plaintext),
-            refused: rate(before.refused, now.refused),
+            refused: rate(before.refused + before.would_refuse, now.refused + now.would_refuse),
         }
     }
 }

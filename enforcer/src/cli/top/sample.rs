@@ -10,19 +10,11 @@ use enforcer_common::{Reason, Verdict};
 use crate::agent::monotonic_ns;
 use crate::cli::node::{Node, NodeArgs};
 use crate::datapath::maps::{Endpoints, WorkloadCounters};
+use crate::telemetry::counts::Counts;
+use crate::telemetry::readiness::Class;
 use crate::telemetry::readiness::clients::Table;
+use crate::telemetry::readiness::history::{History, Seen};
 use crate::telemetry::readiness::watch;
-
-/// What is counted of a pod.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(super) struct Counts {
-    /// Connections as TLS.
-    pub(super) tls: u64,
-    /// Plaintext connections that came through.
-    pub(super) plaintext: u64,
-    /// Connections that were refused.
-    pub(super) refused: u64,
-}
 
 /// A pod.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -93,25 +85,18 @@ impl Sample {
             WorkloadCounters::new("WORKLOAD_COUNTERS", node.pinned.map("WORKLOAD_COUNTERS")?)?.totals()?
         {
             let Some(pod) = pods.get_mut(&node.pod(key.workload)) else { continue };
-            match (key.verdict, key.reason) {
-                (Verdict::ALLOW, Reason::TLS | Reason::MESH_TLS) => pod.counts.tls += total.connections,
-                (Verdict::ALLOW, Reason::PLAINTEXT_PERMITTED) => pod.counts.plaintext += total.connections,
-                (Verdict::RESET | Verdict::DROP | Verdict::WOULD_RESET, _) => {
-                    pod.counts.refused += total.connections;
-                }
-                _ => {}
-            }
+            pod.counts.add(key.verdict, key.reason, total.connections);
         }
         let time_ns = monotonic_ns();
-        let history = watch::read(&args.readiness()?).unwrap_or_default();
+        let history = watch::read_of_boot(&args.readiness()?);
         let mut seen = Table::read(&node.pinned)?.clients;
         seen.sort_by_key(|client| std::cmp::Reverse(client.last_ns));
         let clients = seen.into_iter().map(|client| Client {
             pod: node.pod(client.workload),
             port: client.port,
             address: client.client,
-            name: history.name(client.client).map(str::to_owned),
-            class: client.class.word(),
+            name: history.name(&client).map(str::to_owned),
+            class: word(&history, &client),
             connections: client.connections,
             age: time_ns.saturating_sub(client.last_ns) / 1_000_000_000,
             verdict: client.verdict,
@@ -124,5 +109,13 @@ impl Sample {
             pods,
             clients: clients.collect(),
         })
+    }
+}
+
+/// What a client speaks; TLS of which some is the mesh's and some is not, or not known to be, is TLS.
+fn word(history: &History, seen: &Seen) -> &'static str {
+    match seen.class {
+        Class::Tls if seen.connections > 0 && history.mesh(seen) == seen.connections => Class::MeshTls.word(),
+        class => class.word(),
     }
 }

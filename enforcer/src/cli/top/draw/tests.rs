@@ -3,13 +3,14 @@ use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 
 use super::super::app::Action;
-use super::super::sample::{Counts, Pod, Sample};
+use super::super::sample::{Pod, Sample};
 use super::*;
+use crate::telemetry::counts::Counts;
 
 const SECOND: u64 = 1_000_000_000;
 
 fn pod(mode: &'static str, tls: u64, plaintext: u64, refused: u64) -> Pod {
-    Pod { mode, counts: Counts { tls, plaintext, refused } }
+    Pod { mode, counts: Counts { tls, plaintext, refused, would_refuse: 0 } }
 }
 
 fn client(pod: &str, last: u8, class: &'static str, verdict: Verdict, reason: Reason, age: u64) -> Client {

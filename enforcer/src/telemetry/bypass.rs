@@ -7,44 +7,48 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::agent::monotonic_ns;
-use crate::cli::node::Node;
+use crate::agent::state::State;
+use crate::datapath::Pinned;
 use crate::datapath::maps::{BypassedPods, Endpoints};
 
 /// A pod that is not enforced.
 #[derive(Clone, PartialEq, Debug, Serialize, JsonSchema)]
-pub(in crate::cli) struct BypassedPod {
+pub struct BypassedPod {
     /// `namespace/name`.
-    pub(super) pod: String,
+    pub pod: String,
     /// Its address.
-    pub(in crate::cli) address: IpAddr,
+    pub address: IpAddr,
     /// The host side of its interface, by name where that is known.
-    pub(super) interface: String,
+    pub interface: String,
     /// The same by index.
-    pub(super) ifindex: u32,
+    pub ifindex: u32,
     /// Packets of the pod that acknowledge what came past the hook.
-    pub(super) packets: u64,
+    pub packets: u64,
     /// The client of the last one.
-    pub(super) client: IpAddr,
+    pub client: IpAddr,
     /// The port of the pod that it spoke to.
-    pub(super) port: u16,
+    pub port: u16,
     /// Seconds since the last one.
-    pub(super) last_seconds_ago: u64,
+    pub last_seconds_ago: u64,
 }
 
 /// Reads the evidence; void against pods that are enforced at their own device, or not listed any more.
-pub(in crate::cli) fn read(node: &Node) -> anyhow::Result<Vec<BypassedPod>> {
-    let endpoints = Endpoints::new("ENDPOINTS", node.pinned.map("ENDPOINTS")?)?;
+///
+/// # Errors
+/// When a map cannot be read.
+pub fn read(pinned: &Pinned, state: &State) -> anyhow::Result<Vec<BypassedPod>> {
+    let endpoints = Endpoints::new("ENDPOINTS", pinned.map("ENDPOINTS")?)?;
     let mut pods = Vec::new();
-    for (address, evidence) in BypassedPods::new("BYPASSED", node.pinned.map("BYPASSED")?)?.entries()? {
+    for (address, evidence) in BypassedPods::new("BYPASSED", pinned.map("BYPASSED")?)?.entries()? {
         let Some(endpoint) = endpoints.get(&address)? else { continue };
         if endpoint.flags & (endpoint_flags::POD_SIDE | endpoint_flags::NOT_MESHED) != 0 {
             continue;
         }
         let index = evidence.ifindex;
-        let known = node.state.interfaces.iter().find(|interface| interface.index == index);
+        let known = state.interfaces.iter().find(|interface| interface.index == index);
         let age = monotonic_ns().saturating_sub(evidence.last_ns);
         pods.push(BypassedPod {
-            pod: node.pod(endpoint.workload),
+            pod: pod(state, endpoint.workload),
             address: address.into(),
             interface: known.map_or_else(|| format!("interface {index}"), |known| known.name.clone()),
             ifindex: index,
@@ -58,12 +62,21 @@ pub(in crate::cli) fn read(node: &Node) -> anyhow::Result<Vec<BypassedPod>> {
     Ok(pods)
 }
 
+fn pod(state: &State, workload: u32) -> String {
+    let found = state.workloads.iter().find(|(_, id)| **id == workload);
+    found.map_or_else(|| format!("workload {workload}"), |(pod, _)| pod.clone())
+}
+
+/// How every sentence about such a pod begins.
+pub(super) const BEGINNING: &str = "packets reach pod ";
+
 impl BypassedPod {
     /// One sentence for a person.
-    pub(super) fn problem(&self) -> String {
+    #[must_use]
+    pub fn problem(&self) -> String {
         let Self { pod, interface, packets, client, port, last_seconds_ago, .. } = self;
         format!(
-            "packets reach pod {pod} past the hook on {interface} (it answered {packets} that were not seen there, the last {last_seconds_ago} s ago, \
+            "{BEGINNING}{pod} past the hook on {interface} (it answered {packets} that were not seen there, the last {last_seconds_ago} s ago, \
              client {client}, port {port}): it is not enforced; run with --attach auto or pod"
         )
     }
