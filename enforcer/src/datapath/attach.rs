@@ -179,7 +179,7 @@ impl Datapath {
     pub fn neighbours(&self, interface: &Interface) -> Result<Option<Vec<Neighbour>>, AttachError> {
         let failed = |e| AttachError::io("query the hooks of", interface, e);
         let own = self.program_ids().map_err(failed)?;
-        let chain = chain::chain(interface.index, Side::Host).map_err(failed)?;
+        let chain = chain::chain(interface.index).map_err(failed)?;
         Ok(chain::is_hooked(&chain, own).then(|| chain::neighbours(&chain, own)))
     }
 

@@ -56,12 +56,20 @@ pub struct Neighbour {
     pub redirects: Option<bool>,
 }
 
-/// What runs on both hooks of an interface of the calling thread's namespace, which is this end of a pod's pair, first to run
-/// first. A kernel without TCX has filters only.
+/// What runs on both hooks of the host side of a pod's interface, in the calling thread's namespace, first to run first. A kernel
+/// without TCX has filters only.
 ///
 /// # Errors
 /// When the interface is gone.
-pub fn chain(ifindex: u32, side: Side) -> io::Result<Vec<OnHook>> {
+pub fn chain(ifindex: u32) -> io::Result<Vec<OnHook>> {
+    chain_at(ifindex, Side::Host)
+}
+
+/// The same where the interface is this end of a pod's pair.
+///
+/// # Errors
+/// When the interface is gone.
+pub fn chain_at(ifindex: u32, side: Side) -> io::Result<Vec<OnHook>> {
     let mut netlink = Netlink::route()?;
     let mut all = Vec::new();
     for way in Way::BOTH {

@@ -1,6 +1,6 @@
 //! What is on the hooks of a pod's interface at this moment, whatever the agent saw last.
 
-use super::attach::{Side, Way};
+use super::attach::Way;
 use super::chain::{self, Neighbour, OnHook};
 use super::interface;
 use super::load::PinnedProgram;
@@ -57,7 +57,7 @@ fn look_inside(
 pub fn look(ifindex: u32, name: &str, ours: &[PinnedProgram]) -> Look {
     let mut look = Look { interface: name.to_owned(), ..Look::default() };
     let here = interface::by_index(ifindex).is_ok_and(|here| here.name == name);
-    let Some(chain) = here.then(|| chain::chain(ifindex, Side::Host).ok()).flatten() else { return look };
+    let Some(chain) = here.then(|| chain::chain(ifindex).ok()).flatten() else { return look };
     let id = |way: Way| ours.iter().find(|program| program.name == way.program()).map(|program| program.id);
     if let Some((to_pod, from_pod)) = id(Way::ToPod).zip(id(Way::FromPod)) {
         let own = [to_pod, from_pod];

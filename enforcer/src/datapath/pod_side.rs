@@ -70,7 +70,7 @@ impl PodDevice {
     /// # Errors
     /// When the pod cannot be looked into.
     pub fn chain(&self, namespaces: &Namespaces, interface: &Interface) -> Result<Vec<OnHook>, AttachError> {
-        Ok(namespaces.enter(interface, || chain::chain(self.index, Side::Pod))?)
+        Ok(namespaces.enter(interface, || chain::chain_at(self.index, Side::Pod))?)
     }
 }
 
