@@ -1,5 +1,6 @@
 //! The agent: objects and facts about the node in, map writes out.
 
+mod aging;
 pub mod certificates;
 pub mod farewell;
 mod gap;
@@ -34,6 +35,7 @@ use crate::datapath::addresses::AddressWatch;
 use crate::datapath::desired::{self, Desired, Facts, GonePod, WorkloadIds};
 use crate::datapath::load::OpenError;
 use crate::datapath::lock::LockError;
+use crate::datapath::memory;
 use crate::datapath::nudge::Nudge;
 use crate::datapath::{Attachment, Datapath, LinkWatch, OpenOptions, Selector};
 use crate::object::{ObjectName, Objects};
@@ -99,6 +101,9 @@ struct Agent {
     looks: interfaces::Looks,
     /// Interfaces that could not be hooked.
     failed: BTreeMap<u32, interfaces::Failed>,
+    /// Why closes of pods' sockets are not seen.
+    sockets_problem: Option<String>,
+    aging: aging::Aging,
     /// What an earlier layout left is still pinned.
     unretired: bool,
     /// Policy that the maps did not take.
@@ -125,13 +130,18 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     for warning in datapath.warnings() {
         warn!("{warning}");
     }
-    if let Err(error) = datapath.watch_sockets() {
-        warn!("{error}");
+    let sockets_problem = datapath.watch_sockets().err().map(|error| error.to_string());
+    if let Some(problem) = &sockets_problem {
+        warn!("{problem}");
+    }
+    match memory::of_maps(datapath.pins()) {
+        Ok(maps) => info!("memory of the maps: {}", memory::in_words(&maps)),
+        Err(error) => warn!("the memory of the maps cannot be read: {error}"),
     }
     let tables = Tables::open(&mut datapath)?;
     let mut kernel_lines = kernel_log::open(&mut datapath, config.open.log_level);
-    let memory = state::path(&config.state_dir, &config.open.bpffs);
-    let mut source = Source::open(config.source.clone(), &memory)?;
+    let remembered = state::path(&config.state_dir, &config.open.bpffs);
+    let mut source = Source::open(config.source.clone(), &remembered)?;
     let (asked, questions) = source::kube::lookup::channel();
     let in_cluster = matches!(config.source, source::Origin::Kubernetes { .. });
     let telemetry = Telemetry::start(&config.telemetry, in_cluster.then_some(asked))?;
@@ -148,6 +158,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         config.state_dir.clone(),
     ));
     let mut agent = Agent::new(config, datapath, tables, telemetry.shared().clone())?;
+    agent.sockets_problem = sockets_problem;
     agent.heartbeat()?;
     let mut certificates = Certificates::new(
         agent.config.certificates.clone(),
@@ -269,6 +280,8 @@ impl Agent {
             checks_problem: None,
             looks: interfaces::Looks::default(),
             failed: BTreeMap::new(),
+            sockets_problem: None,
+            aging: aging::Aging::default(),
             unretired: true,
             refused: BTreeSet::new(),
             started: Timestamp::now(),
@@ -293,6 +306,7 @@ impl Agent {
             self.retire()?;
         }
         self.check_hooks()?;
+        self.age_flows()?;
         self.retire_workloads();
         self.nudge_silent()
     }
@@ -301,9 +315,16 @@ impl Agent {
     fn nudge_silent(&mut self) -> anyhow::Result<()> {
         let Some(nudge) = &self.nudge else { return Ok(()) };
         for (key, pending, flow) in self.tables.silent(monotonic_ns(), self.config.settings.undecided_ns)? {
-            if let Err(error) = nudge.send(&key, &pending, &flow) {
-                debug!(interface = pending.ifindex, "a silent client could not be judged: {error}");
+            match nudge.send(&key, &pending, &flow) {
+                // Nobody is left to judge.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) => {}
+                Err(error) => {
+                    debug!(interface = pending.ifindex, "a silent client is judged later: {error}");
+                    continue;
+                }
+                Ok(()) => {}
             }
+            self.tables.heard(&key)?;
         }
         Ok(())
     }

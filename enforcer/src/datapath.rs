@@ -15,6 +15,7 @@ pub mod interface;
 pub mod load;
 pub mod lock;
 pub mod maps;
+pub mod memory;
 pub mod netns;
 pub mod nudge;
 pub mod pin;

@@ -193,7 +193,11 @@ fn redirected_ones_are_known_by_their_port_on_the_wire() -> Result<()> {
     let _agent = lab.agent_with(&["--existing-flows", "allow"])?;
     lab.wait_mode("frontend", Mode::STRICT)?;
     lab.wait_settled(&["frontend", "adservice"])?;
-    assert_eq!(flows(&lab, FlowState::EXISTING)?, open.len(), "one entry for each, none for a port that is not theirs");
+    assert_eq!(
+        flows(&lab, FlowState::EXISTING)?,
+        open.len(),
+        "one entry for each, none for a port that is not theirs"
+    );
     for round in 0..3 {
         for stream in open.iter_mut().chain(&mut outbound) {
             echo(stream, b"GET / HTTP/1.1\r\n\r\n").with_context(|| format!("round {round}"))?;

@@ -87,3 +87,68 @@ fn a_full_table_loses_no_tls_connection_and_lets_nothing_through() -> Result<()>
     live.clear();
     poll::until("room for new connections", PATIENCE, || tls::get(&mut open(&lab, false)?, HOST).map(drop))
 }
+
+/// Nobody sees the end of a connection: its socket is not watched, and what the pod said last was lost on the way. Its place is
+/// freed all the same, and one that lives keeps its own.
+#[test]
+fn connections_without_a_socket_give_up_their_place() -> Result<()> {
+    let scene = Scene::strict()?;
+    let lab = &scene.lab;
+    let (_server, _) = lab.sidecar("frontend", 8080)?;
+    std::fs::remove_file(lab.bpffs().join("links/cgroup-sockets"))?;
+    // The kernel takes the program off a moment later.
+    std::thread::sleep(Duration::from_secs(1));
+    let places = || -> Result<Vec<u16>> {
+        let flows = lab.flows()?.into_iter().filter(|(key, _)| key.pod_port == 8080);
+        Ok(flows.map(|(key, _)| key.client_port).collect())
+    };
+    let mut dead = open(lab, false)?;
+    tls::get(&mut dead, HOST)?;
+    let [port] = places()?[..] else { panic!("{:?}", places()?) };
+    let mut live = open(lab, false)?;
+    tls::get(&mut live, HOST)?;
+    let flows = of_clients(lab.flows()?);
+    assert_eq!(flows.len(), 2, "{flows:?}");
+    assert!(flows.iter().all(|flow| flow.flags & flow_flags::TAGGED == 0), "{flows:?}");
+    let hush = format!(
+        "add table inet hush; add chain inet hush out {{ type filter hook output priority 0; }}; \
+         add rule inet hush out tcp dport {port} drop"
+    );
+    lab.exec("frontend", ["nft", &hush])?.success()?;
+    let client = lab.pod("loadgenerator").v4().to_string();
+    let killed =
+        lab.exec("frontend", ["ss", "-K", "dst", &client, "dport", "=", &format!(":{port}")])?.success()?;
+    assert!(killed.stdout.contains(&port.to_string()), "{killed:?}");
+    poll::until("the place of the dead one", Duration::from_secs(90), || {
+        let found = places()?;
+        ensure!(!found.contains(&port), "{found:?}");
+        Ok(())
+    })?;
+    assert_eq!(places()?.len(), 1, "the living one keeps its place");
+    assert!(lab.transient()?.iter().any(|(key, _)| key.client_port == port), "it is still known");
+    tls::get(&mut live, HOST)?;
+    assert_eq!(lab.count(Verdict::RESET, Reason::MIDSTREAM)?.connections, 0);
+    Ok(())
+}
+
+/// A connection that was taken for a dead one lives: what the pod says next gives it its place back.
+#[test]
+fn a_living_connection_takes_its_place_again() -> Result<()> {
+    let scene = Scene::strict()?;
+    let lab = &scene.lab;
+    let (_server, _) = lab.sidecar("frontend", 8080)?;
+    let mut stream = open(lab, true)?;
+    tls::get(&mut stream, HOST)?;
+    let [(key, flow)] = lab.flows()?[..] else { panic!("one flow: {:?}", lab.flows()?) };
+    let mut moved = flow;
+    moved.look_again();
+    moved.flags &= !(flow_flags::PROTECTED | flow_flags::SETTLED);
+    lab.move_to_transient(&key, &moved)?;
+    assert!(lab.flows()?.is_empty());
+    tls::get(&mut stream, HOST)?;
+    let [(back, flow)] = lab.flows()?[..] else { panic!("it is not back: {:?}", lab.flows()?) };
+    assert_eq!(back, key);
+    assert_eq!(flow.flags & flow_flags::PROTECTED, flow_flags::PROTECTED);
+    assert_eq!(lab.count(Verdict::RESET, Reason::MIDSTREAM)?.connections, 0);
+    Ok(())
+}

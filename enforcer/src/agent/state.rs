@@ -48,6 +48,8 @@ pub struct State {
     pub unsupported_interfaces: Vec<String>,
     /// Pods that a mesh namespace leaves without a data plane.
     pub unprotected_pods: Vec<String>,
+    /// Why closes of pods' sockets are not seen; harmless.
+    pub sockets_problem: Option<String>,
     /// What a person should look at, one sentence each.
     pub problems: Vec<String>,
 }

@@ -211,6 +211,7 @@ impl Status {
         };
         status.problems = status.find_problems(&node.state.problems, &node.state.kinds, Timestamp::now());
         status.notes = status.find_notes();
+        status.notes.extend(node.state.sockets_problem.iter().cloned());
         Ok(status)
     }
 

@@ -193,6 +193,10 @@ mod tests {
         let both = OnWire::Inbound(vec![(local, remote), (at("10.0.0.5:8080"), remote)]);
         assert_eq!(sockets.on_wire(&socket), both);
         sockets.tracked = Some(Tracked::default());
-        assert_eq!(sockets.on_wire(&socket), OnWire::Inbound(vec![(local, remote)]), "not tracked: not translated");
+        assert_eq!(
+            sockets.on_wire(&socket),
+            OnWire::Inbound(vec![(local, remote)]),
+            "not tracked: not translated"
+        );
     }
 }
