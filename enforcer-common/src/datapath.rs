@@ -9,7 +9,8 @@ use core::ops::DerefMut;
 
 use crate::flow::{Opinion, Policy, Window};
 use crate::map::{
-    Endpoint, ExemptKind, Flow, FlowKey, FlowState, HalfOpen, PortKey, PortMode, endpoint_flags, flow_flags,
+    Endpoint, ExemptKind, Flow, FlowKey, FlowState, HalfOpen, Outbound, PortKey, PortMode, endpoint_flags,
+    flow_flags, half_open_flags,
 };
 use crate::settings::{Action, Enforcement};
 use crate::tcp::{ACK, FIN, RST, SYN, Segment};
@@ -18,11 +19,13 @@ use crate::{Address, Reason, Verdict};
 
 mod decision;
 mod lifetime;
+mod outbound;
 mod policy;
 
 pub use self::decision::{Act, Carried, Decision, HelloPart, ResetNumbers};
 pub use self::lifetime::end_of_socket;
-use self::lifetime::{note_fin, note_pod_rst, protect};
+use self::lifetime::{forget, note_client_rst, note_fin, note_pod_rst, protect};
+use self::outbound::{note_outbound, note_refused};
 pub use self::policy::{policy, unknown_pod, unreadable};
 
 /// The tables of flows.
@@ -34,16 +37,23 @@ pub trait FlowTables {
 
     /// Looks a flow up in `FLOWS`, then in `TRANSIENT`.
     fn flow(&self, key: &FlowKey) -> Option<Self::FlowRef<'_>>;
-    /// Enters a flow in `TRANSIENT`; false when the table does not take it.
-    fn insert_flow(&self, key: &FlowKey, flow: &Flow) -> bool;
-    /// Enters a flow in `FLOWS`; false when the table is full.
+    /// Enters a new flow in `TRANSIENT`, unless there is one: another CPU may be quicker. Gives the entry, `None` when the table
+    /// does not take it.
+    fn open_flow(&self, key: &FlowKey, flow: &Flow) -> Option<Self::FlowRef<'_>>;
+    /// Enters a flow in `TRANSIENT`, in place of what is there.
+    fn insert_flow(&self, key: &FlowKey, flow: &Flow);
+    /// Moves a flow from `TRANSIENT` to `FLOWS`; false when that is full.
     fn protect(&self, key: &FlowKey, flow: &Flow) -> bool;
     /// Removes a flow from `FLOWS`.
     fn unprotect(&self, key: &FlowKey);
+    /// Removes a flow from both.
+    fn remove_flow(&self, key: &FlowKey);
 }
 
 /// The tables and the packet that a decision is made from.
 pub trait Env: FlowTables {
+    /// Whether the packet still carries the socket, or the request for one, that sent it.
+    fn has_socket(&self) -> bool;
     /// Ties the socket that sent the packet to a flow; false where its close is not seen.
     fn tag_socket(&self, key: &FlowKey, pod_start: u32) -> bool;
     /// Looks a connection up in `HALF_OPEN`.
@@ -52,11 +62,13 @@ pub trait Env: FlowTables {
     fn insert_half_open(&self, key: &FlowKey, half_open: &HalfOpen);
     /// Removes a half-open connection.
     fn remove_half_open(&self, key: &FlowKey);
-    /// Whether the pod opened this connection itself.
-    fn is_outbound(&self, key: &FlowKey) -> bool;
-    /// Enters a connection of the pod's own; `pod_isn`: its initial sequence number.
-    fn insert_outbound(&self, key: &FlowKey, pod_isn: u32);
-    /// Removes a connection of the pod's own.
+    /// Looks a connection of the pod's own up, in `OUTBOUND`, then in `OUTBOUND_ENDED`.
+    fn outbound(&self, key: &FlowKey) -> Option<Outbound>;
+    /// Enters a connection of the pod's own in `OUTBOUND`.
+    fn insert_outbound(&self, key: &FlowKey, outbound: &Outbound);
+    /// Moves a connection of the pod's own that is over to `OUTBOUND_ENDED`.
+    fn end_outbound(&self, key: &FlowKey, outbound: &Outbound);
+    /// Removes a connection of the pod's own from both.
     fn remove_outbound(&self, key: &FlowKey);
     /// Looks a port up in `PORT_MODES`.
     fn port_mode(&self, key: &PortKey) -> Option<PortMode>;
@@ -73,7 +85,10 @@ pub trait Env: FlowTables {
     /// The monotonic clock, ns.
     fn now_ns(&self) -> u64;
     /// The packet was sent by the agent itself, to check the server.
-    fn is_own_probe(&self) -> bool;
+    fn is_own_probe(&self, key: &FlowKey) -> bool;
+    /// The packet still carries the socket that sent it, one of those that may probe pods: the kubelet's, or where that is not
+    /// known any of the node's. A packet that the node only forwards carries none.
+    fn is_node_probe(&self, key: &FlowKey) -> bool;
     /// The bytes of the packet's payload that fall on the first `limit` (at most 6) bytes of the stream that starts at
     /// sequence number `start`.
     fn window(&self, segment: &Segment, start: u32, limit: u32) -> Window;
@@ -83,7 +98,7 @@ pub trait Env: FlowTables {
 #[inline(always)]
 pub fn passes_settled(flow: &mut Flow, endpoint: &Endpoint, segment: &Segment) -> bool {
     let settled = flow_flags::SETTLED;
-    let settled = flow.flags & (settled | flow_flags::REOPENING | flow_flags::GONE) == settled;
+    let settled = flow.flags & (settled | flow_flags::GONE) == settled;
     settled && flow.generation == endpoint.generation && !segment.has(SYN | RST | FIN)
 }
 
@@ -96,22 +111,26 @@ pub fn to_pod<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey, segment: &Seg
     if segment.has(RST) {
         // A RST carries no data to the application and never changes what is known of a flow; the pod's own stack
         // decides whether it is genuine.
-        if let Some(mut flow) = env.flow(key) {
-            flow.look_again();
-        }
-        return Decision::PASS;
+        return match env.flow(key) {
+            Some(mut flow) => note_client_rst(env, key, segment, &mut flow),
+            None => note_refused(env, key, segment),
+        };
     }
     if segment.has(SYN) {
         return syn_to_pod(env, endpoint, key, segment);
     }
-    // Once the pod has answered a new SYN, the old connection is gone in its stack, and so is what was known of it.
-    let mut found = env.flow(key).filter(|flow| flow.flags & flow_flags::REOPENING == 0);
+    let mut found = env.flow(key);
     let mut full = false;
     if found.is_none() {
-        if env.is_outbound(key) {
-            return Decision::PASS;
+        if let Some(own) = env.outbound(key) {
+            return note_outbound(env, key, segment, own, flow_flags::CLIENT_FIN);
         }
-        if let Some(half_open) = env.half_open(key) {
+        let half_open = env.half_open(key);
+        if half_open.is_none() {
+            // Another CPU may have made a flow of it since.
+            found = env.flow(key);
+        }
+        if let Some(half_open) = half_open {
             let acknowledges = segment.has(ACK) && segment.ack == half_open.pod_isn.wrapping_add(1);
             if acknowledges && segment.seq == half_open.client_isn.wrapping_add(1) {
                 found = promote(env, endpoint, key, &half_open);
@@ -142,21 +161,17 @@ pub fn from_pod<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey, segment: &S
     }
     if segment.has(SYN) {
         if segment.has(ACK) {
-            syn_ack_from_pod(env, key, segment);
-        } else {
-            if let Some(mut flow) = env.flow(key) {
-                // The pod uses the tuple of an old inbound connection for one of its own: the old one is gone in its stack.
-                flow.flags |= flow_flags::REOPENING;
-            }
-            env.insert_outbound(key, segment.seq);
+            return syn_ack_from_pod(env, key, segment);
         }
-        return Decision::PASS;
+        env.insert_outbound(key, &Outbound { pod_isn: segment.seq, fins: 0 });
+        // The pod uses the tuple of an old inbound connection for one of its own: the old one is gone in its stack.
+        return forget(env, key);
     }
-    let mut found = env.flow(key).filter(|flow| flow.flags & flow_flags::REOPENING == 0);
+    let mut found = env.flow(key);
     let mut full = false;
     if found.is_none() {
-        if env.is_outbound(key) {
-            return Decision::PASS;
+        if let Some(own) = env.outbound(key) {
+            return note_outbound(env, key, segment, own, flow_flags::POD_FIN);
         }
         if segment.payload_len > 0
             && let Some(half_open) = env.half_open(key)
@@ -180,7 +195,7 @@ pub fn from_pod<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey, segment: &S
 fn holds<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey) -> bool {
     endpoint.flags & endpoint_flags::LEARNING == 0
         && env.enforcement() == Enforcement::ENFORCE
-        && policy(env, endpoint, key).is_enforced()
+        && policy(env, endpoint, key, 0).is_enforced()
 }
 
 /// A SYN never touches an entry. Its data, if any, is cut off, so that the stream starts after the handshake.
@@ -189,7 +204,7 @@ fn syn_to_pod<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey, segment: &Seg
     if segment.payload_len == 0 || segment.has(ACK) {
         return Decision::PASS;
     }
-    let policy = policy(env, endpoint, key);
+    let policy = policy(env, endpoint, key, 0);
     if policy.exempt != Reason::NONE || env.enforcement() == Enforcement::AUDIT {
         return Decision::PASS;
     }
@@ -197,16 +212,25 @@ fn syn_to_pod<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey, segment: &Seg
 }
 
 #[inline(always)]
-fn syn_ack_from_pod<E: Env>(env: &E, key: &FlowKey, segment: &Segment) {
-    if let Some(mut flow) = env.flow(key) {
-        if flow.pod_start == segment.seq.wrapping_add(1) && flow.client_start == segment.ack {
-            // Sent again because the pod missed the client's ACK: the flow is the same.
-            return;
-        }
-        flow.flags |= flow_flags::REOPENING;
+fn syn_ack_from_pod<E: Env>(env: &E, key: &FlowKey, segment: &Segment) -> Decision {
+    // Sent again because the pod missed the client's ACK. A pod that has said anything since has not; then the same numbers are
+    // those of another connection (a SYN cookie's come again within a minute).
+    let over = flow_flags::GONE | flow_flags::ENDED;
+    let again = env.flow(key).is_some_and(|flow| {
+        flow.pod_start == segment.seq.wrapping_add(1)
+            && flow.client_start == segment.ack
+            && flow.packets_from_pod == 0
+            && flow.flags & over == 0
+    });
+    if again {
+        return Decision::PASS;
     }
-    env.insert_half_open(key, &HalfOpen { client_isn: segment.ack.wrapping_sub(1), pod_isn: segment.seq });
+    let flags = if env.has_socket() { 0 } else { half_open_flags::COOKIE };
+    let client_isn = segment.ack.wrapping_sub(1);
+    env.insert_half_open(key, &HalfOpen { client_isn, pod_isn: segment.seq, flags });
     env.remove_outbound(key);
+    // Once the pod has answered a new SYN, the old connection is gone in its stack, and so is what was known of it.
+    forget(env, key)
 }
 
 /// The handshake is complete (or the pod did not wait for it): the connection becomes a flow. `None` when the table takes
@@ -219,13 +243,9 @@ fn promote<'a, E: Env>(
     half_open: &HalfOpen,
 ) -> Option<E::FlowRef<'a>> {
     let flow = Flow::open(half_open, endpoint.workload, endpoint.generation, env.now_ns());
-    // What an earlier connection of this tuple left in the table that is looked at first.
-    env.unprotect(key);
-    if !env.insert_flow(key, &flow) {
-        return None;
-    }
+    let opened = env.open_flow(key, &flow)?;
     env.remove_half_open(key);
-    env.flow(key)
+    Some(opened)
 }
 
 #[inline(always)]
@@ -241,24 +261,27 @@ fn client_segment<E: Env>(
         flow.bytes_to_pod += u64::from(segment.payload_len);
         return Decision::PASS;
     }
-    if env.is_own_probe() {
+    if env.is_own_probe(key) {
         flow.flags |= flow_flags::OWN_PROBE;
     }
-    let policy = policy(env, endpoint, key);
+    let policy = policy(env, endpoint, key, flow.flags);
+    if policy.exempt == Reason::PROBE && flow.flags & flow_flags::OWN_PROBE == 0 {
+        flow.flags |= flow_flags::NODE_PROBE;
+    }
     let hold = policy.is_enforced() && env.enforcement() == Enforcement::ENFORCE;
-    if hold && flow.flags & flow_flags::GONE != 0 && segment.payload_len > 0 {
-        // Answered as the pod's stack answers what is for no one. Under SYN cookies it might instead make a socket of an old
-        // handshake, and take this for its first data.
+    let gone_cookie = flow_flags::GONE | flow_flags::COOKIE;
+    if hold && flow.flags & gone_cookie == gone_cookie && segment.payload_len > 0 {
+        // Answered as the pod's stack answers what is for no one. It might instead make a socket of the old cookie, and take
+        // this for its first data.
         let numbers = ResetNumbers {
             client_seq: segment.ack,
             client_ack: 0,
             pod_seq: flow.pod_ack,
             pod_ack: segment.ack,
         };
-        return Decision { verdict: Verdict::NONE, ..refusal(env, numbers) };
+        return Decision { reason: Reason::MIDSTREAM, stray: true, ..refusal(env, numbers) };
     }
-    if hold && flow.is_unconfirmed() && segment.ack != flow.pod_start {
-        // Not of this handshake: for all we know, of another one that the pod answered for the same tuple.
+    if hold && flow.may_open_another(segment) {
         return Decision::WAIT;
     }
     let now = env.now_ns();
@@ -274,7 +297,7 @@ fn client_segment<E: Env>(
         return Decision::WAIT;
     }
     // The client's next byte is what the pod expects, unless it is sent again; then the pod's challenge is answered exactly.
-    let pod_seq = if flow.pod_ack_is_unknown() { segment.seq } else { flow.pod_ack };
+    let pod_seq = flow.pod_expects(segment);
     let numbers = ResetNumbers { client_seq: segment.ack, client_ack: 0, pod_seq, pod_ack: segment.ack };
     let mut decision = conclude(env, flow, opinion, &policy, key.pod_port, now, numbers);
     if decision.act == Act::Pass {
@@ -307,11 +330,7 @@ fn pod_segment<E: Env>(
         flow.bytes_from_pod += u64::from(segment.payload_len);
         return Decision::PASS;
     }
-    let mut policy = policy(env, endpoint, key);
-    if flow.flags & flow_flags::OWN_PROBE != 0 {
-        // Whatever the server answers to a check is for the agent to judge.
-        policy.exempt = Reason::PROBE;
-    }
+    let policy = policy(env, endpoint, key, flow.flags);
     let hold = policy.is_enforced() && env.enforcement() == Enforcement::ENFORCE;
     let window = if segment.payload_len > 0 && matches!(flow.state, FlowState::OPEN | FlowState::HELLO) {
         env.window(segment, flow.pod_start, POD_PREFIX)
@@ -413,19 +432,30 @@ fn unknown_flow<E: Env>(
     if segment.payload_len == 0 || endpoint.flags & endpoint_flags::LEARNING != 0 {
         return Decision::PASS;
     }
-    if !policy(env, endpoint, key).is_enforced() {
+    let policy = policy(env, endpoint, key, 0);
+    if !policy.is_enforced() {
         return Decision::PASS;
     }
-    if full && env.enforcement() == Enforcement::ENFORCE {
+    match env.enforcement() {
+        // It goes on, so it gets an entry: one connection is counted and told of once.
+        Enforcement::AUDIT => {
+            let now = env.now_ns();
+            let mut flow = Flow::unseen(endpoint, now);
+            let opinion = Opinion::Refuse(Reason::MIDSTREAM);
+            let decision = conclude(env, &mut flow, opinion, &policy, key.pod_port, now, numbers);
+            env.insert_flow(key, &flow);
+            Decision { carried: flow.carried(), ..decision }
+        }
         // Without an entry nothing can be judged, so data waits.
-        return Decision {
-            act: Act::Drop,
-            verdict: Verdict::DROP,
-            reason: Reason::UNDECIDED,
-            ..Decision::PASS
-        };
+        Enforcement::ENFORCE if full => {
+            Decision { act: Act::Drop, verdict: Verdict::DROP, reason: Reason::UNDECIDED, ..Decision::PASS }
+        }
+        // No entry: whoever sends such packets would push out the connections that are just being opened.
+        Enforcement::ENFORCE => {
+            let report = env.action() == Action::RESET;
+            Decision { reason: Reason::MIDSTREAM, report, stray: !report, ..refusal(env, numbers) }
+        }
     }
-    Decision { reason: Reason::MIDSTREAM, report: true, ..refusal(env, numbers) }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 
 use crate::datapath::HelloPart;
 use crate::event::HELLO_PARTS;
-use crate::map::{Flow, FlowState, HalfOpen, TrafficClass, flow_flags};
+use crate::map::{Endpoint, Flow, FlowState, HalfOpen, TrafficClass, flow_flags, half_open_flags};
 use crate::tcp::{ACK, FIN, Segment, URG, is_before, overlap};
 use crate::tls::{self, CLIENT_PREFIX, POD_PREFIX};
 use crate::{Mode, Reason, Verdict};
@@ -150,10 +150,29 @@ impl Flow {
             client_prefix: [0; 6],
             client_mask: 0,
             pod_judged: 0,
-            flags: 0,
+            flags: if half_open.flags & half_open_flags::COOKIE == 0 { 0 } else { flow_flags::COOKIE },
             hello_sent: 0,
             hello_parts: 0,
             counted_class: 0,
+        }
+    }
+
+    /// A connection of which nothing was seen before the packet at hand.
+    #[inline(always)]
+    #[must_use]
+    pub fn unseen(endpoint: &Endpoint, now_ns: u64) -> Self {
+        Self {
+            client_start: 0,
+            pod_start: 0,
+            pod_ack: 0,
+            state: FlowState::EXISTING,
+            fault: Reason::MIDSTREAM,
+            ..Self::open(
+                &HalfOpen { client_isn: 0, pod_isn: 0, flags: 0 },
+                endpoint.workload,
+                endpoint.generation,
+                now_ns,
+            )
         }
     }
 
@@ -163,6 +182,21 @@ impl Flow {
     #[must_use]
     pub fn is_unconfirmed(&self) -> bool {
         self.packets_from_pod == 0 && matches!(self.state, FlowState::OPEN | FlowState::HELLO)
+    }
+
+    /// Whether a segment might open a connection in the pod's stack that begins at another place than the one that is judged: for
+    /// all we know, of another handshake that the pod answered for the same tuple. Under SYN cookies the stack has a
+    /// socket only once it gets an acknowledgement of a cookie, and it takes the same cookie with several sequence numbers
+    /// (`net/ipv4/syncookies.c`: one for each MSS that it may stand for, and others of the minute before).
+    #[inline(always)]
+    #[must_use]
+    pub fn may_open_another(&self, segment: &Segment) -> bool {
+        let acknowledges = segment.ack == self.pod_start;
+        let elsewhere = segment.seq != self.client_start;
+        if self.flags & flow_flags::LOOK_AGAIN != 0 {
+            return acknowledges && elsewhere;
+        }
+        self.is_unconfirmed() && (!acknowledges || (elsewhere && self.flags & flow_flags::COOKIE != 0))
     }
 
     /// Whether the client has said something, and not enough to tell what it speaks.
@@ -188,7 +222,12 @@ impl Flow {
         {
             return Seen::READY;
         }
-        if segment.has(URG) {
+        if self.flags & flow_flags::LOOK_AGAIN != 0 && segment.ack != self.pod_start {
+            // A socket that the pod has just made of an old handshake has sent nothing that could be acknowledged, so it discards
+            // this; the one that is known takes it as ever.
+            return Seen::READY;
+        }
+        if segment.has(URG) && self.reaches_prefix(segment) {
             return self.condemn(Reason::MALFORMED);
         }
         let open = matches!(self.state, FlowState::OPEN);
@@ -212,12 +251,22 @@ impl Flow {
         seen
     }
 
+    /// Whether a segment's urgent pointer can point into the judged bytes: it counts from the segment's start, and the pod's
+    /// stack takes it from every segment that touches what it expects.
+    #[inline(always)]
+    const fn reaches_prefix(&self, segment: &Segment) -> bool {
+        let end = segment.seq.wrapping_add(segment.payload_len);
+        !is_before(end, self.client_start)
+            && is_before(segment.seq, self.client_start.wrapping_add(CLIENT_PREFIX))
+    }
+
     /// Holds the bytes of a window against the rule of each offset and against earlier copies.
     #[inline(always)]
     fn record_client(&mut self, window: &Window, now_ns: u64) -> Seen {
         // The pod's stack discards what it has acknowledged, so a changed copy of that does no harm: old keepalive probes
         // carry a garbage byte there.
-        let acked = if is_before(self.pod_ack, self.client_start) {
+        let acked = if self.flags & flow_flags::LOOK_AGAIN != 0 || is_before(self.pod_ack, self.client_start)
+        {
             0
         } else {
             self.pod_ack.wrapping_sub(self.client_start)
@@ -288,7 +337,9 @@ impl Flow {
     /// Keeps the pod's acknowledgement, the exact number for a reset towards it. Called for every segment of the pod.
     #[inline(always)]
     pub fn note_pod_ack(&mut self, segment: &Segment) {
-        if segment.has(ACK) && (self.pod_ack_is_unknown() || is_before(self.pod_ack, segment.ack)) {
+        let again = self.flags & flow_flags::LOOK_AGAIN != 0;
+        if segment.has(ACK) && (again || self.pod_ack_is_unknown() || is_before(self.pod_ack, segment.ack)) {
+            self.flags &= !flow_flags::LOOK_AGAIN;
             self.pod_ack = segment.ack;
             if segment.ack.wrapping_sub(self.client_start) >= CLIENT_PREFIX && self.client_mask == COMPLETE {
                 self.flags |= flow_flags::PREFIX_ACKED;
@@ -303,14 +354,28 @@ impl Flow {
         matches!(self.state, FlowState::EXISTING) && self.pod_ack == 0
     }
 
-    /// The pod's socket may be closed. Under SYN cookies an old third packet makes a new one, whose first bytes nobody has seen;
-    /// so copies of the first bytes are held against what is known again, until the pod acknowledges more.
+    /// The sequence number that the pod expects next of this segment's connection: for an exact reset towards it.
+    #[inline(always)]
+    #[must_use]
+    pub fn pod_expects(&self, segment: &Segment) -> u32 {
+        if self.pod_ack_is_unknown() {
+            segment.seq
+        } else if self.flags & flow_flags::LOOK_AGAIN != 0 && segment.ack == self.pod_start {
+            self.client_start
+        } else {
+            self.pod_ack
+        }
+    }
+
+    /// The pod's socket may be closed. Of a SYN cookie an old third packet makes a new one, whose first bytes nobody has seen; so
+    /// copies of the first bytes are held against what is known again, until the pod acknowledges more.
     #[inline(always)]
     pub fn look_again(&mut self) {
+        let acked_cookie = flow_flags::PREFIX_ACKED | flow_flags::COOKIE;
         // Beyond that the numbers of the first bytes are about to come again.
-        if self.flags & flow_flags::PREFIX_ACKED != 0 && self.bytes_to_pod < 1 << 30 {
+        if self.flags & acked_cookie == acked_cookie && self.bytes_to_pod < 1 << 30 {
             self.flags &= !(flow_flags::PREFIX_ACKED | flow_flags::SETTLED);
-            self.pod_ack = self.client_start;
+            self.flags |= flow_flags::LOOK_AGAIN;
         }
     }
 

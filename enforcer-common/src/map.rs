@@ -4,7 +4,7 @@
 use crate::{Address, Direction, Mode, Reason, Verdict};
 
 /// Version of the layout of all maps, part of the pin folder's name: raised with every change of a type here.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Makes a `repr(C)` map type with the derives that both sides need.
 macro_rules! map_type {
@@ -121,7 +121,16 @@ map_type! {
         pub client_isn: u32,
         /// The pod's initial sequence number.
         pub pod_isn: u32,
+        /// Bits of [`half_open_flags`].
+        pub flags: u32,
     }
+}
+
+/// Bits of [`HalfOpen::flags`].
+pub mod half_open_flags {
+    /// The SYN-ACK carried no socket: the pod's stack keeps nothing of the handshake, its number is a SYN cookie (`tcp_make_synack`
+    /// ties any other to its request). The same is said where packets of the pod carry no sockets at all.
+    pub const COOKIE: u32 = 1;
 }
 
 map_type! {
@@ -129,8 +138,8 @@ map_type! {
     pub struct Outbound {
         /// The pod's initial sequence number, host byte order; 0 when the connection was found open.
         pub pod_isn: u32,
-        /// Zero.
-        pub reserved: u32,
+        /// Of [`flow_flags`], those FINs that went by.
+        pub fins: u32,
     }
 }
 
@@ -221,7 +230,7 @@ map_type! {
 
 /// Bits of [`Flow::flags`].
 pub mod flow_flags {
-    /// The pod sent a SYN-ACK with new numbers for this tuple: the next exact ACK starts a new flow.
+    /// Of earlier layouts: the pod sent a SYN-ACK with new numbers for this tuple.
     pub const REOPENING: u16 = 1;
     /// The pod acknowledged all six judged bytes: later copies of them are discarded by its stack.
     pub const PREFIX_ACKED: u16 = 2;
@@ -241,6 +250,13 @@ pub mod flow_flags {
     pub const TAGGED: u16 = 256;
     /// The pod's socket is closed: whatever the client still says is for no one.
     pub const GONE: u16 = 512;
+    /// A packet of it came from a socket that may probe: the kubelet's, or where that is not known any of the node's.
+    pub const NODE_PROBE: u16 = 1024;
+    /// The pod's socket may be another one, made of an old handshake: what it takes for its first bytes is held against the known
+    /// ones again, until the pod acknowledges something.
+    pub const LOOK_AGAIN: u16 = 2048;
+    /// Of [`super::half_open_flags::COOKIE`].
+    pub const COOKIE: u16 = 4096;
 }
 
 map_type! {
@@ -341,8 +357,8 @@ map_type! {
 }
 
 map_type! {
-    /// Value of `RESET_BUDGET` (one entry) and `CLIENT_RESETS` (one for each client): how many resets were asked for in the
-    /// current second.
+    /// Value of `RESET_BUDGET` (one entry) and part of that of `CLIENT_RESETS`: how many resets were asked for in the current
+    /// second.
     pub struct ResetBudget {
         /// When the current second began, ns.
         pub window_ns: u64,
@@ -352,15 +368,29 @@ map_type! {
 }
 
 map_type! {
+    /// Value of `CLIENT_RESETS`, one for each client.
+    pub struct ClientBudget {
+        /// Its resets.
+        pub resets: ResetBudget,
+        /// When a packet of it that belongs to no connection was told of last, ns.
+        pub told_ns: u64,
+    }
+}
+
+map_type! {
     /// Value of `EVENT_BUDGET` (one entry per CPU): what became of the events.
     pub struct EventBudget {
         /// When the current second began, ns.
         pub window_ns: u64,
-        /// Events sent since.
+        /// Verdicts and ends of connections sent since.
         pub sent: u64,
-        /// Events that were not sent because of the rate limit, in all.
+        /// Pieces of hellos sent since.
+        pub hellos_sent: u64,
+        /// Verdicts and ends that were not sent because of the rate limit, in all.
         pub suppressed: u64,
-        /// Events that found the ring buffer full, in all.
+        /// Pieces of hellos that were not sent because of it, in all.
+        pub hellos_suppressed: u64,
+        /// Records of either kind that found the ring buffer full, in all.
         pub lost: u64,
     }
 }

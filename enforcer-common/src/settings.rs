@@ -4,7 +4,11 @@ use crate::event::HELLO_LIMIT;
 use crate::map::map_type;
 
 /// Socket mark (`SO_MARK`) of the agent's own certificate checks, so that they are counted as `PROBE`, never as a client.
-pub const OWN_PROBE_MARK: u32 = 0x656e_6672;
+pub const OWN_PROBE_MARK: u32 = 0x0000_10e5;
+
+/// The bits of a packet's mark that say so. They are none of those that others on a node set or clear on every packet: the
+/// upper half (Calico, Cilium's identities), 0xc000 (kube-proxy), 0x2000 (the port mapping plug-in), 0x0f00 (Cilium).
+pub const OWN_PROBE_MASK: u32 = 0x0000_10ff;
 
 /// Whether verdicts are carried out.
 #[repr(u32)]
@@ -62,6 +66,8 @@ map_type! {
         pub resets_per_second_per_client: u32,
         /// How many bytes of the stream of a TLS client go to user space, at most [`crate::event::HELLO_LIMIT`]; 0: none.
         pub hello_bytes: u32,
+        /// Id of the cgroup (v2) whose sockets may probe: the kubelet's. 0: those of every process of the node.
+        pub probe_cgroup: u64,
     }
 }
 
@@ -78,5 +84,6 @@ impl Settings {
         events_per_second: 10_000,
         resets_per_second_per_client: 1_000,
         hello_bytes: HELLO_LIMIT,
+        probe_cgroup: 0,
     };
 }

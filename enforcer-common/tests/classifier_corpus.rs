@@ -64,7 +64,7 @@ fn strict() -> Policy {
 }
 
 fn open() -> Flow {
-    Flow::open(&HalfOpen { client_isn: ISN, pod_isn: POD_ISN }, 1, 1, 0)
+    Flow::open(&HalfOpen { client_isn: ISN, pod_isn: POD_ISN, flags: 0 }, 1, 1, 0)
 }
 
 fn window(segment: &Segment, bytes: &[u8], start: u32, limit: u32) -> Window {

@@ -8,11 +8,11 @@ use enforcer_common::datapath::{Env, FlowTables};
 use enforcer_common::event::HELLO_LIMIT;
 use enforcer_common::flow::Window;
 use enforcer_common::map::{ExemptKind, Flow, FlowKey, HalfOpen, Outbound, PortKey, PortMode, SocketTag};
-use enforcer_common::settings::{Action, Enforcement, OWN_PROBE_MARK};
+use enforcer_common::settings::{Action, Enforcement, OWN_PROBE_MARK, OWN_PROBE_MASK};
 use enforcer_common::tcp::{Segment, overlap};
 
 use crate::skb::{Skb, bounded};
-use crate::tables::{self, FLOWS, HALF_OPEN, OUTBOUND, PORT_MODES, SettingsRef, TRANSIENT};
+use crate::tables::{self, BPF_NOEXIST, FLOWS, HALF_OPEN, OUTBOUND, OUTBOUND_ENDED, PORT_MODES, SettingsRef, TRANSIENT};
 
 /// The maps and one packet.
 pub struct SkbEnv<'a> {
@@ -67,17 +67,34 @@ macro_rules! flow_tables {
             }
 
             #[inline(always)]
-            fn insert_flow(&self, key: &FlowKey, flow: &Flow) -> bool {
-                TRANSIENT.insert(key, flow, 0).is_ok()
+            fn open_flow(&self, key: &FlowKey, flow: &Flow) -> Option<FlowRef> {
+                // Refused when there is one, or when the table takes no more: the look-up tells which.
+                let _ = TRANSIENT.insert(key, flow, BPF_NOEXIST);
+                TRANSIENT.get_ptr_mut(key).map(FlowRef)
+            }
+
+            #[inline(always)]
+            fn insert_flow(&self, key: &FlowKey, flow: &Flow) {
+                let _ = TRANSIENT.insert(key, flow, 0);
             }
 
             #[inline(always)]
             fn protect(&self, key: &FlowKey, flow: &Flow) -> bool {
-                FLOWS.insert(key, flow, 0).is_ok()
+                let fits = FLOWS.insert(key, flow, 0).is_ok();
+                if fits {
+                    let _ = TRANSIENT.remove(key);
+                }
+                fits
             }
 
             #[inline(always)]
             fn unprotect(&self, key: &FlowKey) {
+                let _ = FLOWS.remove(key);
+            }
+
+            #[inline(always)]
+            fn remove_flow(&self, key: &FlowKey) {
+                let _ = TRANSIENT.remove(key);
                 let _ = FLOWS.remove(key);
             }
         }
@@ -88,6 +105,11 @@ flow_tables!(TableEnv);
 flow_tables!(SkbEnv<'_>);
 
 impl Env for SkbEnv<'_> {
+    #[inline(always)]
+    fn has_socket(&self) -> bool {
+        !self.skb.socket().is_null()
+    }
+
     #[inline(always)]
     fn tag_socket(&self, key: &FlowKey, pod_start: u32) -> bool {
         tables::tag_socket(self.skb, &SocketTag { key: *key, pod_start })
@@ -110,18 +132,27 @@ impl Env for SkbEnv<'_> {
     }
 
     #[inline(always)]
-    fn is_outbound(&self, key: &FlowKey) -> bool {
-        OUTBOUND.get_ptr(key).is_some()
+    fn outbound(&self, key: &FlowKey) -> Option<Outbound> {
+        let entry = OUTBOUND.get_ptr(key).or_else(|| OUTBOUND_ENDED.get_ptr(key));
+        // SAFETY: the pointer comes from one of the maps; the entry is copied at once.
+        entry.map(|entry| unsafe { *entry })
     }
 
     #[inline(always)]
-    fn insert_outbound(&self, key: &FlowKey, pod_isn: u32) {
-        let _ = OUTBOUND.insert(key, Outbound { pod_isn, reserved: 0 }, 0);
+    fn insert_outbound(&self, key: &FlowKey, outbound: &Outbound) {
+        let _ = OUTBOUND.insert(key, outbound, 0);
+    }
+
+    #[inline(always)]
+    fn end_outbound(&self, key: &FlowKey, outbound: &Outbound) {
+        let _ = OUTBOUND_ENDED.insert(key, outbound, 0);
+        let _ = OUTBOUND.remove(key);
     }
 
     #[inline(always)]
     fn remove_outbound(&self, key: &FlowKey) {
         let _ = OUTBOUND.remove(key);
+        let _ = OUTBOUND_ENDED.remove(key);
     }
 
     #[inline(always)]
@@ -163,9 +194,19 @@ impl Env for SkbEnv<'_> {
     }
 
     #[inline(always)]
-    fn is_own_probe(&self) -> bool {
-        // A mark does not cross network namespaces, so only a socket of the node itself can carry this one.
-        self.skb.mark() == OWN_PROBE_MARK
+    fn is_own_probe(&self, _key: &FlowKey) -> bool {
+        // A mark does not cross network namespaces, so only a socket of the node itself can carry this one. Others on the node
+        // write marks of theirs beside it.
+        self.skb.mark() & OWN_PROBE_MASK == OWN_PROBE_MARK
+    }
+
+    #[inline(always)]
+    fn is_node_probe(&self, key: &FlowKey) -> bool {
+        if !tables::is_sent_from(self.skb, key.client_port) {
+            return false;
+        }
+        let wanted = self.settings.probe_cgroup();
+        wanted == 0 || self.skb.cgroup() == wanted
     }
 
     #[inline(always)]

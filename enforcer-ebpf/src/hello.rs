@@ -6,7 +6,7 @@ use enforcer_common::event::{CHUNK_BYTES, EventKind, HELLO_LIMIT, HelloChunk};
 use enforcer_common::map::Endpoint;
 
 use crate::packet::Packet;
-use crate::report::{lose, spend};
+use crate::report::{Telling, lose, spend};
 use crate::skb::{Skb, bounded};
 use crate::tables::{EVENT_BUDGET, EVENTS};
 
@@ -38,7 +38,7 @@ fn chunk(skb: &Skb, packet: &Packet, endpoint: &Endpoint, decision: &mut Decisio
     };
     // SAFETY: the helper has no arguments.
     let now = unsafe { bpf_ktime_get_ns() };
-    if !spend(budget, now) {
+    if !spend(budget, now, Telling::Hello) {
         return;
     }
     let Some(mut record) = EVENTS.reserve_untyped::<HelloChunk>(0) else {

@@ -63,7 +63,8 @@ fn run(skb: &Skb, direction: Direction) -> i32 {
     };
     let endpoint = match tables::endpoint(pod) {
         Some(endpoint) if endpoint.ifindex == 0 || endpoint.ifindex == skb.ifindex() => endpoint,
-        None if direction == Direction::TO_POD
+        // One that lives behind another interface is unknown on this one.
+        _ if direction == Direction::TO_POD
             && tables::settings().unknown_pods() == UnknownPods::STRICT =>
         {
             Endpoint::UNKNOWN
@@ -155,6 +156,19 @@ fn keep(kept: &mut Decision, decision: Decision) -> bool {
 #[inline(always)]
 fn act(skb: &Skb, work: &mut Work, direction: Direction) -> i32 {
     let Work { packet, endpoint, decision } = work;
+    if decision.pending && !report::pending(skb, packet) {
+        // Nobody would look again, should the client fall silent: it has to say this once more when there is room.
+        *decision = Decision {
+            act: Act::Drop,
+            verdict: Verdict::DROP,
+            reason: Reason::UNDECIDED,
+            stray: true,
+            ..Decision::PASS
+        };
+    }
+    if decision.stray {
+        decision.report = report::is_told(packet);
+    }
     if decision.verdict != Verdict::NONE {
         report::debug_line(skb, packet, decision);
         report::limit_resets(packet, decision);
@@ -163,9 +177,6 @@ fn act(skb: &Skb, work: &mut Work, direction: Direction) -> i32 {
     if decision.report {
         report::client(packet, endpoint.workload, decision);
         report::event(skb, packet, endpoint, decision);
-    }
-    if decision.pending {
-        report::pending(skb, packet);
     }
     if decision.end {
         report::end(&packet.key, direction, endpoint, decision);

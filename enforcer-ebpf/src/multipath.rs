@@ -4,7 +4,7 @@
 //! In a multipath connection the place of a byte in the TCP stream says nothing about its place in what the application
 //! reads, so that the first bytes seen here need not be the first ones there.
 
-use enforcer_common::tcp::{SYN, Segment};
+use enforcer_common::tcp::{ACK, SYN, Segment};
 
 use crate::packet::Packet;
 use crate::skb::{Skb, bounded};
@@ -17,10 +17,10 @@ const UNKNOWN: u8 = 78;
 const TCP_LEN: u32 = 20;
 const MAX_TCP_LEN: u32 = 60;
 
-/// Whether a segment may ask for multipath TCP.
+/// Whether a segment may ask for multipath TCP. The answers to the pod's own SYNs are its own affair.
 #[inline(always)]
 pub fn may_ask(segment: &Segment, packet: &Packet) -> bool {
-    segment.has(SYN) && packet.payload_offset - packet.tcp_offset > TCP_LEN
+    segment.has(SYN) && !segment.has(ACK) && packet.payload_offset - packet.tcp_offset > TCP_LEN
 }
 
 /// Renames the option in a SYN.

@@ -123,7 +123,7 @@ pub enum Layer {
     Ip,
     /// None of our business.
     Other,
-    /// More VLAN tags than are stepped over.
+    /// More VLAN tags than are stepped over, or a header that cannot be read.
     TooDeep,
 }
 
@@ -141,7 +141,7 @@ fn is_vlan(ethertype: u16) -> bool {
     ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_QINQ
 }
 
-/// The type of what is behind the VLAN tags, its addresses filled in; a VLAN's type where there are too many.
+/// The type of what is behind the VLAN tags, its addresses filled in; a VLAN's type where it cannot be told.
 #[inline(always)]
 fn addresses(skb: &Skb, network: &mut Network) -> Option<u16> {
     if skb.linear_len() < ETHERNET_LEN + IPV6_LEN && skb.linear_len() < skb.len() {
@@ -163,7 +163,9 @@ fn addresses(skb: &Skb, network: &mut Network) -> Option<u16> {
     }
     match ethertype {
         ETHERTYPE_IPV4 => {
-            let header = skb.read::<Ipv4>(offset)?;
+            let Some(header) = skb.read::<Ipv4>(offset) else {
+                return unread(skb, offset + IPV4_MIN_LEN);
+            };
             if header.protocol != PROTOCOL_TCP {
                 return None;
             }
@@ -171,7 +173,9 @@ fn addresses(skb: &Skb, network: &mut Network) -> Option<u16> {
             network.destination = Address::from_v4(header.destination);
         }
         ETHERTYPE_IPV6 => {
-            let header = skb.read::<Ipv6>(offset)?;
+            let Some(header) = skb.read::<Ipv6>(offset) else {
+                return unread(skb, offset + IPV6_LEN);
+            };
             network.source = Address::from_v6(header.source);
             network.destination = Address::from_v6(header.destination);
             network.is_v6 = true;
@@ -181,6 +185,12 @@ fn addresses(skb: &Skb, network: &mut Network) -> Option<u16> {
     }
     network.ip_offset = offset;
     Some(ethertype)
+}
+
+/// A header that is there and cannot be read (no memory to make it linear) may be anybody's; one that is not there is none.
+#[inline(always)]
+fn unread(skb: &Skb, end: u32) -> Option<u16> {
+    if skb.len() >= end { Some(ETHERTYPE_VLAN) } else { None }
 }
 
 /// The TCP part of a packet to or from a listed endpoint.

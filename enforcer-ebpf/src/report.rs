@@ -7,7 +7,7 @@ use aya_log_ebpf::debug;
 use enforcer_common::datapath::{Act, Decision};
 use enforcer_common::event::{Event, EventKind, HEAD_BYTES};
 use enforcer_common::map::{
-    Client, ClientKey, Counter, CounterKey, Endpoint, EventBudget, FlowKey, Pending, ResetBudget,
+    Client, ClientBudget, ClientKey, Counter, CounterKey, Endpoint, EventBudget, FlowKey, Pending, ResetBudget,
     WorkloadCounterKey,
 };
 use enforcer_common::{Direction, Reason, Verdict};
@@ -15,12 +15,10 @@ use enforcer_common::{Direction, Reason, Verdict};
 use crate::packet::Packet;
 use crate::skb::{Skb, bounded};
 use crate::tables::{
-    CLIENT_RESETS, CLIENTS, COUNTERS, EVENT_BUDGET, EVENTS, PENDING, RESET_BUDGET, WORKLOAD_COUNTERS,
+    BPF_NOEXIST, CLIENT_RESETS, CLIENTS, COUNTERS, EEXIST, EVENT_BUDGET, EVENTS, PENDING, RESET_BUDGET, WORKLOAD_COUNTERS,
     settings,
 };
 
-/// An entry that is there stays (`BPF_NOEXIST`).
-const BPF_NOEXIST: u64 = 1;
 const SECOND_NS: u64 = 1_000_000_000;
 
 /// Turns a reset into a drop when this second's resets are spent: its client's, or the node's. The client's are looked at first,
@@ -34,9 +32,13 @@ pub fn limit_resets(packet: &Packet, decision: &mut Decision) {
     let now = unsafe { bpf_ktime_get_ns() };
     let client = &packet.key.client;
     let of_client = match CLIENT_RESETS.get_ptr_mut(client) {
-        Some(budget) => spend_reset(budget, now, settings().resets_per_second_per_client()),
+        // SAFETY: the pointer comes from the map.
+        Some(budget) => unsafe {
+            spend_reset(&raw mut (*budget).resets, now, settings().resets_per_second_per_client())
+        },
         None => {
-            let _ = CLIENT_RESETS.insert(client, ResetBudget { window_ns: now, sent: 1 }, 0);
+            let resets = ResetBudget { window_ns: now, sent: 1 };
+            let _ = CLIENT_RESETS.insert(client, ClientBudget { resets, told_ns: 0 }, 0);
             settings().resets_per_second_per_client() > 0
         }
     };
@@ -48,6 +50,29 @@ pub fn limit_resets(packet: &Packet, decision: &mut Decision) {
         decision.act = Act::Drop;
         decision.verdict = Verdict::DROP;
         decision.reason = Reason::RESET_LIMIT;
+    }
+}
+
+/// Whether a packet that belongs to no connection is told of: once a second for each client.
+#[inline(never)]
+pub fn is_told(packet: &Packet) -> bool {
+    // SAFETY: the helper has no arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let client = &packet.key.client;
+    match CLIENT_RESETS.get_ptr_mut(client) {
+        // SAFETY: the pointer comes from the map. CPUs that write at once may tell of a packet more.
+        Some(budget) => unsafe {
+            let told = (*budget).told_ns == 0 || now.wrapping_sub((*budget).told_ns) >= SECOND_NS;
+            if told {
+                (*budget).told_ns = now;
+            }
+            told
+        },
+        None => {
+            let resets = ResetBudget { window_ns: 0, sent: 0 };
+            let _ = CLIENT_RESETS.insert(client, ClientBudget { resets, told_ns: now }, 0);
+            true
+        }
     }
 }
 
@@ -97,21 +122,25 @@ fn add(counter: *mut Counter, by: &Counter) {
     }
 }
 
-/// Notes a client that has not said enough. Tagged frames are left out: whoever looks again could not make one like them.
+/// Notes a client that has not said enough; false when there is no room, so that nobody would look again. Tagged frames are
+/// left out: whoever looks again could not make one like them.
 #[inline(never)]
-pub fn pending(skb: &Skb, packet: &Packet) {
+pub fn pending(skb: &Skb, packet: &Packet) -> bool {
     if packet.ip_offset != 14 {
-        return;
+        return true;
     }
     let mut frame = [0_u8; 14];
     if !skb.load(0, frame.as_mut_ptr(), 14) {
-        return;
+        return true;
     }
     // SAFETY: the helper has no arguments.
     let since_ns = unsafe { bpf_ktime_get_ns() };
     let entry = Pending { since_ns, ifindex: skb.ifindex(), frame, reserved: [0; 6] };
-    // One that is there already stays, and a full table takes none: its flow is judged at its next packet.
-    let _ = PENDING.insert(packet.key, entry, BPF_NOEXIST);
+    // One that is there already stays.
+    match PENDING.insert(packet.key, entry, BPF_NOEXIST) {
+        Ok(()) => true,
+        Err(error) => i64::from(error) == EEXIST,
+    }
 }
 
 /// Enters a client under what it speaks.
@@ -146,16 +175,38 @@ pub fn client(packet: &Packet, workload: u32, decision: &Decision) {
     }
 }
 
+/// What a record tells: what it may take of this second's budget.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Telling {
+    /// A refusal: all of it, so that no load of allowed connections silences refusals.
+    Refusal,
+    /// Any other verdict, or an end: three quarters.
+    Rest,
+    /// A piece of a hello, which has a budget of its own.
+    Hello,
+}
+
 /// Takes one record out of this second's budget.
 #[inline(always)]
-pub fn spend(budget: *mut EventBudget, now: u64) -> bool {
+pub fn spend(budget: *mut EventBudget, now: u64, telling: Telling) -> bool {
+    let all = u64::from(settings().events_per_second());
     // SAFETY: the pointer comes from a per-CPU map: no other CPU writes this value.
     unsafe {
         if now - (*budget).window_ns >= SECOND_NS {
             (*budget).window_ns = now;
             (*budget).sent = 0;
+            (*budget).hellos_sent = 0;
         }
-        if (*budget).sent >= u64::from(settings().events_per_second()) {
+        if telling == Telling::Hello {
+            if (*budget).hellos_sent >= all {
+                (*budget).hellos_suppressed += 1;
+                return false;
+            }
+            (*budget).hellos_sent += 1;
+            return true;
+        }
+        let limit = if telling == Telling::Refusal { all } else { all - (all >> 2) };
+        if (*budget).sent >= limit {
             (*budget).suppressed += 1;
             return false;
         }
@@ -168,10 +219,7 @@ pub fn spend(budget: *mut EventBudget, now: u64) -> bool {
 #[inline(always)]
 pub fn lose(budget: *mut EventBudget) {
     // SAFETY: as above.
-    unsafe {
-        (*budget).sent -= 1;
-        (*budget).lost += 1;
-    }
+    unsafe { (*budget).lost += 1 };
 }
 
 /// Reports the end of a connection, with its last verdict.
@@ -182,7 +230,7 @@ pub fn end(key: &FlowKey, direction: Direction, endpoint: &Endpoint, decision: &
     };
     // SAFETY: the helper has no arguments.
     let now = unsafe { bpf_ktime_get_ns() };
-    if !spend(budget, now) {
+    if !spend(budget, now, Telling::Rest) {
         return;
     }
     let Some(mut record) = EVENTS.reserve(0) else {
@@ -235,7 +283,8 @@ pub fn event(skb: &Skb, packet: &Packet, endpoint: &Endpoint, decision: &Decisio
     };
     // SAFETY: the helper has no arguments.
     let now = unsafe { bpf_ktime_get_ns() };
-    if !spend(budget, now) {
+    let telling = if decision.verdict == Verdict::ALLOW { Telling::Rest } else { Telling::Refusal };
+    if !spend(budget, now, telling) {
         return;
     }
     let Some(mut record) = EVENTS.reserve(0) else {

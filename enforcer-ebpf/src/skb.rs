@@ -6,8 +6,8 @@ use core::mem::size_of;
 
 use aya_ebpf::bindings::{__sk_buff, bpf_sock};
 use aya_ebpf::helpers::generated::{
-    bpf_clone_redirect, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_skb_change_tail,
-    bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
+    bpf_clone_redirect, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_skb_cgroup_id,
+    bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
 
@@ -75,6 +75,13 @@ impl Skb {
     pub fn socket(&self) -> *mut bpf_sock {
         // SAFETY: as above.
         unsafe { (*self.raw).__bindgen_anon_2.sk }
+    }
+
+    /// Id of the cgroup (v2) of the socket that sent the packet; 0 where it carries none.
+    #[inline(always)]
+    pub fn cgroup(&self) -> u64 {
+        // SAFETY: the helper checks its arguments.
+        unsafe { bpf_skb_cgroup_id(self.raw) }
     }
 
     /// Whether the packet is a batch of segments that the stack has not split yet.

@@ -11,14 +11,20 @@ use aya_ebpf::macros::btf_map;
 use enforcer_common::datapath::Decision;
 use enforcer_common::event::Event;
 use enforcer_common::map::{
-    Client, ClientKey, Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow, FlowKey, HalfOpen,
-    Outbound, Pending, PortKey, PortMode, ResetBudget, SocketTag, WorkloadCounterKey,
+    Client, ClientBudget, ClientKey, Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow, FlowKey,
+    HalfOpen, Outbound, Pending, PortKey, PortMode, ResetBudget, SocketTag, WorkloadCounterKey,
 };
 use enforcer_common::settings::{Action, Enforcement, Settings, UnknownPods};
 use enforcer_common::{Address, Mode};
 
 use crate::packet::Packet;
 use crate::skb::Skb;
+
+/// An entry that is there stays (`BPF_NOEXIST`).
+pub const BPF_NOEXIST: u64 = 1;
+/// That one is there.
+pub const EEXIST: i64 = -17;
+const IPPROTO_TCP: u32 = 6;
 
 /// Pod address -> its policy.
 #[btf_map]
@@ -44,6 +50,9 @@ pub static SOCKETS: SkStorage<SocketTag> = SkStorage::new();
 /// Connections that pods opened themselves.
 #[btf_map]
 pub static OUTBOUND: LruHashMap<FlowKey, Outbound, 131072> = LruHashMap::new();
+/// Those that are over: packets may still be on their way.
+#[btf_map]
+pub static OUTBOUND_ENDED: LruHashMap<FlowKey, Outbound, 16384> = LruHashMap::new();
 /// The node's counters.
 #[btf_map]
 pub static COUNTERS: PerCpuHashMap<CounterKey, Counter, 512> = PerCpuHashMap::new();
@@ -65,9 +74,9 @@ pub static PENDING: HashMap<FlowKey, Pending, 4096> = HashMap::new();
 /// Resets of the current second.
 #[btf_map]
 pub static RESET_BUDGET: Array<ResetBudget, 1> = Array::new();
-/// Resets of the current second by the client that they answer.
+/// Resets of the current second by the client that they answer, and when it was told of last.
 #[btf_map]
-pub static CLIENT_RESETS: LruHashMap<Address, ResetBudget, 16384> = LruHashMap::new();
+pub static CLIENT_RESETS: LruHashMap<Address, ClientBudget, 16384> = LruHashMap::new();
 /// What became of the events.
 #[btf_map]
 pub static EVENT_BUDGET: PerCpuArray<EventBudget, 1> = PerCpuArray::new();
@@ -147,6 +156,21 @@ pub fn tag_socket(skb: &Skb, tag: &SocketTag) -> bool {
         kept.write(*tag);
     }
     true
+}
+
+/// Whether the packet still carries the TCP socket that sent it from this local port. A packet that is only forwarded carries
+/// none, and a socket that writes its own headers has no such port.
+#[inline(always)]
+pub fn is_sent_from(skb: &Skb, port: u16) -> bool {
+    let socket = skb.socket();
+    if socket.is_null() {
+        return false;
+    }
+    // SAFETY: the verifier holds the pointers against null.
+    unsafe {
+        let full = bpf_sk_fullsock(socket);
+        !full.is_null() && (*full).protocol == IPPROTO_TCP && (*full).src_port == u32::from(port)
+    }
 }
 
 /// Makes an empty tag on a socket.
@@ -234,5 +258,9 @@ impl SettingsRef {
     setting!(
         /// How many bytes of the stream of a TLS client go to user space.
         hello_bytes: u32
+    );
+    setting!(
+        /// Id of the cgroup whose sockets may probe; 0: any.
+        probe_cgroup: u64
     );
 }

@@ -9,7 +9,7 @@ mod interfaces;
 mod kernel_log;
 pub mod pods;
 mod reconcile;
-mod retired;
+pub(crate) mod retired;
 mod snapshot;
 pub mod state;
 pub mod tables;
@@ -31,8 +31,10 @@ use self::gap::Gaps;
 use self::pods::SourceState;
 use self::state::State;
 use self::tables::{ExistingFlows, Tables};
+use crate::certificate::report::PodPort;
 use crate::datapath::addresses::AddressWatch;
 use crate::datapath::desired::{self, Desired, Facts, GonePod, WorkloadIds};
+use crate::datapath::kubelet::KubeletCgroup;
 use crate::datapath::load::OpenError;
 use crate::datapath::lock::LockError;
 use crate::datapath::memory;
@@ -60,6 +62,8 @@ pub struct Config {
     pub objects: desired::Options,
     /// What the kernel side is told; the agent fills heartbeat and pid in.
     pub settings: Settings,
+    /// Whose sockets may probe pods.
+    pub kubelet_cgroup: KubeletCgroup,
     /// What happens to connections that were open before.
     pub existing: ExistingFlows,
     /// Remove everything at the end.
@@ -94,10 +98,13 @@ struct Agent {
     /// Problems of the objects and their source, and of the node.
     source_problems: Vec<String>,
     source_warnings: Vec<String>,
+    /// Port entries that do nothing.
+    port_warnings: BTreeSet<String>,
     hooks: hooks::Hooks,
     retired: retired::Retired,
-    /// Of the certificate checks.
+    /// Of the certificate checks, and of the search for the kubelet.
     checks_problem: Option<String>,
+    probers_problem: Option<&'static str>,
     looks: interfaces::Looks,
     /// Interfaces that could not be hooked.
     failed: BTreeMap<u32, interfaces::Failed>,
@@ -106,6 +113,7 @@ struct Agent {
     aging: aging::Aging,
     /// What an earlier layout left is still pinned.
     unretired: bool,
+    kept: retired::Kept,
     /// Policy that the maps did not take.
     refused: BTreeSet<String>,
     started: Timestamp,
@@ -156,6 +164,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         telemetry.shared().clone(),
         config.open.bpffs.clone(),
         config.state_dir.clone(),
+        config.telemetry.node.clone(),
     ));
     let mut agent = Agent::new(config, datapath, tables, telemetry.shared().clone())?;
     agent.sockets_problem = sockets_problem;
@@ -275,14 +284,17 @@ impl Agent {
             unsupported: BTreeMap::new(),
             source_problems: Vec::new(),
             source_warnings: Vec::new(),
+            port_warnings: BTreeSet::new(),
             hooks: hooks::Hooks::default(),
             retired: retired::Retired::default(),
             checks_problem: None,
+            probers_problem: None,
             looks: interfaces::Looks::default(),
             failed: BTreeMap::new(),
             sockets_problem: None,
             aging: aging::Aging::default(),
             unretired: true,
+            kept: retired::Kept::restore(&last.retired),
             refused: BTreeSet::new(),
             started: Timestamp::now(),
             policy_applied: None,
@@ -332,10 +344,10 @@ impl Agent {
     /// Takes over what the certificate checks found: which ports are closed, and what a person should look at.
     fn take_checks(&mut self, certificates: &Certificates) -> anyhow::Result<()> {
         let (blocked, passed) = certificates.closed();
-        for (pod, port) in blocked.difference(&self.facts.blocked) {
+        for PodPort { pod, port, .. } in blocked.difference(&self.facts.blocked) {
             warn!(%pod, port, "port is blocked: its server failed the certificate check; see enforcer certs");
         }
-        for (pod, port) in self.facts.blocked.difference(&blocked) {
+        for PodPort { pod, port, .. } in self.facts.blocked.difference(&blocked) {
             info!(%pod, port, "port is open again: its server passed the certificate check");
         }
         self.checks_problem = certificates.problem();
@@ -365,9 +377,24 @@ impl Agent {
     }
 
     fn heartbeat(&mut self) -> anyhow::Result<()> {
+        self.find_probers();
         let settings =
             Settings { heartbeat_ns: monotonic_ns(), agent_pid: std::process::id(), ..self.config.settings };
         Ok(self.tables.set_settings(&settings)?)
+    }
+
+    /// The kubelet gets a new cgroup when it is restarted.
+    fn find_probers(&mut self) {
+        let found = self.config.kubelet_cgroup.find();
+        if found.missing {
+            let text = "the cgroup of --kubelet-cgroup does not exist: no probe of the kubelet reaches a STRICT port; correct the path";
+            if self.probers_problem.replace(text).is_none() {
+                warn!("{text}");
+            }
+        } else if self.probers_problem.take().is_some() {
+            info!("the cgroup of --kubelet-cgroup is there");
+        }
+        self.config.settings.probe_cgroup = found.cgroup;
     }
 
     fn stop(mut self) -> anyhow::Result<()> {

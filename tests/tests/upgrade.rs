@@ -105,7 +105,7 @@ fn an_upgrade_that_cannot_read_the_old_flows_loses_no_connection() -> Result<()>
     assert_upgraded(lab, &scene.agent, &older)?;
     let log = scene.agent.output();
     assert!(
-        log.contains("v1/maps/FLOWS has not the layout") && log.contains("found again as existing ones"),
+        log.contains("v1/maps/FLOWS has not the shape") && log.contains("found again as existing ones"),
         "{log}"
     );
     let all = [lab.flows()?, lab.transient()?].concat();

@@ -95,6 +95,9 @@ pub struct Decision {
     pub class: TrafficClass,
     /// The verdict is new for this connection: it is counted as one connection and reported as one event.
     pub report: bool,
+    /// The packet belongs to no connection that is known: it is told of once a second for each client, and counted as a
+    /// connection as often.
+    pub stray: bool,
     /// The client's bytes are let through and are not enough to tell: somebody must look again when its time is up.
     pub pending: bool,
     /// With `report`: the connection was not counted among those of its client and class before.
@@ -122,6 +125,7 @@ impl Decision {
         state: FlowState::OPEN,
         class: TrafficClass::UNKNOWN,
         report: false,
+        stray: false,
         pending: false,
         new_client: false,
         end: false,

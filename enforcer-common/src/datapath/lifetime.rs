@@ -3,9 +3,11 @@
 //! `FLOWS` holds the judged TLS connections, and no connection is ever pushed out of it: when it is full, new ones wait for
 //! room. `TRANSIENT` holds all others (just opened, plaintext, refused, ended) and pushes the oldest out.
 
-use super::{Decision, FlowTables};
+use super::outbound::note_aborted;
+use super::{Decision, Env, FlowTables};
 use crate::Verdict;
 use crate::map::{Flow, FlowKey, FlowState, SocketTag, flow_flags};
+use crate::tcp::Segment;
 
 /// Keeps a judged TLS flow from being pushed out. False when there is no room for it.
 #[inline(always)]
@@ -30,13 +32,50 @@ pub(super) fn protect<E: FlowTables>(env: &E, key: &FlowKey, flow: &mut Flow) ->
 /// Notes a RST of the pod's own stack. It was the end, unless something between socket and interface made it; so what is known
 /// of the flow is only not protected any more.
 #[inline(always)]
-pub(super) fn note_pod_rst<E: FlowTables>(env: &E, key: &FlowKey) -> Decision {
+pub(super) fn note_pod_rst<E: Env>(env: &E, key: &FlowKey) -> Decision {
     match env.flow(key) {
         Some(mut flow) if flow.flags & flow_flags::TAGGED == 0 && flow.verdict != Verdict::NONE => {
             end(env, key, &mut flow)
         }
-        _ => Decision::PASS,
+        Some(_) => Decision::PASS,
+        None => {
+            note_aborted(env, key);
+            Decision::PASS
+        }
     }
+}
+
+/// Notes a RST of the client. It may be forged, so what is known of the flow stays. One with exactly the number that the pod
+/// expects ends the connection in the pod's stack (RFC 5961, section 3.2); where no socket will say so, this is its end.
+#[inline(always)]
+pub(super) fn note_client_rst<E: FlowTables>(
+    env: &E,
+    key: &FlowKey,
+    segment: &Segment,
+    flow: &mut Flow,
+) -> Decision {
+    // Without the flag the number may be one to look again from.
+    let exact = segment.seq == flow.pod_ack && flow.flags & flow_flags::PREFIX_ACKED != 0;
+    if flow.flags & flow_flags::TAGGED != 0 {
+        return Decision::PASS;
+    }
+    if exact && flow.verdict != Verdict::NONE {
+        return end(env, key, flow);
+    }
+    flow.look_again();
+    Decision::PASS
+}
+
+/// The tuple is used again: what was known of its last connection goes, and its end is told, if it was not.
+#[inline(always)]
+pub(super) fn forget<E: FlowTables>(env: &E, key: &FlowKey) -> Decision {
+    let told = match env.flow(key) {
+        Some(flow) if flow.flags & flow_flags::ENDED == 0 => report(key, &flow),
+        Some(_) => Decision::PASS,
+        None => return Decision::PASS,
+    };
+    env.remove_flow(key);
+    told
 }
 
 /// Notes a FIN that went by. With one of each end the connection is over, unless its socket will say so.

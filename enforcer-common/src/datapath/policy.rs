@@ -2,7 +2,7 @@
 
 use super::{Act, Decision, Env, ResetNumbers, refusal};
 use crate::flow::Policy;
-use crate::map::{Endpoint, ExemptKind, FlowKey, PortKey, endpoint_flags, port_flags};
+use crate::map::{Endpoint, ExemptKind, FlowKey, PortKey, endpoint_flags, flow_flags, port_flags};
 use crate::settings::Enforcement;
 use crate::tcp::{ACK, RST, SYN, Segment};
 use crate::{Address, Mode, Reason, Verdict};
@@ -20,10 +20,10 @@ pub fn unreadable<E: Env>(env: &E, endpoint: &Endpoint, source: &Address, reason
     }
     match env.enforcement() {
         Enforcement::AUDIT => {
-            Decision { verdict: Verdict::WOULD_RESET, reason, report: true, ..Decision::PASS }
+            Decision { verdict: Verdict::WOULD_RESET, reason, stray: true, ..Decision::PASS }
         }
         Enforcement::ENFORCE => {
-            Decision { act: Act::Drop, verdict: Verdict::DROP, reason, report: true, ..Decision::PASS }
+            Decision { act: Act::Drop, verdict: Verdict::DROP, reason, stray: true, ..Decision::PASS }
         }
     }
 }
@@ -36,12 +36,15 @@ pub fn unknown_pod<E: Env>(env: &E, segment: &Segment) -> Decision {
     }
     let client_ack = segment.seq.wrapping_add(segment.payload_len).wrapping_add(1);
     let numbers = ResetNumbers { client_seq: 0, client_ack, pod_seq: segment.seq, pod_ack: 0 };
-    Decision { reason: Reason::UNKNOWN_POD, report: true, ..refusal(env, numbers) }
+    let refused = refusal(env, numbers);
+    // A SYN that gets no answer comes again.
+    let report = refused.act != Act::Drop;
+    Decision { reason: Reason::UNKNOWN_POD, report, stray: !report, ..refused }
 }
 
-/// The policy for one flow at this moment.
+/// The policy for one flow at this moment; `known`: the [`flow_flags`] of its entry, 0 where there is none.
 #[inline(always)]
-pub fn policy<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey) -> Policy {
+pub fn policy<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey, known: u16) -> Policy {
     let mut policy =
         Policy { mode: endpoint.mode, exempt: Reason::NONE, blocked: false, generation: endpoint.generation };
     let mut probe_port = false;
@@ -58,7 +61,8 @@ pub fn policy<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey) -> Policy {
             }
         }
     }
-    if env.is_own_probe() {
+    if known & flow_flags::OWN_PROBE != 0 || env.is_own_probe(key) {
+        // Whatever the server answers to a check is for the agent to judge.
         policy.exempt = Reason::PROBE;
         return policy;
     }
@@ -66,7 +70,13 @@ pub fn policy<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey) -> Policy {
     if policy.mode != Mode::DISABLE {
         match env.exempt(&key.client) {
             Some(ExemptKind::SOURCE) => policy.exempt = Reason::EXEMPT_SOURCE,
-            Some(ExemptKind::NODE) if probe_port => policy.exempt = Reason::PROBE,
+            // What the node forwards may carry its address too (a NodePort, a load balancer): its address alone exempts nobody.
+            // The pod's packets do not carry that socket, so the flow remembers it.
+            Some(ExemptKind::NODE)
+                if probe_port && (known & flow_flags::NODE_PROBE != 0 || env.is_node_probe(key)) =>
+            {
+                policy.exempt = Reason::PROBE;
+            }
             _ => {}
         }
     }

@@ -3,8 +3,9 @@
 use core::mem::{align_of, offset_of, size_of};
 
 use super::{
-    Client, ClientKey, Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow, FlowKey, FlowState,
-    HalfOpen, Outbound, Pending, PortKey, PortMode, ResetBudget, SocketTag, TrafficClass, WorkloadCounterKey,
+    Client, ClientBudget, ClientKey, Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow, FlowKey,
+    FlowState, HalfOpen, Outbound, Pending, PortKey, PortMode, ResetBudget, SocketTag, TrafficClass,
+    WorkloadCounterKey,
 };
 use crate::event::{CHUNK_BYTES, Event, EventKind, HEAD_BYTES, HelloChunk, HelloHeader};
 use crate::settings::{Action, Enforcement, Settings, UnknownPods};
@@ -33,8 +34,8 @@ fn keys_and_small_values() {
     layout!(PortMode: 4, align 2 { mode: 0, 1; flags: 1, 1; reserved: 2, 2; });
     layout!(FlowKey: 36, align 2 { client: 0, 16; pod: 16, 16; client_port: 32, 2; pod_port: 34, 2; });
     layout!(SocketTag: 40, align 4 { key: 0, 36; pod_start: 36, 4; });
-    layout!(HalfOpen: 8, align 4 { client_isn: 0, 4; pod_isn: 4, 4; });
-    layout!(Outbound: 8, align 4 { pod_isn: 0, 4; reserved: 4, 4; });
+    layout!(HalfOpen: 12, align 4 { client_isn: 0, 4; pod_isn: 4, 4; flags: 8, 4; });
+    layout!(Outbound: 8, align 4 { pod_isn: 0, 4; fins: 4, 4; });
     layout!(CounterKey: 12, align 4 { verdict: 0, 4; reason: 4, 4; direction: 8, 4; });
     layout!(WorkloadCounterKey: 16, align 4 { workload: 0, 4; verdict: 4, 4; reason: 8, 4; direction: 12, 4; });
     layout!(Counter: 24, align 8 { connections: 0, 8; packets: 8, 8; bytes: 16, 8; });
@@ -42,7 +43,10 @@ fn keys_and_small_values() {
     layout!(Client: 32, align 8 { connections: 0, 8; first_ns: 8, 8; last_ns: 16, 8; verdict: 24, 4; reason: 28, 4; });
     layout!(Pending: 32, align 8 { since_ns: 0, 8; ifindex: 8, 4; frame: 12, 14; reserved: 26, 6; });
     layout!(ResetBudget: 16, align 8 { window_ns: 0, 8; sent: 8, 8; });
-    layout!(EventBudget: 32, align 8 { window_ns: 0, 8; sent: 8, 8; suppressed: 16, 8; lost: 24, 8; });
+    layout!(ClientBudget: 24, align 8 { resets: 0, 16; told_ns: 16, 8; });
+    layout!(EventBudget: 48, align 8 {
+        window_ns: 0, 8; sent: 8, 8; hellos_sent: 16, 8; suppressed: 24, 8; hellos_suppressed: 32, 8; lost: 40, 8;
+    });
 }
 
 #[test]
@@ -70,9 +74,9 @@ fn event_and_settings() {
         reserved: 70, 2;
     });
     layout!(HelloChunk: 1096, align 8 { header: 0, 72; data: 72, 1024; });
-    layout!(Settings: 48, align 8 {
+    layout!(Settings: 56, align 8 {
         heartbeat_ns: 0, 8; undecided_ns: 8, 8; agent_pid: 16, 4; enforcement: 20, 4; action: 24, 4; unknown_pods: 28, 4;
-        resets_per_second: 32, 4; events_per_second: 36, 4; resets_per_second_per_client: 40, 4; hello_bytes: 44, 4;
+        resets_per_second: 32, 4; events_per_second: 36, 4; resets_per_second_per_client: 40, 4; hello_bytes: 44, 4; probe_cgroup: 48, 8;
     });
 }
 

@@ -60,7 +60,7 @@ pub(crate) fn judge(bytes: &[u8]) {
     // Through a flow, in order, in segments of one size.
     let policy = Policy { mode: Mode::STRICT, exempt: Reason::NONE, blocked: false, generation: 0 };
     let isn = u32::MAX.wrapping_sub(u32::from(shape >> 4));
-    let mut flow = Flow::open(&HalfOpen { client_isn: isn, pod_isn: 0 }, 1, 0, 0);
+    let mut flow = Flow::open(&HalfOpen { client_isn: isn, pod_isn: 0, flags: 0 }, 1, 0, 0);
     let size = usize::from(shape & 15) + 1;
     for (index, piece) in stream.chunks(size).enumerate() {
         let offset = u32::try_from(index * size).expect("an input");

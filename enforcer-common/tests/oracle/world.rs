@@ -19,6 +19,9 @@ const SERVER_HELLO: &[u8] = b"\x16\x03\x03\x00\x7a\x02\x00\x00\x76\x03\x03";
 const BASE: u32 = 0xffff_fff0;
 /// What separates the numbers of a pod from those of its client; cookies of one minute do so too.
 const POD_ABOVE: u32 = 0x5000_0000;
+/// Where a connection that is made of a cookie may begin, seen from where it was meant to: a cookie is valid for several
+/// sequence numbers.
+const COOKIE_PLACES: [u32; 9] = [0, 1, 2, 3, u32::MAX, u32::MAX - 1, u32::MAX - 2, 1000, 0x7fff_fff0];
 
 /// Bytes to decide with; zeros when they are used up.
 struct Feed<'a>(&'a [u8]);
@@ -85,14 +88,10 @@ pub(crate) fn play(bytes: &[u8]) {
     let mut feed = Feed(bytes);
     let address = |last| Address::from_v4([10, 244, 0, last]);
     let key = FlowKey { client: address(20), pod: address(10), client_port: 40000, pod_port: 8080 };
-    let mut world = World {
-        model: Model::new(Mode::STRICT),
-        key,
-        cookies: feed.byte() & 1 == 1,
-        answered: Vec::new(),
-        socket: None,
-        left: BTreeMap::new(),
-    };
+    let cookies = feed.byte() & 1 == 1;
+    let mut model = Model::new(Mode::STRICT);
+    model.cookies = cookies;
+    let mut world = World { model, key, cookies, answered: Vec::new(), socket: None, left: BTreeMap::new() };
     while !feed.0.is_empty() {
         match feed.byte() % 8 {
             0 => world.syn(&mut feed),
@@ -193,9 +192,12 @@ impl World {
         }
         if self.socket.is_none() {
             let wanted = |(isn, pod_isn): &&(u32, u32)| {
-                ack == pod_isn.wrapping_add(1) && (!self.cookies || seq == isn.wrapping_add(1))
+                let place = seq.wrapping_sub(isn.wrapping_add(1));
+                ack == pod_isn.wrapping_add(1) && (!self.cookies || COOKIE_PLACES.contains(&place))
             };
-            let Some((client_isn, pod_isn)) = self.answered.iter().find(wanted).copied() else { return };
+            let Some((isn, pod_isn)) = self.answered.iter().find(wanted).copied() else { return };
+            // A cookie says nothing of the client's number but what makes it valid.
+            let client_isn = if self.cookies { seq.wrapping_sub(1) } else { isn };
             let script = if pod_isn & 2 == 0 { SERVER_HELLO } else { REQUEST };
             let (stream, urgent) = (BTreeMap::new(), Vec::new());
             self.socket = Some(Socket { client_isn, pod_isn, stream, urgent, received: 0, sent: 0, script });

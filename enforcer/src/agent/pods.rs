@@ -1,11 +1,15 @@
 //! Pods that come and go: new objects, and pods whose object is gone before they are.
 
+use std::collections::BTreeSet;
+
 use enforcer_common::Address;
 use tracing::{error, info, warn};
 
 use super::Agent;
 use crate::datapath::desired::GonePod;
 use crate::object::{Objects, Pod};
+use crate::policy::compose::Composer;
+use crate::policy::lint;
 use crate::source::{KindState, Source, Update};
 
 /// What is known of the source.
@@ -36,6 +40,20 @@ impl Agent {
         self.part(&objects, source.pods_outlive_objects());
         self.objects = objects.into();
         self.loaded = true;
+        self.warn_of_ports();
+    }
+
+    /// Port entries with the number of a Service do nothing; said once.
+    fn warn_of_ports(&mut self) {
+        let options = &self.config.objects;
+        let policies = self.objects.policies.values();
+        let composer = Composer::new(policies, &options.root_namespace, options.revision.as_deref());
+        let found = lint::service_ports(&self.objects, &composer);
+        let found: BTreeSet<String> = found.iter().map(ToString::to_string).collect();
+        for warning in found.difference(&self.port_warnings) {
+            warn!("{warning}");
+        }
+        self.port_warnings = found;
     }
 
     /// Pods whose object is gone, or has finished, stay enforced as long as their interface is there: something in them may

@@ -9,16 +9,19 @@ use tracing::warn;
 use super::Agent;
 use super::state::{self, DecisionState, EndpointState, InterfaceState, State};
 use crate::datapath::Attachment;
+use crate::datapath::apply::holds;
 use crate::datapath::chain::Neighbour;
-use crate::datapath::desired::apart;
-use crate::telemetry::Snapshot;
+use crate::datapath::desired::{EndpointPlan, apart};
 use crate::telemetry::names::workload_name;
+use crate::telemetry::{Snapshot, health};
 
 impl Agent {
     pub(super) fn write_state(&mut self) {
         self.remember_owners();
-        let state = self.state();
-        self.publish(&state);
+        let mut snapshot = self.snapshot();
+        snapshot.state.missing = health::missing(&snapshot);
+        let state = snapshot.state.clone();
+        self.telemetry.publish(snapshot);
         if self.written.as_ref().is_some_and(|written| {
             *written == State { policy_applied: written.policy_applied, ..state.clone() }
         }) {
@@ -39,15 +42,15 @@ impl Agent {
         self.hooks.unhooked.values().cloned().collect()
     }
 
-    /// Hands what is known on to telemetry.
-    fn publish(&self, state: &State) {
+    /// What is known, for telemetry.
+    fn snapshot(&self) -> Snapshot {
         let endpoints = &self.tables.held().endpoints;
-        self.telemetry.publish(Snapshot {
+        Snapshot {
             objects: self.objects.clone(),
             wanted: self.wanted.clone(),
             generations: endpoints.iter().map(|(address, held)| (*address, held.generation)).collect(),
             node_addresses: self.node_addresses.clone(),
-            state: state.clone(),
+            state: self.state(),
             placed: self.facts.places.known(),
             shared: self.looks.shared.keys().copied().map(Address::from).collect(),
             unhooked: self
@@ -55,7 +58,7 @@ impl Agent {
                 .values()
                 .map(|failed| format!("{}: {}", failed.interface.name, failed.why))
                 .collect(),
-        });
+        }
     }
 
     /// Counters of pods that are gone still count for their workload.
@@ -76,12 +79,18 @@ impl Agent {
     }
 
     pub(super) fn state(&self) -> State {
+        let held = self.tables.held();
+        let generation = |address: &Address, plan: &EndpointPlan| {
+            let found = held.endpoints.get(address).filter(|_| holds(held, *address, plan))?;
+            Some(found.generation)
+        };
         let endpoints =
             self.wanted.endpoints.iter().filter(|(_, plan)| plan.meshed).map(|(address, plan)| {
                 EndpointState {
                     address: IpAddr::from(*address),
                     pod: plan.pod.to_string(),
                     workload: plan.workload,
+                    generation: generation(address, plan),
                     decided_by: plan.decided_by.iter().map(DecisionState::from).collect(),
                 }
             });
@@ -108,12 +117,14 @@ impl Agent {
             workloads: self.ids.all().iter().map(|(pod, id)| (pod.to_string(), *id)).collect(),
             last_workload: self.ids.last(),
             owners: self.owners.clone(),
+            retired: self.kept.counts(),
             endpoints: endpoints.collect(),
             gone: self.facts.gone.iter().chain(&self.remembered).cloned().collect(),
             interfaces: interfaces.collect(),
             unsupported_interfaces: self.unsupported.values().chain(&self.unhooked_pods()).cloned().collect(),
             unprotected_pods: self.wanted.unprotected.iter().map(ToString::to_string).collect(),
             sockets_problem: self.sockets_problem.clone(),
+            missing: Vec::new(),
             problems: self
                 .source_problems
                 .iter()
@@ -122,6 +133,7 @@ impl Agent {
                 .chain(self.looks.shared.values())
                 .chain(&self.refused)
                 .cloned()
+                .chain(self.probers_problem.map(str::to_owned))
                 .collect(),
         }
     }

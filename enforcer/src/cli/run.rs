@@ -9,16 +9,20 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 use enforcer_common::settings::{Action, Enforcement, Settings, UnknownPods};
+use rustls_pki_types::DnsName;
 use tracing_subscriber::EnvFilter;
 
+use super::certs::{Switch, seconds};
 use crate::agent::certificates::CertificateOptions;
 use crate::agent::tables::ExistingFlows;
 use crate::agent::{self, Config, state};
 use crate::certificate::bundle::{DEFAULT_CONFIG_MAP, DEFAULT_CRL_CONFIG_MAP};
 use crate::certificate::schedule::ScheduleSettings;
 use crate::certificate::state::{Consequences, OnFailure, UncheckedPorts};
+use crate::certificate::target::DEFAULT_CLUSTER_DOMAIN;
 use crate::datapath::bpffs::ensure_bpffs;
 use crate::datapath::desired;
+use crate::datapath::kubelet::KubeletCgroup;
 use crate::datapath::pin::DEFAULT_DIR;
 use crate::datapath::{Hook, OpenOptions, Selector};
 use crate::source;
@@ -137,6 +141,10 @@ pub struct Args {
     /// The same in answer to one client's address, so that one client does not spend the resets of all.
     #[arg(long, env = "ENFORCER_RESETS_PER_SECOND_PER_CLIENT", default_value_t = Settings::DEFAULT.resets_per_second_per_client, value_name = "N")]
     resets_per_second_per_client: u32,
+    /// The cgroup (v2) of the kubelet, whose sockets may probe in plaintext the ports that a pod names for probes: a path below the
+    /// root of the hierarchy, `any` for every process of the node, or `auto`: where service managers put it, else `any`.
+    #[arg(long, env = "ENFORCER_KUBELET_CGROUP", default_value = "auto", value_name = "PATH")]
+    kubelet_cgroup: KubeletCgroup,
     /// Verdict events per second and CPU; what is beyond is counted as suppressed.
     #[arg(long, env = "ENFORCER_EVENTS_PER_SECOND", default_value_t = Settings::DEFAULT.events_per_second, value_name = "N")]
     events_per_second: u32,
@@ -179,12 +187,22 @@ pub struct Args {
     /// What follows when a server of a STRICT port fails its certificate check.
     #[arg(long, env = "ENFORCER_ON_CERTIFICATE_FAILURE", value_enum, default_value = "report")]
     on_certificate_failure: OnFailure,
-    /// What happens to ports whose server was not checked yet.
+    /// What happens to ports whose server was not checked yet; `block` needs --on-certificate-failure block.
     #[arg(long, env = "ENFORCER_UNCHECKED_PORTS", value_enum, default_value = "allow")]
     unchecked_ports: UncheckedPorts,
     /// Seconds from one good certificate check of a server to the next.
     #[arg(long, env = "ENFORCER_CERTIFICATE_CHECK_INTERVAL", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..), value_name = "SECONDS")]
     certificate_check_interval: u64,
+    /// How long a check waits for a refusal after the handshake, seconds.
+    #[arg(long, env = "ENFORCER_ALERT_WAIT", value_name = "SECONDS", default_value = "0.75", value_parser = seconds)]
+    alert_wait: Duration,
+    /// Whether a server that asks for a certificate but goes on without one may be sent `OPTIONS / HTTP/1.1`, to find out
+    /// whether it refuses in HTTP, as nginx does.
+    #[arg(long, env = "ENFORCER_HTTP_PROBE", value_enum, default_value_t)]
+    http_probe: Switch,
+    /// The cluster's DNS domain, for the names by which servers are asked for.
+    #[arg(long, env = "ENFORCER_CLUSTER_DOMAIN", default_value = DEFAULT_CLUSTER_DOMAIN, value_name = "DOMAIN")]
+    cluster_domain: String,
     /// The agent's own mesh certificate (PEM), which servers must accept.
     #[arg(long, env = "ENFORCER_CLIENT_CERTIFICATE", requires = "client_key", value_name = "FILE")]
     client_certificate: Option<PathBuf>,
@@ -256,8 +274,7 @@ async fn origin(args: &Args) -> anyhow::Result<source::Origin> {
     if !(args.kube || args.kubeconfig.is_some() || args.context.is_some() || in_cluster()) {
         bail!("no source of policies: give --manifests PATH, or --kube for a cluster");
     }
-    let node = args.node_name.clone().or_else(|| std::env::var("NODE_NAME").ok());
-    let node = node.filter(|name| !name.is_empty()).context(
+    let node = node_name(args.node_name.as_ref()).context(
         "which node this is must be known to find its pods: give --node-name, or NODE_NAME from the pod's spec.nodeName",
     )?;
     let access = Access::find(args.kubeconfig.clone(), args.context.clone()).await?;
@@ -270,6 +287,12 @@ async fn origin(args: &Args) -> anyhow::Result<source::Origin> {
     Ok(source::Origin::Kubernetes { access: Box::new(access), options })
 }
 
+/// The name of this node in the cluster, where somebody says it.
+fn node_name(given: Option<&String>) -> Option<String> {
+    let name = given.cloned().or_else(|| std::env::var("NODE_NAME").ok());
+    name.filter(|name| !name.is_empty())
+}
+
 fn config(args: Args, source: source::Origin) -> anyhow::Result<Config> {
     let undecided = Duration::try_from_secs_f64(args.undecided_timeout)
         .ok()
@@ -277,6 +300,17 @@ fn config(args: Args, source: source::Origin) -> anyhow::Result<Config> {
         .with_context(|| {
             format!("--undecided-timeout {}: give a number of seconds above 0", args.undecided_timeout)
         })?;
+    if (args.unchecked_ports, args.on_certificate_failure) == (UncheckedPorts::Block, OnFailure::Report) {
+        bail!(
+            "--unchecked-ports block closes nothing by itself: give --on-certificate-failure block too, or leave it out"
+        );
+    }
+    if DnsName::try_from(args.cluster_domain.as_str()).is_err() {
+        bail!(
+            "--cluster-domain {:?} is no DNS name: give the cluster's domain, such as cluster.local",
+            args.cluster_domain
+        );
+    }
     let unknown_pods = match args.unknown_pods {
         Unknown::Allow => UnknownPods::ALLOW,
         Unknown::Strict => UnknownPods::STRICT,
@@ -296,6 +330,7 @@ fn config(args: Args, source: source::Origin) -> anyhow::Result<Config> {
             flow_log_size: args.flow_log_size,
             metrics_workloads: args.metrics_workloads,
             certificates: state::certificates_path(&args.state_dir, &bpffs),
+            node: node_name(args.node_name.as_ref()).or_else(super::readiness::host),
             bpffs: bpffs.clone(),
         },
         open: OpenOptions {
@@ -336,6 +371,7 @@ fn config(args: Args, source: source::Origin) -> anyhow::Result<Config> {
             events_per_second: args.events_per_second,
             ..Settings::DEFAULT
         },
+        kubelet_cgroup: args.kubelet_cgroup,
         existing: args.existing_flows,
         detach_on_exit: args.detach_on_exit,
         state_dir: args.state_dir,
@@ -347,6 +383,9 @@ fn config(args: Args, source: source::Origin) -> anyhow::Result<Config> {
             root_namespace,
             trust_domain: args.trust_domain,
             aliases: args.trust_domain_alias,
+            cluster_domain: args.cluster_domain,
+            http_probe: args.http_probe == Switch::On,
+            alert_wait: args.alert_wait,
             client: args.client_certificate.zip(args.client_key),
             consequences: Consequences {
                 on_failure: args.on_certificate_failure,

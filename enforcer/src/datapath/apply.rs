@@ -94,7 +94,9 @@ pub fn change(held: &Held, wanted: &Desired) -> Change {
     let mut generations: BTreeMap<u32, u16> = BTreeMap::new();
     for (address, plan) in &wanted.endpoints {
         let old = held.endpoints.get(address).filter(|old| old.workload == plan.workload);
-        if old.is_none() {
+        // Nothing was followed of a pod outside the mesh: when it joins, what is open there is not known.
+        let joins = |old: &&Endpoint| plan.meshed && old.flags & endpoint_flags::NOT_MESHED != 0;
+        if old.filter(|old| !joins(old)).is_none() {
             change.fresh.insert(*address);
         }
         let unchanged = old.filter(|old| !exempt_changed && same_policy(held, old, plan));

@@ -11,12 +11,14 @@ use aya::maps::MapData;
 use super::pin::Pins;
 use super::sys;
 
-/// Maps of layout 1 that are maps of this layout: the old name and the new one. Its `FLOWS` pushed old entries out, as `TRANSIENT`
-/// does now; judged connections are moved from there to `FLOWS` once the new programs run. Events, settings and clients begin
-/// anew.
+/// A map of an earlier layout that is a map of this one: its old name and its new one.
+type Carry = (&'static str, &'static str);
+
+/// Those of layout 1. Its `FLOWS` pushed old entries out, as `TRANSIENT` does now; judged connections are moved from there to
+/// `FLOWS` once the new programs run. Events, settings and clients begin anew.
 ///
 /// `ENDPOINTS` is last: once it is there, all are.
-const FROM_1: [(&str, &str); 10] = [
+const FROM_1: &[Carry] = &[
     ("PORT_MODES", "PORT_MODES"),
     ("EXEMPT", "EXEMPT"),
     ("HALF_OPEN", "HALF_OPEN"),
@@ -25,9 +27,26 @@ const FROM_1: [(&str, &str); 10] = [
     ("COUNTERS", "COUNTERS"),
     ("WORKLOAD_COUNTERS", "WORKLOAD_COUNTERS"),
     ("RESET_BUDGET", "RESET_BUDGET"),
-    ("EVENT_BUDGET", "EVENT_BUDGET"),
     (ENDPOINTS, ENDPOINTS),
 ];
+/// Those of layout 2. Settings, events with their budget and the resets of each client begin anew.
+const FROM_2: &[Carry] = &[
+    ("PORT_MODES", "PORT_MODES"),
+    ("EXEMPT", "EXEMPT"),
+    ("HALF_OPEN", "HALF_OPEN"),
+    ("FLOWS", "FLOWS"),
+    ("TRANSIENT", "TRANSIENT"),
+    ("SOCKETS", "SOCKETS"),
+    ("OUTBOUND", "OUTBOUND"),
+    ("COUNTERS", "COUNTERS"),
+    ("WORKLOAD_COUNTERS", "WORKLOAD_COUNTERS"),
+    ("CLIENTS", "CLIENTS"),
+    ("PENDING", "PENDING"),
+    ("RESET_BUDGET", "RESET_BUDGET"),
+    (ENDPOINTS, ENDPOINTS),
+];
+/// The newest first.
+const LAYOUTS: [(u32, &[Carry]); 2] = [(2, FROM_2), (1, FROM_1)];
 const ENDPOINTS: &str = "ENDPOINTS";
 /// Where connections are known from.
 const CONNECTIONS: [&str; 2] = ["TRANSIENT", "OUTBOUND"];
@@ -41,14 +60,18 @@ pub(super) struct Carried {
     pub warnings: Vec<String>,
 }
 
-/// Pins the maps of layout 1 for this version, where it has none of its own yet.
+/// Pins the maps of the newest earlier layout for this version, where it has none of its own yet.
 pub(super) fn carry(pins: &Pins, object: &aya_obj::Object) -> io::Result<Carried> {
     let mut carried = Carried::default();
-    let from = pins.dir().join("v1/maps");
-    if !from.is_dir() || sys::open(&pins.maps().join("ENDPOINTS")).is_ok() {
+    if sys::open(&pins.maps().join(ENDPOINTS)).is_ok() {
         return Ok(carried);
     }
-    for (old, new) in FROM_1 {
+    let folder = |layout: u32| pins.dir().join(format!("v{layout}/maps"));
+    let Some((layout, maps)) = LAYOUTS.into_iter().find(|(layout, _)| folder(*layout).is_dir()) else {
+        return Ok(carried);
+    };
+    let from = folder(layout);
+    for &(old, new) in maps {
         // An endpoint that is there counts as one whose connections are known.
         if new == ENDPOINTS && !CONNECTIONS.iter().all(|name| carried.maps.contains(name)) {
             continue;
@@ -62,7 +85,7 @@ pub(super) fn carry(pins: &Pins, object: &aya_obj::Object) -> io::Result<Carried
         };
         if !fits(map.try_clone()?, wanted) {
             carried.warnings.push(format!(
-                "{} has not the layout that version 1 gave it: {new} begins empty; connections that are open are found \
+                "{} has not the shape that layout {layout} gave it: {new} begins empty; connections that are open are found \
                  again as existing ones",
                 from.display()
             ));

@@ -120,7 +120,7 @@ mod tests {
             let address = |text: &str| Address::from(text.parse::<IpAddr>().expect("address"));
             let key =
                 FlowKey { client: address(client), pod: address(pod), client_port: 40000, pod_port: 8080 };
-            let mut flow = Flow::open(&HalfOpen { client_isn: 0xffff_fffe, pod_isn: 99 }, 1, 1, 0);
+            let mut flow = Flow::open(&HalfOpen { client_isn: 0xffff_fffe, pod_isn: 99, flags: 0 }, 1, 1, 0);
             flow.client_mask = 0b111;
             let pending = Pending { since_ns: 0, ifindex: 3, frame: [7; 14], reserved: [0; 6] };
             let frame = segment(&key, &pending, &flow);

@@ -52,7 +52,7 @@ fn cgroup2(mountinfo: &str) -> Option<PathBuf> {
 
 /// Opens the root of the hierarchy: where it is mounted, or else through a mount that nobody else sees, because a mount
 /// namespace may hide it (that of `ip netns exec` does).
-fn root() -> Result<File, SocketsError> {
+pub(super) fn root() -> Result<File, SocketsError> {
     let mounted = std::fs::read_to_string("/proc/self/mountinfo").ok().and_then(|text| cgroup2(&text));
     if let Some(at) = mounted {
         return File::open(&at).map_err(|source| SocketsError::Io { at, source });

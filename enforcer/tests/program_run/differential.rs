@@ -151,7 +151,7 @@ impl Both<'_> {
             }
             Step::Outbound => self.packet(Direction::FROM_POD, SYN, self.pod_isn, 0, &[]),
             Step::Existing(refused) => {
-                let half_open = HalfOpen { client_isn: self.client_isn, pod_isn: self.pod_isn };
+                let half_open = HalfOpen { client_isn: self.client_isn, pod_isn: self.pod_isn, flags: 0 };
                 let open =
                     Flow::open(&half_open, self.model.endpoint.workload, self.model.endpoint.generation, 0);
                 let fault = if refused { Reason::MIDSTREAM } else { Reason::NONE };
@@ -222,6 +222,10 @@ impl Both<'_> {
     fn packet(&mut self, direction: Direction, flags: u8, seq: u32, ack: u32, payload: &[u8]) {
         let decision =
             self.model.run(&self.key, &Packet { direction, flags, seq, ack, payload: payload.into() });
+        // A stray is told of once a second: here each of them.
+        let told = Decision { report: decision.report || decision.stray, ..decision };
+        let decision = told;
+        self.rig.client_resets.remove(&self.key.client).expect("CLIENT_RESETS");
         let frame = Frame::new(self.key, direction, flags, seq, ack, payload);
         let outcome = self.rig.run(&frame);
         let code = match (decision.act, direction) {
@@ -260,6 +264,11 @@ impl Both<'_> {
             "HALF_OPEN"
         );
         assert_eq!(self.rig.outbound.get(key).expect("OUTBOUND"), self.model.outbound_entry(key), "OUTBOUND");
+        assert_eq!(
+            self.rig.outbound_ended.get(key).expect("OUTBOUND_ENDED"),
+            self.model.outbound_ended_entry(key),
+            "OUTBOUND_ENDED"
+        );
     }
 
     fn check_counters(&mut self, decision: &Decision, direction: Direction, payload: &[u8]) {
@@ -400,6 +409,7 @@ fn the_programs_do_what_the_rules_say() {
             rig.transient.remove(&key).expect("TRANSIENT");
             rig.half_open.remove(&key).expect("HALF_OPEN");
             rig.outbound.remove(&key).expect("OUTBOUND");
+            rig.outbound_ended.remove(&key).expect("OUTBOUND_ENDED");
             rig.events();
             rig.sent();
             let counts = rig.counts();

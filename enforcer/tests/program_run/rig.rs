@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use aya::maps::RingBuf;
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use enforcer::datapath::maps::{
-    Clients, Counters, Endpoints, Exempt, Flows, HalfOpens, Outbounds, PortModes, SettingsMap,
+    ClientResets, Clients, Counters, Endpoints, Exempt, Flows, HalfOpens, Outbounds, PortModes, SettingsMap,
     WorkloadCounters,
 };
 use enforcer::datapath::{Datapath, OpenOptions};
@@ -81,6 +81,10 @@ pub(crate) struct Rig {
     pub half_open: HalfOpens,
     /// `OUTBOUND`.
     pub outbound: Outbounds,
+    /// `OUTBOUND_ENDED`.
+    pub outbound_ended: Outbounds,
+    /// `CLIENT_RESETS`.
+    pub client_resets: ClientResets,
     /// `CLIENTS`.
     pub clients: Clients,
     counters: Counters,
@@ -121,6 +125,7 @@ impl Rig {
             ("TRANSIENT", 8192),
             ("HALF_OPEN", 8192),
             ("OUTBOUND", 8192),
+            ("OUTBOUND_ENDED", 8192),
             ("CLIENTS", 64),
             ("WORKLOAD_COUNTERS", 256),
         ]
@@ -137,6 +142,8 @@ impl Rig {
             flows: Flows::new("FLOWS", map("FLOWS")).expect("FLOWS"),
             half_open: HalfOpens::new("HALF_OPEN", map("HALF_OPEN")).expect("HALF_OPEN"),
             outbound: Outbounds::new("OUTBOUND", map("OUTBOUND")).expect("OUTBOUND"),
+            outbound_ended: Outbounds::new("OUTBOUND_ENDED", map("OUTBOUND_ENDED")).expect("OUTBOUND_ENDED"),
+            client_resets: ClientResets::new("CLIENT_RESETS", map("CLIENT_RESETS")).expect("CLIENT_RESETS"),
             clients: Clients::new("CLIENTS", map("CLIENTS")).expect("CLIENTS"),
             counters: Counters::new("COUNTERS", map("COUNTERS")).expect("COUNTERS"),
             workload_counters: WorkloadCounters::new("WORKLOAD_COUNTERS", map("WORKLOAD_COUNTERS"))

@@ -33,6 +33,8 @@ fn untouched(rig: &mut Rig, frame: &Frame) {
 /// The packet is dropped for this reason, counted and reported.
 #[track_caller]
 fn dropped(rig: &mut Rig, frame: &Frame, reason: Reason) {
+    // It belongs to no connection, so it is told of once a second.
+    rig.client_resets.remove(&frame.key.client).expect("CLIENT_RESETS");
     let before = rig.counter(Verdict::DROP, reason, frame.direction);
     assert_eq!(rig.run(frame).code, SHOT, "{frame:?}");
     let after = rig.counter(Verdict::DROP, reason, frame.direction);
@@ -42,6 +44,11 @@ fn dropped(rig: &mut Rig, frame: &Frame, reason: Reason) {
         events.iter().map(|event| (event.verdict, event.reason)).collect::<Vec<_>>(),
         [(Verdict::DROP, reason)]
     );
+    let before = rig.counter(Verdict::DROP, reason, frame.direction);
+    assert_eq!(rig.run(frame).code, SHOT, "{frame:?}");
+    let after = rig.counter(Verdict::DROP, reason, frame.direction);
+    assert_eq!((after.packets, after.connections), (before.packets + 1, before.connections));
+    assert!(rig.events().is_empty());
 }
 
 #[test]
@@ -292,7 +299,8 @@ fn exempt_sources_and_the_agents_own_checks() {
             untouched(rig, &Frame { key, ..data(1) });
             untouched(rig, &Frame { key, flags: SYN, ..data(1) });
             rig.exempt.remove(key.client).expect("EXEMPT");
-            rig.mark = OWN_PROBE_MARK;
+            // Others write marks of theirs beside ours.
+            rig.mark = OWN_PROBE_MARK | 0xffff_ef00;
             untouched(rig, &Frame { key, ..data(1) });
             rig.mark = 0;
             assert_eq!(rig.run(&Frame { key, ..data(1) }).code, REDIRECT);

@@ -5,7 +5,7 @@ use super::{CLIENT_ISN, Conversation, HELLO, Model, POD_ISN, SERVER_HELLO};
 use crate::datapath::{Act, Decision};
 use crate::map::{FlowState, endpoint_flags, flow_flags};
 use crate::settings::Enforcement;
-use crate::tcp::{ACK, FIN, RST, SYN};
+use crate::tcp::{ACK, FIN, RST, SYN, URG};
 use crate::{Mode, Reason, Verdict};
 
 #[test]
@@ -114,6 +114,39 @@ fn data_of_a_syn_is_trimmed() {
 
 /// Whatever is sent with SYN or RST set, and whatever else is set beside: the entry stays byte for byte.
 #[test]
+fn what_is_over_of_the_pods_own_makes_room_and_still_passes() {
+    let own = |talk: &Conversation| {
+        let (live, over) = (talk.model.outbound_entry(&talk.key), talk.model.outbound_ended_entry(&talk.key));
+        (live.is_some(), over.is_some())
+    };
+    let talk = Conversation::new(Mode::STRICT);
+    let (pod, peer) = (POD_ISN + 1, CLIENT_ISN + 1);
+    passes(talk.pod_sends(SYN, POD_ISN, 0, &[]));
+    passes(talk.to_pod(SYN | ACK, CLIENT_ISN, pod, &[]));
+    passes(talk.pod_sends(ACK, pod, peer, REQUEST));
+    passes(talk.to_pod(ACK | FIN, peer, pod + 18, b"answer"));
+    passes(talk.to_pod(RST, peer + 6, 0, &[]));
+    passes(talk.to_pod(RST | ACK, peer + 6, pod + 18, &[]));
+    assert_eq!(own(&talk), (true, false), "half closed, or a forged reset");
+    passes(talk.pod_sends(ACK | FIN, pod + 18, peer + 7, &[]));
+    assert_eq!(own(&talk), (false, true));
+    // Sent again because the pod's acknowledgement was lost.
+    passes(talk.to_pod(ACK | FIN, peer, pod + 18, b"answer"));
+    // The tuple again, by the pod and then by the client.
+    passes(talk.pod_sends(SYN, POD_ISN + 500, 0, &[]));
+    assert_eq!(own(&talk), (true, true));
+    passes(talk.to_pod(RST | ACK, 0, POD_ISN + 501, &[]));
+    assert_eq!(own(&talk), (false, true), "refused");
+    talk.handshake();
+    assert_eq!(own(&talk), (false, false));
+    reset(talk.client(0, REQUEST), Reason::PLAINTEXT);
+    let talk = Conversation::new(Mode::STRICT);
+    passes(talk.pod_sends(SYN, POD_ISN, 0, &[]));
+    passes(talk.pod_sends(RST | ACK, pod, peer, &[]));
+    assert_eq!(own(&talk), (false, true), "aborted");
+}
+
+#[test]
 fn fake_syn_and_rst_change_nothing() {
     for talk in [Conversation::open(Mode::STRICT), Conversation::tls(Mode::STRICT)] {
         let before = talk.flow();
@@ -137,22 +170,30 @@ fn fake_syn_and_rst_change_nothing() {
                 assert_eq!(talk.pod_sends(flags, POD_ISN + 5, CLIENT_ISN + 9, REQUEST), Decision::PASS);
             }
         }
-        // Only that copies of the first bytes are looked at again, until the pod acknowledges more.
-        let after = talk.flow();
-        let looked_at = flow_flags::PREFIX_ACKED | flow_flags::SETTLED;
-        let (flags, pod_ack) = (after.flags | (before.flags & looked_at), before.pod_ack);
-        assert_eq!(crate::map::Flow { pod_ack, flags, ..after }, before);
+        assert_eq!(talk.flow(), before);
         assert_eq!(talk.model.half_open_entry(&talk.key), None);
     }
 }
 
 #[test]
 fn a_syn_ack_that_is_sent_again_changes_nothing() {
-    let talk = Conversation::tls(Mode::STRICT);
+    let talk = Conversation::open(Mode::STRICT);
+    allowed(talk.client(0, HELLO), Reason::TLS);
     let before = talk.flow();
     passes(talk.pod_sends(SYN | ACK, POD_ISN, CLIENT_ISN + 1, &[]));
     assert_eq!(talk.flow(), before);
     assert_eq!(talk.model.half_open_entry(&talk.key), None);
+}
+
+/// A cookie is the same again for a minute: with it the pod answers the SYN of another connection.
+#[test]
+fn a_syn_ack_with_the_numbers_of_a_confirmed_connection_begins_another() {
+    let talk = Conversation::tls(Mode::STRICT);
+    let told = talk.pod_sends(SYN | ACK, POD_ISN, CLIENT_ISN + 1, &[]);
+    assert_eq!((told.act, told.end, told.last_reason), (Act::Pass, true, Reason::TLS));
+    assert_eq!(talk.model.flow_entry(&talk.key), None);
+    passes(talk.to_pod(ACK, CLIENT_ISN + 1, POD_ISN + 1, &[]));
+    reset(talk.to_pod(ACK, CLIENT_ISN + 1, POD_ISN + 1, REQUEST), Reason::PLAINTEXT);
 }
 
 #[test]
@@ -173,13 +214,84 @@ fn the_tuple_can_be_opened_again() {
     passes(talk.to_pod(SYN, talk.client_isn, 0, &[]));
     assert_eq!(talk.flow().flags, old.flags, "a SYN alone says nothing");
     passes(talk.pod_sends(SYN | ACK, talk.pod_isn, talk.client_isn + 1, &[]));
-    assert_eq!(talk.flow().flags & flow_flags::REOPENING, flow_flags::REOPENING);
+    assert_eq!(talk.model.flow_entry(&talk.key), None);
     // Not before the exact acknowledgement is there anything to judge by.
     reset(talk.to_pod(ACK, talk.client_isn + 1, POD_ISN + 1, REQUEST), Reason::MIDSTREAM);
     passes(talk.client(0, &[]));
     let new = talk.flow();
     assert_eq!((new.state, new.verdict, new.flags, new.client_mask), (FlowState::OPEN, Verdict::NONE, 0, 0));
     reset(talk.client(0, REQUEST), Reason::PLAINTEXT);
+}
+
+/// A cookie opens a connection for several sequence numbers: only the place that is judged may, until the pod has answered.
+#[test]
+fn a_cookie_opens_at_the_judged_place_only() {
+    let mut talk = Conversation::new(Mode::STRICT);
+    talk.model.cookies = true;
+    talk.to_pod(SYN, CLIENT_ISN, 0, &[]);
+    talk.pod_sends(SYN | ACK, POD_ISN, CLIENT_ISN + 1, &[]);
+    for place in [-3, -1, 1, 3, 500, -70_000, 1 << 24] {
+        waits(talk.client(place, &[]));
+        waits(talk.client(place, REQUEST));
+    }
+    passes(talk.client(0, &[]));
+    for place in [-3, -1, 1, 3, 500, -70_000, 1 << 24] {
+        waits(talk.client(place, &[]));
+        waits(talk.client(place, REQUEST));
+    }
+    allowed(talk.client(0, HELLO), Reason::TLS);
+    for place in [-3, -1, 1, 3, 6, 11, 500, -70_000, 1 << 24] {
+        waits(talk.client(place, &[]));
+        waits(talk.client(place, REQUEST));
+    }
+    talk.pod_acks(11);
+    passes(talk.client(11, REQUEST));
+    // Without one nothing waits that comes in order.
+    let talk = Conversation::open(Mode::STRICT);
+    allowed(talk.client(0, HELLO), Reason::TLS);
+    passes(talk.client(11, REQUEST));
+    passes(talk.client(4000, REQUEST));
+}
+
+/// After a RST of the client an old third packet may make a socket of the cookie again.
+#[test]
+fn a_cookie_played_again_is_looked_at_again() {
+    let judged = || {
+        let mut talk = Conversation::new(Mode::STRICT);
+        talk.model.cookies = true;
+        talk.handshake();
+        allowed(talk.client(0, HELLO), Reason::TLS);
+        talk.received = 11;
+        passes(talk.pod(0, SERVER_HELLO));
+        talk.answered = 9;
+        passes(talk.to_pod(RST, CLIENT_ISN + 77, 0, &[]));
+        talk
+    };
+    // The connection that is known goes on, whatever was forged.
+    let mut talk = judged();
+    passes(talk.client_flagged(URG, 0, REQUEST));
+    passes(talk.client(11, REQUEST));
+    talk.received = 29;
+    passes(talk.pod(9, REQUEST));
+    assert_eq!(talk.flow().flags & flow_flags::LOOK_AGAIN, 0);
+    // A new one has nothing to acknowledge yet: its first bytes are judged, at the known place only, and the reset fits it.
+    let mut talk = judged();
+    talk.answered = 0;
+    passes(talk.client(0, &[]));
+    waits(talk.client(11, REQUEST));
+    let refused = talk.client(0, REQUEST);
+    reset(refused, Reason::PLAINTEXT);
+    assert_eq!(refused.numbers.pod_seq, CLIENT_ISN + 1);
+    // That of the known one fits that one.
+    let mut talk = judged();
+    talk.model.set_mode(Mode::PERMISSIVE);
+    passes(talk.client(11, REQUEST));
+    assert_eq!(talk.flow().pod_ack, CLIENT_ISN + 12);
+    // Without a cookie nothing can be played again, so that a forged RST has no effect at all.
+    let talk = Conversation::tls(Mode::STRICT);
+    let before = talk.flow();
+    passes(talk.to_pod(RST, CLIENT_ISN + 77, 0, &[]));
+    assert_eq!(talk.flow(), before);
 }
 
 #[test]
@@ -322,14 +434,18 @@ fn a_segment_that_overtakes_the_first_one_makes_no_flow() {
 /// Under SYN cookies the third packet of a connection that has ended makes another one.
 #[test]
 fn a_handshake_played_again_after_a_reset_is_not_spoken_for() {
-    let talk = Conversation::open(Mode::STRICT);
+    let mut talk = Conversation::new(Mode::STRICT);
+    talk.model.cookies = true;
+    talk.handshake();
     let len = u32::try_from(HELLO.len()).expect("small");
     allowed(talk.client(0, HELLO), Reason::TLS);
     passes(talk.pod_sends(ACK, POD_ISN + 1, CLIENT_ISN + 1 + len, &[]));
     passes(talk.pod(0, SERVER_HELLO));
     // What the pod has acknowledged is its stack's affair while the connection lives, a forged RST or not.
     passes(talk.to_pod(RST, CLIENT_ISN + 9, 0, &[]));
+    talk.answered = 9;
     passes(talk.client(len.cast_signed(), b"more"));
+    talk.answered = 0;
     passes(talk.to_pod(RST, CLIENT_ISN + 1 + len, 0, &[]));
     reset(talk.client(0, REQUEST), Reason::PLAINTEXT);
 }

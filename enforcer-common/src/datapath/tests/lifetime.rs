@@ -92,10 +92,30 @@ fn a_fin_of_each_end_is_the_end_once() {
 }
 
 #[test]
-fn a_rst_of_the_pod_is_the_end_and_one_of_the_client_is_not() {
+fn a_rst_of_the_client_is_the_end_with_the_exact_number_only() {
     let talk = Conversation::tls(Mode::STRICT);
+    for seq in [11, 13, 0, 1, 1] {
+        passes(talk.to_pod(RST, talk.client_isn + seq, 0, &[]));
+        assert!(is_protected(&talk), "{seq}");
+    }
+    // After a forged one the pod has to acknowledge something first.
+    passes(talk.pod(9, &[]));
+    passes(talk.pod(9, &[]));
+    ended(talk.to_pod(RST, talk.client_isn + 12, 0, &[]));
+    assert!(!is_protected(&talk));
+    let mut talk = Conversation::new(Mode::STRICT);
+    talk.model.sockets = true;
+    talk.handshake();
+    talk.client(0, HELLO);
+    talk.pod_acks(11);
+    talk.pod(0, SERVER_HELLO);
     passes(talk.to_pod(RST, talk.client_isn + 12, 0, &[]));
-    assert!(is_protected(&talk));
+    assert!(is_protected(&talk), "its socket will say so");
+}
+
+#[test]
+fn a_rst_of_the_pod_is_the_end() {
+    let talk = Conversation::tls(Mode::STRICT);
     ended(talk.pod_sends(RST | ACK, POD_ISN + 10, talk.client_isn + 12, &[]));
     assert!(!is_protected(&talk));
     passes(talk.pod_sends(RST | ACK, POD_ISN + 10, talk.client_isn + 12, &[]));

@@ -54,12 +54,16 @@ pub(crate) struct Model {
     pub now_ns: Cell<u64>,
     /// The packet was sent by the agent.
     pub own_probe: bool,
+    /// The packet carries a socket of the node that may probe.
+    pub node_probe: bool,
     /// Flows that `TRANSIENT` takes.
     pub capacity: usize,
     /// Flows that `FLOWS` takes.
     pub room: usize,
     /// The pod's sockets tell their end.
     pub sockets: bool,
+    /// The pod's stack answers SYNs with cookies.
+    pub cookies: bool,
     /// `PORT_MODES` of the endpoint's workload.
     pub ports: BTreeMap<(u16, u16), PortMode>,
     /// `EXEMPT`.
@@ -68,6 +72,7 @@ pub(crate) struct Model {
     transient: RefCell<BTreeMap<Tuple, Flow>>,
     half_open: RefCell<BTreeMap<Tuple, HalfOpen>>,
     outbound: RefCell<BTreeMap<Tuple, Outbound>>,
+    outbound_ended: RefCell<BTreeMap<Tuple, Outbound>>,
     payload: RefCell<Vec<u8>>,
 }
 
@@ -86,15 +91,18 @@ impl Model {
             settings: Settings::DEFAULT,
             now_ns: Cell::new(1_000_000_000),
             own_probe: false,
+            node_probe: false,
             capacity: usize::MAX,
             room: usize::MAX,
             sockets: false,
+            cookies: false,
             ports: BTreeMap::new(),
             exempt: BTreeMap::new(),
             flows: RefCell::default(),
             transient: RefCell::default(),
             half_open: RefCell::default(),
             outbound: RefCell::default(),
+            outbound_ended: RefCell::default(),
             payload: RefCell::default(),
         }
     }
@@ -150,6 +158,11 @@ impl Model {
     pub(crate) fn outbound_entry(&self, key: &FlowKey) -> Option<Outbound> {
         self.outbound.borrow().get(&tuple(key)).copied()
     }
+
+    /// The entry of one that is over.
+    pub(crate) fn outbound_ended_entry(&self, key: &FlowKey) -> Option<Outbound> {
+        self.outbound_ended.borrow().get(&tuple(key)).copied()
+    }
 }
 
 fn flags(mode: Mode) -> u8 {
@@ -204,20 +217,41 @@ impl FlowTables for Model {
         Some(FlowCopy { table, key: tuple(key), flow: found })
     }
 
-    fn insert_flow(&self, key: &FlowKey, flow: &Flow) -> bool {
-        insert(&self.transient, self.capacity, key, flow)
+    fn open_flow(&self, key: &FlowKey, flow: &Flow) -> Option<Self::FlowRef<'_>> {
+        if !self.transient.borrow().contains_key(&tuple(key)) {
+            insert(&self.transient, self.capacity, key, flow);
+        }
+        let flow = self.transient.borrow().get(&tuple(key)).copied()?;
+        Some(FlowCopy { table: &self.transient, key: tuple(key), flow })
+    }
+
+    fn insert_flow(&self, key: &FlowKey, flow: &Flow) {
+        insert(&self.transient, self.capacity, key, flow);
     }
 
     fn protect(&self, key: &FlowKey, flow: &Flow) -> bool {
-        insert(&self.flows, self.room, key, flow)
+        let fits = insert(&self.flows, self.room, key, flow);
+        if fits {
+            self.transient.borrow_mut().remove(&tuple(key));
+        }
+        fits
     }
 
     fn unprotect(&self, key: &FlowKey) {
         self.flows.borrow_mut().remove(&tuple(key));
     }
+
+    fn remove_flow(&self, key: &FlowKey) {
+        self.transient.borrow_mut().remove(&tuple(key));
+        self.flows.borrow_mut().remove(&tuple(key));
+    }
 }
 
 impl Env for Model {
+    fn has_socket(&self) -> bool {
+        !self.cookies
+    }
+
     fn tag_socket(&self, _key: &FlowKey, _pod_start: u32) -> bool {
         self.sockets
     }
@@ -234,16 +268,22 @@ impl Env for Model {
         self.half_open.borrow_mut().remove(&tuple(key));
     }
 
-    fn is_outbound(&self, key: &FlowKey) -> bool {
-        self.outbound_entry(key).is_some()
+    fn outbound(&self, key: &FlowKey) -> Option<Outbound> {
+        self.outbound_entry(key).or_else(|| self.outbound_ended_entry(key))
     }
 
-    fn insert_outbound(&self, key: &FlowKey, pod_isn: u32) {
-        self.outbound.borrow_mut().insert(tuple(key), Outbound { pod_isn, reserved: 0 });
+    fn insert_outbound(&self, key: &FlowKey, outbound: &Outbound) {
+        self.outbound.borrow_mut().insert(tuple(key), *outbound);
+    }
+
+    fn end_outbound(&self, key: &FlowKey, outbound: &Outbound) {
+        self.outbound_ended.borrow_mut().insert(tuple(key), *outbound);
+        self.outbound.borrow_mut().remove(&tuple(key));
     }
 
     fn remove_outbound(&self, key: &FlowKey) {
         self.outbound.borrow_mut().remove(&tuple(key));
+        self.outbound_ended.borrow_mut().remove(&tuple(key));
     }
 
     fn port_mode(&self, key: &PortKey) -> Option<PortMode> {
@@ -275,8 +315,12 @@ impl Env for Model {
         self.now_ns.get()
     }
 
-    fn is_own_probe(&self) -> bool {
+    fn is_own_probe(&self, _key: &FlowKey) -> bool {
         self.own_probe
+    }
+
+    fn is_node_probe(&self, _key: &FlowKey) -> bool {
+        self.node_probe
     }
 
     fn window(&self, segment: &Segment, start: u32, limit: u32) -> Window {

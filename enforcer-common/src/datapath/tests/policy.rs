@@ -130,12 +130,31 @@ fn sources_and_probes_are_exempt_as_far_as_their_kind_goes() {
         let mut talk = Conversation::open(Mode::STRICT);
         talk.model.set_port(8080, Mode::STRICT, flags);
         talk.model.exempt.insert(talk.key.client, kind);
+        talk.model.node_probe = kind == ExemptKind::NODE;
         allowed(talk.client(0, REQUEST), reason);
+        // Neither the pod's answers nor what the client's socket leaves behind carry that socket.
+        talk.model.node_probe = false;
         passes(talk.pod(0, REQUEST));
+        talk.received = 18;
+        passes(talk.client(18, REQUEST));
     }
+    // What the node only forwards carries no socket: its address alone exempts nobody.
+    let mut talk = Conversation::open(Mode::STRICT);
+    talk.model.set_port(8080, Mode::STRICT, port_flags::PROBE);
+    talk.model.exempt.insert(talk.key.client, ExemptKind::NODE);
+    reset(talk.client(0, REQUEST), Reason::PLAINTEXT);
+    // The policy of this moment counts for probes, too.
+    let mut talk = Conversation::open(Mode::STRICT);
+    talk.model.set_port(8080, Mode::STRICT, port_flags::PROBE);
+    talk.model.exempt.insert(talk.key.client, ExemptKind::NODE);
+    talk.model.node_probe = true;
+    allowed(talk.client(0, REQUEST), Reason::PROBE);
+    talk.model.set_port(8080, Mode::STRICT, 0);
+    reset(talk.client(18, REQUEST), Reason::POLICY_CHANGED);
     // The node itself is no exempt source for ports that no probe names.
     let mut talk = Conversation::open(Mode::STRICT);
     talk.model.exempt.insert(talk.key.client, ExemptKind::NODE);
+    talk.model.node_probe = true;
     reset(talk.client(0, REQUEST), Reason::PLAINTEXT);
     // The pod's own address in the table exempts nobody else.
     let mut talk = Conversation::open(Mode::STRICT);
@@ -151,6 +170,31 @@ fn sources_and_probes_are_exempt_as_far_as_their_kind_goes() {
     talk.model.own_probe = false;
     talk.received = 11;
     passes(talk.pod(0, REQUEST));
+}
+
+#[test]
+fn audit_tells_of_a_connection_that_was_not_seen_from_its_start_once() {
+    let mut talk = Conversation::new(Mode::STRICT);
+    talk.model.settings.enforcement = Enforcement::AUDIT;
+    let first = talk.client(500, REQUEST);
+    let told = (Act::Pass, Verdict::WOULD_RESET, Reason::MIDSTREAM, true);
+    assert_eq!((first.act, first.verdict, first.reason, first.report), told);
+    for again in [talk.client(518, REQUEST), talk.pod(0, REQUEST), talk.pod(900, REQUEST)] {
+        let told = (Act::Pass, Verdict::WOULD_RESET, Reason::MIDSTREAM, false);
+        assert_eq!((again.act, again.verdict, again.reason, again.report), told);
+    }
+    talk.model.settings.enforcement = Enforcement::ENFORCE;
+    reset(talk.client(536, REQUEST), Reason::MIDSTREAM);
+}
+
+#[test]
+fn enforcement_remembers_nothing_of_packets_without_a_handshake() {
+    let mut talk = Conversation::new(Mode::STRICT);
+    reset(talk.client(500, REQUEST), Reason::MIDSTREAM);
+    assert_eq!(talk.model.flow_entry(&talk.key), None);
+    talk.model.settings.action = Action::DROP;
+    let dropped = talk.client(500, REQUEST);
+    assert_eq!((dropped.act, dropped.report, dropped.stray), (Act::Drop, false, true));
 }
 
 #[test]
@@ -259,8 +303,8 @@ fn what_cannot_be_read_is_held_to_the_strictest_mode() {
         let mut model = Model::new(Mode::STRICT);
         let decision = unreadable(&model, &model.endpoint, &client, reason);
         assert_eq!(
-            (decision.act, decision.verdict, decision.reason, decision.report),
-            (Act::Drop, Verdict::DROP, reason, true)
+            (decision.act, decision.verdict, decision.reason, decision.report, decision.stray),
+            (Act::Drop, Verdict::DROP, reason, false, true)
         );
         model.settings.enforcement = Enforcement::AUDIT;
         let decision = unreadable(&model, &model.endpoint, &client, reason);
@@ -290,7 +334,7 @@ fn what_cannot_be_read_is_held_to_the_strictest_mode() {
 fn the_policy_of_a_flow_carries_the_generation_of_its_endpoint() {
     let mut talk = Conversation::new(Mode::STRICT);
     talk.model.set_port(8080, Mode::PERMISSIVE, port_flags::BLOCKED);
-    let found = policy(&talk.model, &talk.model.endpoint, &talk.key);
+    let found = policy(&talk.model, &talk.model.endpoint, &talk.key, 0);
     assert_eq!((found.mode, found.blocked, found.generation), (Mode::PERMISSIVE, true, 2));
     assert!(!found.is_enforced());
 }
