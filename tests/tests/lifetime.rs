@@ -7,6 +7,7 @@ use enforcer_common::map::{Flow, flow_flags};
 use enforcer_common::{Reason, Verdict};
 use enforcer_tests::agent::MESH_STRICT;
 use enforcer_tests::client::tls;
+use enforcer_tests::lab::NODE;
 use enforcer_tests::{Lab, Scene, poll};
 
 const HOST: &str = "frontend.hipstershopv1v2";
@@ -95,9 +96,17 @@ fn connections_without_a_socket_give_up_their_place() -> Result<()> {
     let scene = Scene::strict()?;
     let lab = &scene.lab;
     let (_server, _) = lab.sidecar("frontend", 8080)?;
-    std::fs::remove_file(lab.bpffs().join("links/cgroup-sockets"))?;
-    // The kernel takes the program off a moment later.
-    std::thread::sleep(Duration::from_secs(1));
+    let link = lab.bpffs().join("links/cgroup-sockets");
+    std::fs::remove_file(&link)?;
+    // The agent cannot put it back.
+    std::fs::create_dir(&link)?;
+    // It is said, and harmless.
+    poll::until("the note", PATIENCE, || {
+        let status = lab.enforcer(&["status"])?;
+        ensure!(status.stdout.contains("ends of connections are told by their packets alone"), "{status:?}");
+        ensure!(status.code == 0, "{status:?}");
+        Ok(())
+    })?;
     let places = || -> Result<Vec<u16>> {
         let flows = lab.flows()?.into_iter().filter(|(key, _)| key.pod_port == 8080);
         Ok(flows.map(|(key, _)| key.client_port).collect())
@@ -128,6 +137,37 @@ fn connections_without_a_socket_give_up_their_place() -> Result<()> {
     assert!(lab.transient()?.iter().any(|(key, _)| key.client_port == port), "it is still known");
     tls::get(&mut live, HOST)?;
     assert_eq!(lab.count(Verdict::RESET, Reason::MIDSTREAM)?.connections, 0);
+    Ok(())
+}
+
+/// Somebody takes the program off the hierarchy: it is put back, and the next agent replaces it in place.
+#[test]
+fn the_program_that_sees_sockets_is_put_back_and_replaced() -> Result<()> {
+    let mut scene = Scene::strict()?;
+    let link = scene.lab.bpffs().join("links/cgroup-sockets");
+    let path = link.display().to_string();
+    let show = |lab: &Lab| -> Result<serde_json::Value> {
+        let shown = lab.exec(NODE, ["bpftool", "-j", "link", "show", "pinned", &path])?.success()?.stdout;
+        Ok(serde_json::from_str(&shown)?)
+    };
+    let first = show(&scene.lab)?;
+    scene.lab.exec(NODE, ["bpftool", "link", "detach", "pinned", &path])?.success()?;
+    poll::until("another link", PATIENCE, || {
+        let now = show(&scene.lab)?;
+        ensure!(now["id"] != first["id"] && now["cgroup_id"] != 0, "{now}");
+        Ok(())
+    })?;
+    let before = show(&scene.lab)?;
+    scene.agent.kill()?;
+    scene.agent = scene.lab.agent()?;
+    let after = show(&scene.lab)?;
+    assert_eq!(after["id"], before["id"], "one link for good");
+    assert_ne!(after["prog_id"], before["prog_id"], "with the new agent's program");
+    let (_server, _) = scene.lab.sidecar("frontend", 8080)?;
+    let mut stream = open(&scene.lab, false)?;
+    tls::get(&mut stream, HOST)?;
+    let flows = of_clients(scene.lab.flows()?);
+    assert!(flows.iter().all(|flow| flow.flags & flow_flags::TAGGED != 0) && flows.len() == 1, "{flows:?}");
     Ok(())
 }
 
