@@ -37,7 +37,8 @@ async fn main() {
     let mesh = support::Mesh::new();
     mesh.issue("server", |_| {});
     // A listener on every address of loopback stands for all endpoints.
-    let servers: Vec<_> = (0..PORTS).map(|_| support::stunnel_anywhere(&mesh, "verifyChain = yes")).collect();
+    let servers: Vec<_> =
+        (0..PORTS).map(|_| support::stunnel_anywhere(&mesh, application, "verifyChain = yes")).collect();
     let settings = ScheduleSettings::default();
     let interval = settings.interval;
     let config = CheckerConfig {

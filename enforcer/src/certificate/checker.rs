@@ -300,6 +300,8 @@ impl Task {
             let request = Request {
                 address: SocketAddr::from(key),
                 server_name: server_name.as_ref(),
+                names: &[],
+                tunnel: false,
                 bundle: bundle.as_deref(),
                 expected: Some(&target.expected),
                 forbidden: &forbidden,
@@ -329,7 +331,8 @@ impl Task {
             return;
         }
         let entry = &mut known.entry;
-        let changed = entry.history.record(state, time, self.config.consequences);
+        let changed =
+            entry.history.record(state, state::effect(&done.probe.findings), time, self.config.consequences);
         entry.checked = Some(time);
         entry.expires = chain.iter().map(|certificate| certificate.not_after).min();
         entry.probe = Some(done.probe);

@@ -5,6 +5,8 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::x509::printable;
+
 /// A client that a check connects as.
 #[derive(
     Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize, schemars::JsonSchema,
@@ -15,6 +17,8 @@ pub enum Client {
     NoCertificate,
     /// No certificate, ALPN of a web client and no SNI: what `curl -k` is to the server.
     PlainTls,
+    /// The same, asking for a Service by its DNS name: what `curl -k https://SERVICE` is to the server.
+    Named,
     /// A self-signed certificate that claims an identity of the mesh.
     SelfSigned,
     /// A certificate of another CA that claims an identity of the mesh.
@@ -26,14 +30,14 @@ pub enum Client {
 }
 
 impl Client {
-    /// The clients that a server of mutual TLS refuses.
+    /// The clients that every server of mutual TLS refuses, beside [`Self::Named`], of which there is one for each name.
     pub const FORBIDDEN: [Self; 5] =
         [Self::NoCertificate, Self::PlainTls, Self::SelfSigned, Self::ForeignCa, Self::Expired];
 
     /// It offers no certificate at all.
     #[must_use]
     pub fn is_anonymous(self) -> bool {
-        matches!(self, Self::NoCertificate | Self::PlainTls)
+        matches!(self, Self::NoCertificate | Self::PlainTls | Self::Named)
     }
 }
 
@@ -42,11 +46,21 @@ impl fmt::Display for Client {
         f.write_str(match self {
             Self::NoCertificate => "no certificate",
             Self::PlainTls => "no certificate, not of a mesh",
+            Self::Named => "no certificate, asking for a Service",
             Self::SelfSigned => "self-signed certificate",
             Self::ForeignCa => "certificate of a foreign CA",
             Self::Expired => "expired certificate",
             Self::Mesh => "mesh certificate",
         })
+    }
+}
+
+/// The name behind a client, if it is one of several.
+pub(super) struct Asked<'a>(pub(super) Option<&'a str>);
+
+impl fmt::Display for Asked<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |name| write!(f, " {name}"))
     }
 }
 
@@ -56,11 +70,16 @@ impl fmt::Display for Client {
 pub enum Accepted {
     /// The handshake ended and the server had not even asked for a certificate.
     NotAsked,
-    /// The server sent a session ticket, which it does only once it is content with the client.
+    /// The server sent a session ticket, which it does only once it is content with the client, and did not close
+    /// the connection.
     Ticket,
     /// The server sent application data.
     Data,
-    /// The handshake ended, and neither an alert nor a close came within this time.
+    /// The server's side of the handshake is done too, which in TLS 1.2 is after its look at the client's certificate,
+    /// and it did not close the connection.
+    Handshake,
+    /// The client's side of the handshake is done, and neither an alert nor a close came within this time. In TLS 1.3
+    /// that is no proof: the server may be slow.
     Silent {
         /// How long was waited, ms.
         waited_ms: u64,
@@ -73,6 +92,7 @@ impl fmt::Display for Accepted {
             Self::NotAsked => write!(f, "accepted: it was not asked for a certificate"),
             Self::Ticket => write!(f, "accepted: it got a session ticket"),
             Self::Data => write!(f, "accepted: it got application data"),
+            Self::Handshake => write!(f, "accepted: the server finished the handshake"),
             Self::Silent { waited_ms } => {
                 write!(f, "accepted: handshake done and no alert within {waited_ms} ms")
             }
@@ -89,9 +109,9 @@ pub enum Refused {
         /// Name of the alert, as in RFC 8446.
         alert: String,
     },
-    /// The connection was closed after the client's certificate message, without an alert.
+    /// The connection was closed without an alert, while that of the mesh client lived on.
     Closed,
-    /// The connection was reset after the client's certificate message, without an alert.
+    /// The connection was reset without an alert, while that of the mesh client lived on.
     Reset,
     /// TLS was accepted, but the server's HTTP layer answers every request of such a client with a certificate
     /// error (nginx with `ssl_verify_client on`).
@@ -195,6 +215,9 @@ pub enum Finding {
     ForbiddenAccepted {
         /// Which client.
         client: Client,
+        /// The Service's name that it asked for, where that is what makes it another client.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        server_name: Option<String>,
         /// Why it counts as accepted.
         why: Accepted,
     },
@@ -207,6 +230,9 @@ pub enum Finding {
     Inconclusive {
         /// Which client.
         client: Client,
+        /// The Service's name that it asked for, where that is what makes it another client.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        server_name: Option<String>,
         /// Why not.
         detail: String,
     },
@@ -233,12 +259,17 @@ impl fmt::Display for Finding {
             }
             Self::WrongIdentity { expected, presented } => match &presented[..] {
                 [] => write!(f, "the certificate has no SPIFFE ID, expected {expected}"),
-                _ => write!(f, "identity is {}, expected exactly {expected}", presented.join(" and ")),
+                _ => {
+                    let presented = printable(&presented.join(" and "));
+                    write!(f, "identity is {presented}, expected exactly {expected}")
+                }
             },
-            Self::ForbiddenAccepted { client, why } => write!(f, "client with {client} {why}"),
+            Self::ForbiddenAccepted { client, server_name, why } => {
+                write!(f, "client with {client}{} {why}", Asked(server_name.as_deref()))
+            }
             Self::MeshClientRefused { how } => write!(f, "the mesh client is {how}"),
-            Self::Inconclusive { client, detail } => {
-                write!(f, "client with {client}: cannot be said: {detail}")
+            Self::Inconclusive { client, server_name, detail } => {
+                write!(f, "client with {client}{}: cannot be said: {detail}", Asked(server_name.as_deref()))
             }
             Self::NoTrustBundle => write!(f, "chain not checked: there is no trust bundle"),
         }

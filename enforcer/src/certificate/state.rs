@@ -92,6 +92,12 @@ impl State {
         !self.is_good() && !matches!(self, Self::Unreachable | Self::Unchecked)
     }
 
+    /// It says something about the server: [`Self::is_good`] or [`Self::is_bad`].
+    #[must_use]
+    pub fn is_certain(self) -> bool {
+        self.is_good() || self.is_bad()
+    }
+
     /// The weightier of two.
     #[must_use]
     pub fn worse(self, other: Self) -> Self {
@@ -147,10 +153,10 @@ pub fn of_finding(finding: &Finding) -> State {
         Finding::NotValidYet { .. } | Finding::Expired { .. } => State::Expired,
         Finding::Expiring { .. } => State::Expiring,
         Finding::WrongIdentity { .. } => State::WrongIdentity,
-        Finding::ForbiddenAccepted { client: Client::NoCertificate | Client::PlainTls, .. } => {
-            State::NoClientAuth
-        }
+        Finding::ForbiddenAccepted { client, .. } if client.is_anonymous() => State::NoClientAuth,
         Finding::ForbiddenAccepted { .. } => State::AcceptsForeign,
+        // Mutual TLS is proven by those that are refused.
+        Finding::Inconclusive { client: Client::Mesh, .. } => State::Verified,
         Finding::Inconclusive { .. } | Finding::NoTrustBundle => State::Unchecked,
     }
 }
@@ -176,6 +182,14 @@ const PRECEDENCE: [State; 10] = [
 pub fn judge(findings: &[Finding]) -> State {
     let present: Vec<State> = findings.iter().map(of_finding).collect();
     PRECEDENCE.into_iter().find(|state| present.contains(state)).unwrap_or(State::Verified)
+}
+
+/// The state that decides whether the port is open: that of all findings but the refusal of the mesh client. A server
+/// that refuses the mesh client lets nobody in who must not come in, and the fault may be ours.
+#[must_use]
+pub fn effect(findings: &[Finding]) -> State {
+    let of_server = findings.iter().filter(|finding| !matches!(finding, Finding::MeshClientRefused { .. }));
+    judge(&of_server.cloned().collect::<Vec<_>>())
 }
 
 /// `--on-certificate-failure`.
@@ -249,29 +263,35 @@ impl History {
         self.blocked = self.wants_block(consequences);
     }
 
-    /// Takes in the state of one more check. True when the reported state or the block has changed.
+    /// Takes in one more check: the state to report ([`judge`]) and the one that opens or closes ([`effect`]). True when
+    /// the reported state or the block has changed.
     ///
     /// Damping: one lost packet changes nothing. A result that could not be had neither closes nor opens a port,
     /// and is reported when it comes twice; a bad one is reported at once and closes the port when it comes
     /// [`Consequences::failures_to_block`] times; a good one is believed at once.
-    pub fn record(&mut self, state: State, now: Timestamp, consequences: Consequences) -> bool {
+    pub fn record(
+        &mut self,
+        state: State,
+        effect: State,
+        now: Timestamp,
+        consequences: Consequences,
+    ) -> bool {
         let before = (self.state, self.blocked);
-        if state.is_good() {
+        if effect.is_good() {
             (self.bad, self.uncertain, self.known) = (0, 0, true);
-        } else if state.is_bad() {
+        } else if effect.is_bad() {
             self.bad = self.bad.saturating_add(1);
             (self.uncertain, self.known) = (0, true);
         } else {
             self.uncertain = self.uncertain.saturating_add(1);
         }
-        let certain = state.is_good() || state.is_bad();
-        if certain || !self.known || self.uncertain >= UNCERTAIN_TO_REPORT {
+        if state.is_certain() || !self.known || self.uncertain >= UNCERTAIN_TO_REPORT {
             if state != self.state || self.since.is_none() {
                 self.since = Some(now);
             }
             self.state = state;
         }
-        if certain || !self.known {
+        if effect.is_certain() || !self.known {
             self.blocked = self.wants_block(consequences);
         }
         before != (self.state, self.blocked)

@@ -28,9 +28,9 @@ pub struct Certificate {
     pub not_after: Timestamp,
     /// Kind and size of the public key, such as `ECDSA P-256` or `RSA 2048`.
     pub key: String,
-    /// URI names, in order; a mesh certificate has exactly one, the SPIFFE ID.
+    /// URI names, in order, exactly as they are in the certificate; a mesh certificate has exactly one, the SPIFFE ID.
     pub uris: Vec<String>,
-    /// DNS names, in order.
+    /// DNS names, in order, exactly as they are in the certificate.
     pub dns_names: Vec<String>,
     /// Marked as a certificate authority.
     pub ca: bool,
@@ -73,7 +73,7 @@ impl Certificate {
     #[must_use]
     pub fn name(&self) -> String {
         match (&self.uris[..], self.subject.is_empty()) {
-            ([uri, ..], _) => uri.clone(),
+            ([uri, ..], _) => printable(uri),
             ([], false) => self.subject.clone(),
             ([], true) => format!("serial {}", self.serial),
         }
@@ -106,9 +106,15 @@ fn hexadecimal(bytes: &[u8]) -> String {
     })
 }
 
+/// A name from a peer for people to read: nothing in it reaches a terminal as a control character. Names are compared as
+/// they are, never in this form.
+#[must_use]
+pub fn printable(name: &str) -> String {
+    name.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
 fn distinguished_name(name: &X509Name<'_>) -> String {
-    // Names come from the peer: nothing in them may reach a terminal as a control character.
-    name.to_string().chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    printable(&name.to_string())
 }
 
 fn instant(time: ASN1Time) -> Result<Timestamp, Unreadable> {
@@ -119,10 +125,9 @@ fn names(certificate: &X509Certificate<'_>) -> (Vec<String>, Vec<String>) {
     let (mut uris, mut dns) = (Vec::new(), Vec::new());
     if let Ok(Some(extension)) = certificate.subject_alternative_name() {
         for name in &extension.value.general_names {
-            let printable = |text: &str| text.chars().filter(|c| !c.is_control()).collect();
             match name {
-                GeneralName::URI(uri) => uris.push(printable(uri)),
-                GeneralName::DNSName(name) => dns.push(printable(name)),
+                GeneralName::URI(uri) => uris.push((*uri).to_owned()),
+                GeneralName::DNSName(name) => dns.push((*name).to_owned()),
                 _ => {}
             }
         }

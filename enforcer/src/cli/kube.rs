@@ -5,6 +5,7 @@
 
 mod coverage;
 mod exec;
+mod missing;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -21,6 +22,7 @@ use crate::source::kube::Access;
 use crate::telemetry::readiness::Absent;
 
 pub use self::exec::{Agents, Answer};
+pub use self::missing::Missing;
 
 /// The name that makes the binary a plugin of kubectl.
 const PLUGIN: &str = "kubectl-enforcer";
@@ -141,7 +143,7 @@ pub fn run(
         "`top` draws on the terminal of its node: use kubectl exec -it beside that node's agent"
     );
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let agents = runtime.block_on(async {
+    let agents: Agents = runtime.block_on(async {
         let access = Access::find(args.kubeconfig.clone(), args.context.clone()).await?;
         Agents::find(access, args).await
     })?;
@@ -160,11 +162,11 @@ pub fn run(
     );
     let form = form(&words);
     let answers = runtime.block_on(agents.ask(&words));
-    show(&answers, form)
+    show(&answers, agents.missing(), form)
 }
 
 /// Prints what the nodes said. The exit code is the worst of theirs.
-fn show(answers: &[Answer], form: Form) -> anyhow::Result<ExitCode> {
+fn show(answers: &[Answer], missing: &Missing, form: Form) -> anyhow::Result<ExitCode> {
     let mut out = io::stdout().lock();
     let mut nodes = serde_json::Map::new();
     for answer in answers {
@@ -185,7 +187,12 @@ fn show(answers: &[Answer], form: Form) -> anyhow::Result<ExitCode> {
     if form == Form::Json {
         writeln!(out, "{:#}", json!({"nodes": nodes}))?;
     }
+    for sentence in missing.nodes.iter().chain(&missing.note) {
+        writeln!(io::stderr(), "note: {sentence}")?;
+    }
     let worst = answers.iter().map(|answer| answer.code).max().unwrap_or(EXIT_USAGE);
+    // Not everything that was asked for is there.
+    let worst = if missing.nodes.is_some() { EXIT_USAGE } else { worst };
     Ok(ExitCode::from(worst))
 }
 

@@ -89,15 +89,14 @@ impl Store {
                 (last, _) => {
                     changed = true;
                     let read = manifest::load_file(&file);
-                    let whole = read.problems.is_empty() && !read.unreadable;
                     match (&self.memory, last) {
-                        (Some(memory), _) if whole => {
+                        (Some(memory), _) if read.is_good() => {
                             memory.keep(&file);
                             read
                         }
                         (Some(memory), None) => read.over(&memory.recall(&file).unwrap_or_default()),
                         (_, Some(last)) => read.over(&last),
-                        (None, None) => read,
+                        (None, None) => read.over(&FileContent::default()),
                     }
                 }
             };
@@ -112,7 +111,10 @@ impl Store {
         let mut loaded = manifest::merge(self.contents.values());
         changed |= !problems.is_empty();
         loaded.problems.extend(problems);
-        changed.then_some(loaded)
+        changed.then(|| {
+            loaded.warnings.extend(manifest::skipped_folders(&self.paths));
+            loaded
+        })
     }
 }
 

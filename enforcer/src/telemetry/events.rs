@@ -105,6 +105,7 @@ impl Events {
         let now = Instant::now();
         let describer = Describer {
             views: &views,
+            plans: &shared.plans,
             remote: &shared.remote,
             epoch: describe::epoch(Timestamp::now(), monotonic_ns()),
             now,
@@ -151,7 +152,8 @@ impl Events {
         }
         let views = self.shared.views();
         let epoch = describe::epoch(Timestamp::now(), monotonic_ns());
-        let describer = Describer { views: &views, remote: &self.shared.remote, epoch, now };
+        let describer =
+            Describer { views: &views, plans: &self.shared.plans, remote: &self.shared.remote, epoch, now };
         let mut lines = Vec::new();
         write(&describer, &self.shared, &ready, None, &mut self.log, &mut lines);
         self.shared.log.extend(lines);

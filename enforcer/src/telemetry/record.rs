@@ -73,7 +73,7 @@ pub struct Peer {
 pub struct Flow {
     /// When the verdict fell or the connection ended.
     pub time: Timestamp,
-    /// Direction of the packet that decided: `to_pod` or `from_pod`.
+    /// Direction of the packet that decided: `to_pod` or `from_pod`; `unknown` where the kernel's table does not tell.
     pub direction: Word,
     /// Who opened the connection.
     pub client: Peer,

@@ -17,6 +17,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, date_time_ymd,
 };
+use rustls_pki_types::DnsName;
 
 /// The identity of the servers.
 pub(crate) const ID: &str = "spiffe://cluster.local/ns/shop/sa/web";
@@ -94,18 +95,36 @@ impl Mesh {
 
     /// Checks a server against this mesh, with its client certificate.
     pub(crate) fn check(&self, address: SocketAddr, settings: &Settings) -> Checked {
+        self.run(address, settings, &[], true)
+    }
+
+    /// The same without a certificate of the mesh.
+    pub(crate) fn check_as_stranger(&self, address: SocketAddr, settings: &Settings) -> Checked {
+        self.run(address, settings, &[], false)
+    }
+
+    /// The same with clients that ask for these names.
+    pub(crate) fn check_with(&self, address: SocketAddr, settings: &Settings, names: &[&str]) -> Checked {
+        self.run(address, settings, names, true)
+    }
+
+    fn run(&self, address: SocketAddr, settings: &Settings, names: &[&str], with_client: bool) -> Checked {
         let bundle = TrustBundle::from_file(&self.path("root.pem")).expect("a bundle");
         let forbidden = ForbiddenClients::generate(None, Timestamp::now()).expect("certificates");
         let mesh_client = client::load(&self.path("client.pem"), &self.path("client.key")).expect("a client");
         let expected = Expected::exactly(ID.parse::<SpiffeId>().expect("an identity"));
         let server_name = enforcer::certificate::probe::istio_server_name(8080, "web", "shop");
+        let names = names.iter().map(|name| DnsName::try_from((*name).to_owned()).expect("a name"));
+        let names: Vec<_> = names.collect();
         let request = Request {
             address,
             server_name: server_name.as_ref(),
+            names: &names,
+            tunnel: false,
             bundle: Some(&bundle),
             expected: Some(&expected),
             forbidden: &forbidden,
-            mesh_client: Some(&mesh_client),
+            mesh_client: with_client.then_some(&mesh_client),
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let started = Instant::now();
@@ -156,6 +175,7 @@ pub(crate) fn settings() -> Settings {
     Settings {
         timeout: Duration::from_secs(5),
         alert_wait: Duration::from_millis(300),
+        patience: Duration::from_secs(1),
         ..Settings::default()
     }
 }
@@ -206,23 +226,75 @@ pub(crate) fn start(program: &str, address: SocketAddr, dir: &Path, arguments: &
 
 /// nginx with this `ssl_verify_client`, TLS versions and certificate name.
 pub(crate) fn nginx(mesh: &Mesh, verify: &str, protocols: &str, name: &str) -> Server {
+    let text = format!(
+        "ssl_certificate $DIR/{name}.pem; ssl_certificate_key $DIR/{name}.key;\n\
+         ssl_client_certificate $DIR/root.pem; ssl_verify_depth 3; ssl_protocols {protocols};\n\
+         server {{ listen $ADDRESS ssl; ssl_verify_client {verify}; location / {{ return 200 ok; }} }}"
+    );
+    nginx_of(mesh, &text)
+}
+
+/// nginx with one value of `ssl_verify_client`, and another one for clients that ask for this name.
+pub(crate) fn nginx_by_name(mesh: &Mesh, verify: &str, name: &str, verify_by_name: &str) -> Server {
+    let server = |further: &str, verify: &str| {
+        format!(
+            "server {{ listen $ADDRESS ssl {further}; ssl_verify_client {verify}; location / {{ return 200 ok; }} }}\n"
+        )
+    };
+    let text = format!(
+        "ssl_certificate $DIR/server.pem; ssl_certificate_key $DIR/server.key;\n\
+         ssl_client_certificate $DIR/root.pem; ssl_verify_depth 3;\n{}{}",
+        server("default_server", verify),
+        server(&format!("; server_name {name}"), verify_by_name)
+    );
+    nginx_of(mesh, &text)
+}
+
+fn nginx_of(mesh: &Mesh, http: &str) -> Server {
     let address = free_port();
     let dir = mesh.dir.path().display();
     let port = address.port();
+    let http = http.replace("$ADDRESS", &address.to_string()).replace("$DIR", &dir.to_string());
     let text = format!(
         "daemon off; master_process off; pid {dir}/nginx-{port}.pid; error_log stderr;\n\
          events {{}}\n\
          http {{ access_log off;\n\
            client_body_temp_path {dir}/a-{port}; proxy_temp_path {dir}/b-{port}; fastcgi_temp_path {dir}/c-{port};\n\
-           uwsgi_temp_path {dir}/d-{port}; scgi_temp_path {dir}/e-{port};\n\
-           server {{ listen {address} ssl; ssl_certificate {dir}/{name}.pem; ssl_certificate_key {dir}/{name}.key;\n\
-             ssl_protocols {protocols}; ssl_client_certificate {dir}/root.pem; ssl_verify_client {verify};\n\
-             ssl_verify_depth 3; location / {{ return 200 ok; }} }} }}\n"
+           uwsgi_temp_path {dir}/d-{port}; scgi_temp_path {dir}/e-{port};\n{http}\n}}\n"
     );
     let file = mesh.path(&format!("nginx-{port}.conf"));
     std::fs::write(&file, text).expect("written");
     let file = file.to_str().expect("UTF-8");
     start("/usr/sbin/nginx", address, mesh.dir.path(), &["-c", file, "-e", "stderr"])
+}
+
+/// Envoy as Istio configures it for a TCP port, in front of `behind`. `insist`: a certificate of the mesh is demanded; else
+/// any is taken, and none. `version`: that of TLS.
+pub(crate) fn envoy_tcp(mesh: &Mesh, behind: SocketAddr, insist: bool, version: &str) -> Server {
+    let address = free_port();
+    let trust = if insist { "VERIFY_TRUST_CHAIN" } else { "ACCEPT_UNTRUSTED" };
+    let text = include_str!("envoy_tcp.yaml")
+        .replace("$PORT", &address.port().to_string())
+        .replace("$BEHIND", &behind.port().to_string())
+        .replace("$INSIST", &insist.to_string())
+        .replace("$TRUST", trust)
+        .replace("$VERSION", version);
+    let file = format!("envoy-{}.yaml", address.port());
+    std::fs::write(mesh.path(&file), text).expect("written");
+    let program = envoy().display().to_string();
+    let arguments = ["-c", &file, "--disable-hot-restart", "--concurrency", "1", "-l", "warn"];
+    start(&program, address, mesh.dir.path(), &arguments)
+}
+
+/// Envoy: `ENFORCER_ENVOY`, or the one that `cargo xtask setup` fetched.
+fn envoy() -> PathBuf {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = || set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
+    let path = set("ENFORCER_ENVOY")
+        .or_else(|| Some(cache()?.join("enforcer/envoy-1.40.0/envoy")))
+        .expect("HOME or XDG_CACHE_HOME");
+    assert!(path.is_file(), "Envoy is not at {}: run cargo xtask setup", path.display());
+    path
 }
 
 /// `openssl s_server` with the certificate of this name and further arguments.
@@ -254,18 +326,24 @@ pub(crate) fn s_server_at(mesh: &Mesh, address: SocketAddr, name: &str, further:
 
 /// stunnel in front of a port at which nobody listens, with these further options.
 pub(crate) fn stunnel(mesh: &Mesh, further: &str) -> Server {
-    stunnel_at(mesh, free_port(), "127.0.0.1", further)
+    stunnel_at(mesh, "127.0.0.1", SocketAddr::from(([127, 0, 0, 1], 1)), further)
+}
+
+/// stunnel in front of this application.
+pub(crate) fn stunnel_before(mesh: &Mesh, behind: SocketAddr, further: &str) -> Server {
+    stunnel_at(mesh, "127.0.0.1", behind, further)
 }
 
 /// The same on every IPv4 address of the machine.
-pub(crate) fn stunnel_anywhere(mesh: &Mesh, further: &str) -> Server {
-    stunnel_at(mesh, free_port(), "0.0.0.0", further)
+pub(crate) fn stunnel_anywhere(mesh: &Mesh, behind: SocketAddr, further: &str) -> Server {
+    stunnel_at(mesh, "0.0.0.0", behind, further)
 }
 
-fn stunnel_at(mesh: &Mesh, address: SocketAddr, listen: &str, further: &str) -> Server {
+fn stunnel_at(mesh: &Mesh, listen: &str, behind: SocketAddr, further: &str) -> Server {
+    let address = free_port();
     let port = address.port();
     let text = format!(
-        "foreground = yes\npid =\n[web]\naccept = {listen}:{port}\nconnect = 127.0.0.1:1\ncert = server.pem\n\
+        "foreground = yes\npid =\n[web]\naccept = {listen}:{port}\nconnect = {behind}\ncert = server.pem\n\
          key = server.key\nCAfile = root.pem\n{further}\n"
     );
     let file = format!("stunnel-{port}.conf");

@@ -6,9 +6,16 @@
 
 use super::super::finding::Refused;
 
-/// The question. The host is in a domain that exists nowhere (RFC 6761).
-pub(super) const REQUEST: &[u8] = b"OPTIONS / HTTP/1.1\r\nHost: certificate-check.enforcer.invalid\r\n\
-    User-Agent: enforcer-certificate-check\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+/// The question. Without a name the host is in a domain that exists nowhere (RFC 6761); nginx refuses a host of
+/// another server than the handshake was with.
+pub(super) fn request(host: Option<&str>) -> Vec<u8> {
+    let host = host.unwrap_or("certificate-check.enforcer.invalid");
+    format!(
+        "OPTIONS / HTTP/1.1\r\nHost: {host}\r\nUser-Agent: enforcer-certificate-check\r\n\
+         Connection: close\r\nContent-Length: 0\r\n\r\n"
+    )
+    .into_bytes()
+}
 
 /// As much of an answer as is looked at.
 pub(super) const ANSWER_BYTES: usize = 4096;

@@ -3,42 +3,33 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use rustls::client::ResolvesClientCert;
-use rustls::client::Resumption;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::client::danger::ServerCertVerifier;
+use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::sign::CertifiedKey;
-use rustls::{AlertDescription, ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme};
-use rustls_pki_types::{CertificateDer, DnsName, IpAddr, ServerName, UnixTime};
+use rustls::{AlertDescription, ClientConfig, ClientConnection};
+use rustls_pki_types::{DnsName, IpAddr, ServerName};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, timeout_at};
 
 use super::super::finding::Refused;
 use super::http;
+use super::recorder::{Observed, Recorder};
 
 /// More bytes than this are read from no server: the longest sane handshake is a tenth of it.
 const MAX_BYTES: usize = 256 << 10;
 
 /// What a client says first, and the certificate that it offers when asked.
-#[derive(Clone, Debug)]
+#[derive(Clone, Default, Debug)]
 pub(super) struct Hello {
     pub(super) alpn: Vec<Vec<u8>>,
     pub(super) server_name: Option<DnsName<'static>>,
-    pub(super) certificate: Option<Arc<CertifiedKey>>,
-}
-
-/// What was seen of the server, whatever became of the handshake.
-#[derive(Clone, Default, Debug)]
-pub(super) struct Observed {
-    /// The server has sent a certificate message.
-    pub(super) chain_seen: bool,
-    /// The presented chain, leaf first.
-    pub(super) chain: Vec<CertificateDer<'static>>,
-    /// The server has asked for a certificate; the authorities that it named (DER).
-    pub(super) asked: Option<Vec<Vec<u8>>>,
+    /// It offers TLS 1.3 alone.
+    pub(super) only_tls13: bool,
+    /// The first whose signature the server can verify is offered.
+    pub(super) certificates: Vec<Arc<CertifiedKey>>,
 }
 
 /// What was negotiated, as far as it got.
@@ -63,6 +54,8 @@ pub(super) enum Ended {
     NotTls(String),
     /// The server broke the protocol, or the bounds.
     Protocol(String),
+    /// The connection was lost underway.
+    Lost(String),
     /// The server sent application data.
     Data,
     /// The server sent a session ticket.
@@ -90,12 +83,23 @@ impl fmt::Display for Failure {
             Ended::Alert(alert) => write!(f, "the server refused the handshake with alert {alert}"),
             Ended::Closed => write!(f, "the server closed the connection {before}"),
             Ended::Reset => write!(f, "the connection was reset {before}"),
-            Ended::NotTls(detail) | Ended::Protocol(detail) => f.write_str(detail),
+            Ended::NotTls(detail) | Ended::Protocol(detail) | Ended::Lost(detail) => f.write_str(detail),
             Ended::Data | Ended::Ticket => write!(f, "the server sent data before the handshake was done"),
             Ended::Silent if self.received == 0 => write!(f, "no answer to the TLS hello in time"),
             Ended::Silent => write!(f, "the handshake did not end in time ({} bytes came)", self.received),
         }
     }
+}
+
+/// What a question in HTTP led to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Answer {
+    /// The client is refused for its certificate.
+    Refused(Refused),
+    /// Something else was answered.
+    Other,
+    /// No question was possible, or there was no answer.
+    None,
 }
 
 /// One connection.
@@ -117,7 +121,7 @@ impl Session {
         mark: Option<u32>,
         deadline: Instant,
     ) -> Result<Self, String> {
-        let recorder = Arc::new(Recorder::new(hello.certificate.clone()));
+        let recorder = Arc::new(Recorder::new(hello.certificates.clone()));
         let tls = client(hello, &recorder, address).map_err(|error| error.to_string())?;
         let connecting = async {
             let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
@@ -165,26 +169,31 @@ impl Session {
         self.recorder.observed()
     }
 
-    /// After the handshake: the first thing that the server does.
+    /// After the handshake: what the server does until the deadline. A ticket is told only when nothing came behind
+    /// it: some servers finish the handshake with everybody and then close the connections of some.
     pub(super) async fn listen(&mut self, deadline: Instant) -> Ended {
         loop {
-            if self.tls.tls13_tickets_received() > 0 {
-                return Ended::Ticket;
-            }
             match self.read(deadline).await {
                 Ok(Read { plaintext: 1.., .. }) => return Ended::Data,
                 Ok(_) => {}
+                Err(Ended::Silent) if self.tls.tls13_tickets_received() > 0 => return Ended::Ticket,
                 Err(ended) => return ended,
             }
         }
     }
 
-    /// Asks by HTTP whether the client is refused for its certificate; also hears an alert that comes only now.
-    pub(super) async fn http_refusal(&mut self, deadline: Instant) -> Option<Refused> {
-        if self.tls.alpn_protocol().is_some_and(|protocol| protocol != b"http/1.1") {
-            return None;
+    /// The server's side of the handshake is done once ours is: TLS 1.2, in which the server speaks last.
+    pub(super) fn server_is_done(&self) -> bool {
+        self.tls.protocol_version() == Some(rustls::ProtocolVersion::TLSv1_2)
+    }
+
+    /// Asks by HTTP what becomes of the client; also hears an alert that comes only now.
+    pub(super) async fn ask_http(&mut self, host: Option<&str>, deadline: Instant) -> Answer {
+        if self.tls.alpn_protocol().is_some_and(|protocol| protocol != b"http/1.1")
+            || io::Write::write_all(&mut self.tls.writer(), &http::request(host)).is_err()
+        {
+            return Answer::None;
         }
-        io::Write::write_all(&mut self.tls.writer(), http::REQUEST).ok()?;
         let mut answer = Vec::new();
         let mut end = self.flush(deadline).await.err();
         while end.is_none() && answer.len() < http::ANSWER_BYTES {
@@ -192,15 +201,16 @@ impl Session {
                 Ok(_) => {
                     self.take_plaintext(&mut answer);
                     if let Some(refused) = http::certificate_refusal(&answer) {
-                        return Some(refused);
+                        return Answer::Refused(refused);
                     }
                 }
                 Err(ended) => end = Some(ended),
             }
         }
         match end {
-            Some(Ended::Alert(alert)) if answer.is_empty() => Some(Refused::Alert { alert }),
-            _ => None,
+            Some(Ended::Alert(alert)) if answer.is_empty() => Answer::Refused(Refused::Alert { alert }),
+            _ if answer.is_empty() => Answer::None,
+            _ => Answer::Other,
         }
     }
 
@@ -341,7 +351,7 @@ fn ended_by_tls(error: &rustls::Error) -> Ended {
 fn ended_by(error: &io::Error) -> Ended {
     match error.kind() {
         io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Ended::Reset,
-        _ => Ended::Protocol(format!("the connection failed: {error}")),
+        _ => Ended::Lost(format!("the connection failed: {error}")),
     }
 }
 
@@ -350,8 +360,9 @@ fn client(
     recorder: &Arc<Recorder>,
     address: SocketAddr,
 ) -> Result<ClientConnection, rustls::Error> {
+    let versions: &[_] = if hello.only_tls13 { &[&rustls::version::TLS13] } else { rustls::DEFAULT_VERSIONS };
     let mut config = ClientConfig::builder_with_provider(Arc::clone(&recorder.provider))
-        .with_safe_default_protocol_versions()?
+        .with_protocol_versions(versions)?
         .dangerous()
         .with_custom_certificate_verifier(Arc::clone(recorder) as Arc<dyn ServerCertVerifier>)
         .with_client_cert_resolver(Arc::clone(recorder) as Arc<dyn ResolvesClientCert>);
@@ -381,84 +392,5 @@ fn alert_name(alert: AlertDescription) -> String {
             }
             name
         }
-    }
-}
-
-/// Takes down what the server shows and asks. It accepts every chain, because the chain is judged afterwards, with
-/// all that is wrong with it; but it verifies the signature over the handshake, so that the shown certificate is
-/// the server's own.
-#[derive(Debug)]
-struct Recorder {
-    provider: Arc<CryptoProvider>,
-    certificate: Option<Arc<CertifiedKey>>,
-    observed: Mutex<Observed>,
-}
-
-impl Recorder {
-    fn new(certificate: Option<Arc<CertifiedKey>>) -> Self {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        Self { provider, certificate, observed: Mutex::default() }
-    }
-
-    fn observed(&self) -> Observed {
-        self.observed.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn note(&self, note: impl FnOnce(&mut Observed)) {
-        note(&mut self.observed.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-}
-
-impl ServerCertVerifier for Recorder {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let chain = std::iter::once(end_entity).chain(intermediates);
-        let chain = chain.map(|der| der.clone().into_owned()).collect();
-        self.note(|observed| (observed.chain, observed.chain_seen) = (chain, true));
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
-}
-
-impl ResolvesClientCert for Recorder {
-    fn resolve(
-        &self,
-        root_hint_subjects: &[&[u8]],
-        _schemes: &[SignatureScheme],
-    ) -> Option<Arc<CertifiedKey>> {
-        let names = root_hint_subjects.iter().map(|name| name.to_vec()).collect();
-        self.note(|observed| observed.asked = Some(names));
-        self.certificate.clone()
-    }
-
-    fn has_certs(&self) -> bool {
-        true
     }
 }

@@ -2,7 +2,7 @@ use super::*;
 use crate::certificate::finding::{Accepted, Refused};
 
 fn accepted(client: Client) -> Finding {
-    Finding::ForbiddenAccepted { client, why: Accepted::NotAsked }
+    Finding::ForbiddenAccepted { client, server_name: None, why: Accepted::NotAsked }
 }
 
 /// One finding for every state but `verified`.
@@ -45,7 +45,7 @@ fn every_state_has_its_place_and_its_word() {
 
 #[test]
 fn every_forbidden_client_counts() {
-    for client in Client::FORBIDDEN {
+    for client in Client::FORBIDDEN.into_iter().chain([Client::Named]) {
         let state = if client.is_anonymous() { State::NoClientAuth } else { State::AcceptsForeign };
         assert_eq!(judge(&[accepted(client)]), state);
     }
@@ -59,7 +59,7 @@ const BLOCK: Consequences =
 fn after(consequences: Consequences, states: &[State]) -> History {
     let mut history = History::new(consequences);
     for state in states {
-        history.record(*state, Timestamp::UNIX_EPOCH, consequences);
+        history.record(*state, *state, Timestamp::UNIX_EPOCH, consequences);
     }
     history
 }
@@ -116,4 +116,22 @@ fn unchecked_ports_open_with_their_first_good_check() {
     assert!(after(closed, &[State::NoClientAuth]).blocked, "a bad first check opens nothing");
     let report = Consequences { on_failure: OnFailure::Report, ..closed };
     assert!(!after(report, &[]).blocked, "reporting closes nothing");
+}
+
+#[test]
+fn a_refused_mesh_client_is_told_and_closes_nothing() {
+    let refused = Finding::MeshClientRefused { how: Refused::Alert { alert: "unknown_ca".to_owned() } };
+    let (state, effect_of) = (judge(std::slice::from_ref(&refused)), effect(std::slice::from_ref(&refused)));
+    assert_eq!((state, effect_of), (State::Untrusted, State::Verified));
+    let mut history = History::new(BLOCK);
+    for _ in 0..3 {
+        history.record(state, effect_of, Timestamp::UNIX_EPOCH, BLOCK);
+    }
+    assert_eq!((history.state, history.blocked), (State::Untrusted, false));
+    // What is wrong beside it counts as ever.
+    let both = [refused, accepted(Client::NoCertificate)];
+    assert_eq!((judge(&both), effect(&both)), (State::NoClientAuth, State::NoClientAuth));
+    // A mesh client of which nothing can be said takes nothing from the proof.
+    let unsaid = Finding::Inconclusive { client: Client::Mesh, server_name: None, detail: String::new() };
+    assert_eq!(judge(&[unsaid]), State::Verified);
 }

@@ -49,6 +49,13 @@ pub(super) struct Args {
     /// Server name (SNI) to ask for, such as `outbound_.8080_._.web.shop.svc.cluster.local`; none by default.
     #[arg(long, value_name = "NAME")]
     sni: Option<String>,
+    /// Name that a client without a certificate asks for too, such as `web.shop.svc.cluster.local`: a server may treat
+    /// its clients by name; may be given several times.
+    #[arg(long, value_name = "NAME")]
+    server_name: Vec<String>,
+    /// The server is the end of a tunnel of ambient mode (HBONE, port 15008): mesh clients offer ALPN `h2` and TLS 1.3.
+    #[arg(long, conflicts_with = "sni")]
+    hbone: bool,
     /// Limit for connecting and handshake of one connection, seconds.
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds)]
     timeout: Duration,
@@ -111,6 +118,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let server_name = args.sni.clone().map(DnsName::try_from).transpose();
     let server_name = server_name.context("--sni is no DNS name")?;
+    let names = args.server_name.iter().cloned().map(DnsName::try_from).collect::<Result<Vec<_>, _>>();
+    let names = names.context("--server-name is no DNS name")?;
     let trust_domain = args.expect.as_ref().map(|id| id.trust_domain().to_owned());
     let forbidden = ForbiddenClients::generate(trust_domain.as_deref(), Timestamp::now())?;
     let expected = args.expect.map(|id| Expected { id, aliases: args.trust_domain_alias });
@@ -123,6 +132,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let request = Request {
         address: server,
         server_name: server_name.as_ref(),
+        names: &names,
+        tunnel: args.hbone,
         bundle: bundle.as_ref(),
         expected: expected.as_ref(),
         forbidden: &forbidden,

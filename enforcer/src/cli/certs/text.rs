@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use crate::certificate::probe::{Probe, Server};
 use crate::certificate::report::Entry;
-use crate::certificate::x509::Certificate;
+use crate::certificate::x509::{Certificate, printable};
 
 /// `in 11 h`, `3 d ago`, `now`.
 pub(super) fn relative(instant: Timestamp, now: Timestamp) -> String {
@@ -48,7 +48,7 @@ pub(super) fn row(entry: &Entry, now: Timestamp) -> [String; 13] {
         state,
         entry.history.since.map_or_else(|| "-".to_owned(), |since| relative(since, now)),
         of_leaf(&|leaf| dash(leaf.subject.clone())),
-        of_leaf(&|leaf| dash(leaf.uris.join(" "))),
+        of_leaf(&|leaf| dash(printable(&leaf.uris.join(" ")))),
         of_leaf(&|leaf| dash(leaf.issuer.clone())),
         of_leaf(&|leaf| validity(leaf, now)),
         of_leaf(&|leaf| leaf.key.clone()),
@@ -60,7 +60,7 @@ pub(super) fn row(entry: &Entry, now: Timestamp) -> [String; 13] {
 
 /// What each client got, one line each.
 fn clients(probe: &Probe) -> String {
-    let lines = probe.clients.iter().map(|result| format!("{}: {}", result.client, result.outcome));
+    let lines = probe.clients.iter().map(|result| format!("{}: {}", result.name(), result.outcome));
     lines.collect::<Vec<_>>().join("\n")
 }
 
@@ -78,7 +78,7 @@ pub(super) fn page(probe: &Probe, now: Timestamp) -> String {
         handshake_lines(&mut line, server);
     }
     for result in &probe.clients {
-        line(&result.client.to_string(), &result.outcome.to_string());
+        line(&result.name(), &result.outcome.to_string());
     }
     text
 }
@@ -91,9 +91,9 @@ fn certificate_lines(
 ) {
     if number == 0 {
         line("subject", &dash(certificate.subject.clone()));
-        line("SPIFFE ID", &dash(certificate.uris.join(" ")));
+        line("SPIFFE ID", &dash(printable(&certificate.uris.join(" "))));
         if !certificate.dns_names.is_empty() {
-            line("DNS names", &certificate.dns_names.join(" "));
+            line("DNS names", &printable(&certificate.dns_names.join(" ")));
         }
         line("issuer", &dash(certificate.issuer.clone()));
     } else {

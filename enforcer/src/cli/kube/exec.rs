@@ -1,5 +1,6 @@
 //! Running the command line beside an agent: `exec` in its pod.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -9,6 +10,7 @@ use kube::api::{Api, AttachParams, AttachedProcess, ListParams};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use super::RemoteArgs;
+use super::missing::{self, Missing};
 use crate::cli::EXIT_USAGE;
 use crate::source::kube::Access;
 
@@ -34,6 +36,8 @@ pub struct Agents {
     pods: Api<Pod>,
     /// Node and pod, by node.
     found: Vec<(String, String)>,
+    /// Nodes without one.
+    missing: Missing,
 }
 
 impl Agents {
@@ -44,7 +48,9 @@ impl Agents {
     pub async fn find(access: Access, args: &RemoteArgs) -> anyhow::Result<Self> {
         let client = access.client()?;
         let pods: Api<Pod> = Api::namespaced(client.clone(), &args.namespace);
-        let list = pods.list(&ListParams::default().labels(&args.selector)).await.with_context(|| {
+        let query = ListParams::default().labels(&args.selector);
+        let list = tokio::time::timeout(PATIENCE, pods.list(&query)).await;
+        let list = list.context("the API server does not answer in time")?.with_context(|| {
             format!(
                 "cannot list the agents in namespace {}: give --agent-namespace and the right to list pods",
                 args.namespace
@@ -63,7 +69,12 @@ impl Agents {
             args.namespace,
             args.selector
         );
-        Ok(Self { client, pods, found })
+        let nodes: BTreeSet<&str> = found.iter().map(|(node, _)| node.as_str()).collect();
+        let missing = match args.node {
+            Some(_) => Missing::default(),
+            None => missing::find(&client, args, &nodes).await,
+        };
+        Ok(Self { client, pods, found, missing })
     }
 
     /// How the cluster is asked.
@@ -75,6 +86,12 @@ impl Agents {
     /// The nodes with an agent.
     pub fn nodes(&self) -> impl Iterator<Item = &str> {
         self.found.iter().map(|(node, _)| node.as_str())
+    }
+
+    /// Nodes of the cluster that have no agent to ask.
+    #[must_use]
+    pub const fn missing(&self) -> &Missing {
+        &self.missing
     }
 
     /// Asks all of them, at once.

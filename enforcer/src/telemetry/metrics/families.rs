@@ -149,21 +149,27 @@ fn fill(n: &Numbers, to: &mut Writer<'_>) -> fmt::Result {
     to.gauge(
         "flow_table_capacity",
         "Judged TLS connections that the kernel side can keep",
-        n.map("FLOWS").map(|fill| fill.capacity),
+        n.map("FLOWS").and_then(|fill| usize::try_from(fill.capacity).ok()),
     )?;
     to.gauges("map_entries", "Entries of a map", |family| {
-        n.maps.iter().try_for_each(|(map, fill)| match fill.entries {
-            Some(entries) => family.gauge(&[("map", *map)], entries as f64),
+        n.maps.iter().try_for_each(|fill| match fill.entries {
+            Some(entries) => family.gauge(&[("map", fill.name.as_str())], entries as f64),
             None => Ok(()),
         })
     })?;
     to.gauges("map_capacity", "Entries that a map can have", |family| {
-        n.maps.iter().try_for_each(|(map, fill)| family.gauge(&[("map", *map)], fill.capacity as f64))
+        let mut counted = n.maps.iter().filter(|fill| fill.entries.is_some());
+        counted.try_for_each(|fill| family.gauge(&[("map", fill.name.as_str())], f64::from(fill.capacity)))
+    })?;
+    to.gauges("map_memory_bytes", "Kernel memory of a map", |family| {
+        n.maps
+            .iter()
+            .try_for_each(|fill| family.gauge(&[("map", fill.name.as_str())], fill.memory_bytes as f64))
     })?;
     to.counter("events_lost", "Events that found the ring buffer full", n.events.map(|events| events.lost))?;
     to.counter(
         "events_suppressed",
-        "Events beyond the limit per second",
+        "Events, of verdicts, ends or first bytes, beyond the limit per second",
         n.events.map(|events| events.suppressed),
     )?;
     to.counter("flow_records", "Records written to the flow log", Some(n.flow_records))?;
@@ -191,11 +197,7 @@ fn state(n: &Numbers, to: &mut Writer<'_>) -> fmt::Result {
         "Interfaces of pods that should be hooked and are not",
         Some(n.unhooked),
     )?;
-    to.gauge(
-        "problems",
-        "What enforcer status lists as a problem: manifests, interfaces, maps",
-        Some(n.problems),
-    )?;
+    to.gauge("problems", "What needs a person on this node, as enforcer status lists it", n.problems)?;
     to.real("policy_applied_timestamp_seconds", "When policy was last put in force", n.policy_applied)?;
     to.real("start_time_seconds", "When the agent started", n.started)?;
     to.gauge(
