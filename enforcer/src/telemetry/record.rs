@@ -34,14 +34,17 @@ pub enum Line {
     Suppressed(Suppressed),
 }
 
-/// Events that became no records. The counters have them all.
+/// What is missing here. The counters have every connection.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Suppressed {
     /// When this was seen.
     pub time: Timestamp,
-    /// Not sent by the kernel side because of the limit of events per second.
+    /// Verdicts and ends that the kernel side did not tell of because of the limit per second.
     pub suppressed: u64,
-    /// Lost because the ring buffer was full.
+    /// Pieces of clients' hellos that it did not send because of it: records of their connections lack what the hello says.
+    #[serde(default)]
+    pub hellos_suppressed: u64,
+    /// What found the ring buffer full: verdicts, ends or pieces of hellos.
     pub lost: u64,
     /// Records that were overwritten in the agent's log before this reader came to them.
     pub missed: u64,
