@@ -60,7 +60,8 @@ pub fn service_ports(objects: &Objects, composer: &Composer) -> Vec<Problem> {
         }
     }
     let empty = BTreeSet::new();
-    let mut linter = Linter { objects, pods: BTreeMap::new(), composer, empty_selectors: &empty, found: Vec::new() };
+    let mut linter =
+        Linter { objects, pods: BTreeMap::new(), composer, empty_selectors: &empty, found: Vec::new() };
     for (policy, pods) in governed.into_values() {
         linter.ports(policy, &pods);
     }

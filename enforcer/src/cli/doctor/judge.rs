@@ -89,8 +89,16 @@ const OPTIONAL: [(u32, &str, &str); 3] = [
         "it cannot look into pods (connections that are open when a pod is hooked first are taken for unknown ones, and a pod's address \
          is not bound to its interface), nor name the programs of others",
     ),
-    (NET_RAW, "CAP_NET_RAW", "clients that fall silent after 1 to 5 bytes are judged at their next packet only"),
-    (SYSLOG, "CAP_SYSLOG", "it cannot tell whether programs of others redirect, unless kernel.kptr_restrict is 0"),
+    (
+        NET_RAW,
+        "CAP_NET_RAW",
+        "clients that fall silent after 1 to 5 bytes are judged at their next packet only",
+    ),
+    (
+        SYSLOG,
+        "CAP_SYSLOG",
+        "it cannot tell whether programs of others redirect, unless kernel.kptr_restrict is 0",
+    ),
 ];
 
 fn capabilities(facts: &Facts) -> Check {
@@ -372,7 +380,9 @@ fn neighbours(pods: &[PodInterface]) -> Check {
     }
     let foreign: Vec<_> = pods
         .iter()
-        .flat_map(|pod| pod.foreign().into_iter().map(|other| format!("{other} on {}, {}", pod.name, direction(other))))
+        .flat_map(|pod| {
+            pod.foreign().into_iter().map(|other| format!("{other} on {}, {}", pod.name, direction(other)))
+        })
         .collect();
     if foreign.is_empty() {
         return fine(NAME, "none on the pods' interfaces (TCX and clsact)");

@@ -136,6 +136,9 @@ mod tests {
     fn what_is_missing_is_counted() {
         let gap = Suppressed { suppressed: 7, missed: 2, ..Suppressed::default() };
         let cells = cells(&Record { id: 1, line: Line::Suppressed(gap) });
-        assert_eq!(cells[8], "7 records suppressed, 2 records overwritten here; the counters have every connection");
+        assert_eq!(
+            cells[8],
+            "7 records suppressed, 2 records overwritten here; the counters have every connection"
+        );
     }
 }

@@ -104,18 +104,19 @@ impl Sample {
         let history = watch::read_of_boot(&args.readiness()?);
         let mut seen = Table::read(&node.pinned)?.clients;
         seen.sort_by_key(|client| std::cmp::Reverse(client.last_ns));
-        let clients = seen.into_iter().map(|client| (node.pod(client.workload), client)).map(|(pod, client)| Client {
-            workload: workload_of(&pod),
-            pod,
-            port: client.port,
-            address: client.client,
-            name: history.name(&client).map(str::to_owned),
-            class: word(&history, &client),
-            connections: client.connections,
-            age: time_ns.saturating_sub(client.last_ns) / 1_000_000_000,
-            verdict: client.verdict,
-            reason: client.reason,
-        });
+        let clients =
+            seen.into_iter().map(|client| (node.pod(client.workload), client)).map(|(pod, client)| Client {
+                workload: workload_of(&pod),
+                pod,
+                port: client.port,
+                address: client.client,
+                name: history.name(&client).map(str::to_owned),
+                class: word(&history, &client),
+                connections: client.connections,
+                age: time_ns.saturating_sub(client.last_ns) / 1_000_000_000,
+                verdict: client.verdict,
+                reason: client.reason,
+            });
         Ok(Self {
             time_ns,
             agent: node.agent().running,

@@ -138,7 +138,11 @@ fn a_record_does_not_take_the_name_of_a_later_owner() {
     let soon = Duration::from_secs(20);
     assert_eq!(remote.peek(address, start.checked_sub(soon).expect("a time")), Some(one.clone()));
     assert_eq!(remote.peek(address, start + soon), Some(one.clone()));
-    assert_eq!(remote.peek(address, start.checked_sub(KEEP).expect("a time")), None, "long before it was asked for");
+    assert_eq!(
+        remote.peek(address, start.checked_sub(KEEP).expect("a time")),
+        None,
+        "long before it was asked for"
+    );
     // It stays the pod's: records from the time between are its own.
     let later = start + KEEP * 3;
     remote.get(address, later);

@@ -131,10 +131,13 @@ fn sys_admin_stands_for_the_younger_capabilities() {
 
 #[test]
 fn each_capability_that_is_missing_says_what_it_costs() {
-    let all = (1 << NET_ADMIN) | (1 << PERFMON) | (1 << BPF) | (1 << SYS_ADMIN) | (1 << NET_RAW) | (1 << SYSLOG);
-    for (bit, name, cost) in
-        [(NET_RAW, "CAP_NET_RAW", "silent"), (SYS_ADMIN, "CAP_SYS_ADMIN", "look into pods"), (SYSLOG, "CAP_SYSLOG", "redirect")]
-    {
+    let all =
+        (1 << NET_ADMIN) | (1 << PERFMON) | (1 << BPF) | (1 << SYS_ADMIN) | (1 << NET_RAW) | (1 << SYSLOG);
+    for (bit, name, cost) in [
+        (NET_RAW, "CAP_NET_RAW", "silent"),
+        (SYS_ADMIN, "CAP_SYS_ADMIN", "look into pods"),
+        (SYSLOG, "CAP_SYSLOG", "redirect"),
+    ] {
         let check = capabilities(&Facts { capabilities: Some(all & !(1 << bit)), ..good() });
         assert_eq!((check.outcome, check.found), (Outcome::Warn, format!("without {name}")));
         assert!(check.remedy.contains(cost), "{}", check.remedy);

@@ -13,7 +13,14 @@ fn workload(mode: &'static str, tls: u64, plaintext: u64, refused: u64) -> Workl
     Workload { mode, pods: 1, counts: Counts { tls, plaintext, refused, would_refuse: 0 } }
 }
 
-fn client(workload: &str, last: u8, class: &'static str, verdict: Verdict, reason: Reason, age: u64) -> Client {
+fn client(
+    workload: &str,
+    last: u8,
+    class: &'static str,
+    verdict: Verdict,
+    reason: Reason,
+    age: u64,
+) -> Client {
     Client {
         workload: workload.into(),
         pod: format!("{workload}-6d4cf56db6-x7k2p"),
