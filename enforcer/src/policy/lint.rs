@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::object::{ObjectName, Objects, Origin, PeerAuthentication, Pod};
+use crate::object::{ObjectName, Objects, PeerAuthentication, Pod};
 use crate::policy::compose::{Composer, REVISION_LABEL, selects};
 use crate::policy::explain::{Seniority, mismatches};
 use crate::policy::problem::Problem;

@@ -82,7 +82,8 @@ pub struct Flow {
     pub client: Peer,
     /// The meshed pod.
     pub pod: Peer,
-    /// `tls`, `mesh_tls`, `plaintext` or `unknown`.
+    /// `tls`, `mesh_tls`, `plaintext` or `unknown`. `mesh_tls`: the hello offers Istio's ALPN, or the port is 15008; `tls`: it does
+    /// not, or was not read.
     pub class: Word,
     /// Guess at the protocol of plaintext, from its first bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -114,7 +115,8 @@ pub struct Flow {
     pub level: Option<Word>,
     /// Generation of the policy.
     pub generation: u16,
-    /// Payload bytes towards the pod: at a verdict those of the packet that decided, at the end all.
+    /// Payload bytes towards the pod: at a verdict those let through so far, or those of the packet that decided where these are
+    /// more; at the end all.
     pub bytes_to_pod: u64,
     /// Payload bytes from the pod.
     pub bytes_from_pod: u64,

@@ -245,6 +245,11 @@ fn certificates(n: &Numbers, to: &mut Writer<'_>) -> fmt::Result {
         "Ports that are closed after a failed certificate check",
         Some(n.blocked_ports),
     )?;
+    to.real(
+        "certificate_check_overdue_seconds",
+        "How long the certificate check that has waited longest for its turn has been due",
+        Some(n.check_overdue),
+    )?;
     Ok(())
 }
 
