@@ -159,7 +159,7 @@ enum Known {
 }
 
 impl Known {
-    const fn stands(&self) -> Duration {
+    const fn stands(self) -> Duration {
         match self {
             Self::Pod => KEEP,
             Self::Nobody { twice: false } => KEEP_NOBODY_YET,
