@@ -86,8 +86,10 @@ fn the_chart_installs_in_audit_then_enforces_updates_without_a_gap_and_leaves_no
     kubelet_probes_pass(&node)?;
 
     // Without the right to look into pods the agent enforces all the same.
-    let fewer = json!({"agent": {"mode": "enforce"}, "podNamespaces": {"enabled": false}});
-    node.helm("upgrade", &fewer).context("without SYS_ADMIN")?;
+    // And probes find one that listens on loopback alone: the upgrade waits until it is ready.
+    let fewer = json!({"agent": {"mode": "enforce"}, "podNamespaces": {"enabled": false},
+                       "metrics": {"address": "127.0.0.1"}});
+    node.helm("upgrade", &fewer).context("without SYS_ADMIN, metrics on loopback")?;
     node.agent()?;
     ensure!(capabilities(&node)? == NET_ADMIN | NET_RAW | PERFMON | BPF, "the agent has other capabilities");
     until_plaintext(&node, ADSERVICE, "000 56").context("without SYS_ADMIN")?;
@@ -153,13 +155,18 @@ fn commands_from_a_laptop(node: &Node) -> Result<()> {
     let other = json!({"apiVersion": "v1", "kind": "Node",
                        "metadata": {"name": "node-b", "labels": {"kubernetes.io/os": "linux"}}});
     node.apply(&other.to_string())?;
+    let alone = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "hipstershopv1v2", "name": "alone"},
+                       "spec": {"nodeName": "node-b", "terminationGracePeriodSeconds": 0,
+                                "containers": [{"name": "app", "image": "app"}]}});
+    node.apply(&alone.to_string())?;
     poll::until("the node without an agent to be named", PATIENCE, || {
-        let said = run(&["enforcer", "readiness", "--kube"], 2)?;
-        ensure!(said.contains("not the whole cluster's: no agent runs on node-b"), "{said}");
+        let said = run(&["enforcer", "readiness", "--kube"], 1)?;
+        ensure!(said.contains("node-b: no agent runs there"), "{said}");
         let said = run(&["enforcer", "status", "--kube"], 2)?;
         ensure!(said.contains("node node-a:") && said.contains("no agent runs on node-b"), "{said}");
         Ok(())
     })?;
+    node.kubectl(&["-n", "hipstershopv1v2", "delete", "pod", "alone", "--force"])?;
     node.kubectl(&["delete", "node", "node-b"])?;
     // Nobody else does before the daemon set changes.
     node.kubectl(&["-n", NAMESPACE, "delete", "pods", "--field-selector", "status.phase=Pending"])?;
