@@ -277,3 +277,6 @@ fn exempt(facts: &Facts) -> BTreeMap<Address, ExemptKind> {
         .chain(sources.map(|address| (Address::from(address), ExemptKind::SOURCE)))
         .collect()
 }
+
+#[cfg(test)]
+mod tests;
