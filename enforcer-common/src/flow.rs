@@ -265,7 +265,8 @@ impl Flow {
     fn record_client(&mut self, window: &Window, now_ns: u64) -> Seen {
         // The pod's stack discards what it has acknowledged, so a changed copy of that does no harm: old keepalive probes
         // carry a garbage byte there.
-        let acked = if self.flags & flow_flags::LOOK_AGAIN != 0 || is_before(self.pod_ack, self.client_start) {
+        let acked = if self.flags & flow_flags::LOOK_AGAIN != 0 || is_before(self.pod_ack, self.client_start)
+        {
             0
         } else {
             self.pod_ack.wrapping_sub(self.client_start)

@@ -115,8 +115,8 @@ macro_rules! reasons {
 
 reasons! {
     NONE = 0, "No reason yet.", "";
-    TLS = 1, "The connection opened as TLS.", "";
-    MESH_TLS = 2, "The connection opened as TLS to the mesh's tunnel port, 15008.", "";
+    TLS = 1, "The connection opened as TLS. Whether its client is of the mesh, its class says: only user space reads the ALPN of its hello.", "";
+    MESH_TLS = 2, "The connection opened as TLS to the mesh's tunnel port, 15008. Other connections of the mesh have the reason TLS; their class tells them from others.", "";
     PLAINTEXT_PERMITTED = 3, "The connection is plaintext, and the policy is PERMISSIVE.",
         "Give this client a sidecar or move it to TLS before turning STRICT on.";
     DISABLED = 4, "The policy is DISABLE: nothing is asked of this connection.", "";

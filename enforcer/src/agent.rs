@@ -8,7 +8,7 @@ mod interfaces;
 mod kernel_log;
 pub mod pods;
 mod reconcile;
-mod retired;
+pub(crate) mod retired;
 mod snapshot;
 pub mod state;
 pub mod tables;
@@ -32,7 +32,7 @@ use self::state::State;
 use self::tables::{ExistingFlows, Tables};
 use crate::certificate::report::PodPort;
 use crate::datapath::addresses::AddressWatch;
-use crate::datapath::desired::{self, Desired, Facts, WorkloadIds};
+use crate::datapath::desired::{self, Desired, Facts, GonePod, WorkloadIds};
 use crate::datapath::kubelet::KubeletCgroup;
 use crate::datapath::load::OpenError;
 use crate::datapath::lock::LockError;
@@ -74,11 +74,6 @@ pub struct Config {
     pub telemetry: telemetry::Options,
 }
 
-/// Under which the certificate checks' problem is kept; no interface has such a name.
-const CHECKS: &str = "certificate checks";
-/// The same of the search for the kubelet.
-const PROBERS: &str = "kubelet cgroup";
-
 /// The interfaces that are there at the start are told at once; this long after the last one all are known.
 const FIRST_LINKS: Duration = Duration::from_millis(30);
 
@@ -92,6 +87,8 @@ struct Agent {
     /// Objects were there once: before, nothing that is pinned is changed.
     loaded: bool,
     facts: Facts,
+    /// Gone pods of the agent before this one, until the first policy.
+    remembered: Vec<GonePod>,
     node_addresses: Arc<BTreeSet<IpAddr>>,
     wanted: Arc<Desired>,
     attachments: BTreeMap<u32, Attachment>,
@@ -99,9 +96,19 @@ struct Agent {
     /// Problems of the objects and their source, and of the node.
     source_problems: Vec<String>,
     source_warnings: Vec<String>,
+    /// Port entries that do nothing.
+    port_warnings: BTreeSet<String>,
     hooks: hooks::Hooks,
     retired: retired::Retired,
-    node_problems: BTreeMap<String, String>,
+    /// Of the certificate checks, and of the search for the kubelet.
+    checks_problem: Option<String>,
+    probers_problem: Option<&'static str>,
+    looks: interfaces::Looks,
+    /// Interfaces that could not be hooked.
+    failed: BTreeMap<u32, interfaces::Failed>,
+    /// What an earlier layout left is still pinned.
+    unretired: bool,
+    kept: retired::Kept,
     /// Policy that the maps did not take.
     refused: BTreeSet<String>,
     started: Timestamp,
@@ -147,6 +154,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         telemetry.shared().clone(),
         config.open.bpffs.clone(),
         config.state_dir.clone(),
+        config.telemetry.node.clone(),
     ));
     let mut agent = Agent::new(config, datapath, tables, telemetry.shared().clone())?;
     agent.heartbeat()?;
@@ -162,13 +170,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let node_addresses = AddressWatch::open().context("cannot watch this node's addresses")?;
     agent.read_node_addresses()?;
     let mut links = LinkWatch::open(agent.config.selector.clone()).context("cannot watch the interfaces")?;
-    agent.forget_lost_interfaces();
     agent.prepare();
     // What is there already is hooked before any policy is new to it: connections that are open then can be found behind
     // the interfaces, and all others are followed from their first packet.
     while let Ok(event) = tokio::time::timeout(FIRST_LINKS, links.next()).await {
         agent.interface(event.context("cannot watch the interfaces")?);
     }
+    agent.forget_other_interfaces();
     agent.retire()?;
     // How long these are without policy is not known.
     agent.gaps = Gaps::default();
@@ -181,6 +189,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         tokio::select! {
             event = links.next() => {
                 agent.interface(event.context("cannot watch the interfaces")?);
+                // Whatever came with it is looked at in one go.
+                while let Ok(event) = tokio::time::timeout(Duration::ZERO, links.next()).await {
+                    agent.interface(event.context("cannot watch the interfaces")?);
+                }
                 agent.reconcile()?;
             }
             changed = node_addresses.changed() => {
@@ -254,15 +266,22 @@ impl Agent {
             objects: Arc::default(),
             loaded: false,
             facts: Facts::default(),
+            remembered: last.gone,
             node_addresses: Arc::default(),
             wanted: Arc::default(),
             attachments: BTreeMap::new(),
             unsupported: BTreeMap::new(),
             source_problems: Vec::new(),
             source_warnings: Vec::new(),
+            port_warnings: BTreeSet::new(),
             hooks: hooks::Hooks::default(),
             retired: retired::Retired::default(),
-            node_problems: BTreeMap::new(),
+            checks_problem: None,
+            probers_problem: None,
+            looks: interfaces::Looks::default(),
+            failed: BTreeMap::new(),
+            unretired: true,
+            kept: retired::Kept::restore(&last.retired),
             refused: BTreeSet::new(),
             started: Timestamp::now(),
             policy_applied: None,
@@ -278,10 +297,14 @@ impl Agent {
         self.telemetry.beat();
         self.heartbeat()?;
         self.tables.sweep()?;
-        if self.find_places() || !self.refused.is_empty() {
+        let hooked = self.retry_failed();
+        if self.look_behind() || hooked || !self.refused.is_empty() {
             self.reconcile()?;
         }
-        self.check_hooks();
+        if self.unretired {
+            self.retire()?;
+        }
+        self.check_hooks()?;
         self.retire_workloads();
         self.nudge_silent()
     }
@@ -306,10 +329,7 @@ impl Agent {
         for PodPort { pod, port, .. } in self.facts.blocked.difference(&blocked) {
             info!(%pod, port, "port is open again: its server passed the certificate check");
         }
-        match certificates.problem() {
-            Some(problem) => drop(self.node_problems.insert(CHECKS.to_owned(), problem)),
-            None => drop(self.node_problems.remove(CHECKS)),
-        }
+        self.checks_problem = certificates.problem();
         if (&self.facts.blocked, &self.facts.passed) == (&blocked, &passed) {
             self.write_state();
         } else {
@@ -319,8 +339,12 @@ impl Agent {
         Ok(())
     }
 
-    /// The programs of this version are on every interface: what an earlier layout left is not needed any more.
+    /// Once the programs of this version are on every interface, what an earlier layout left is not needed any more.
     fn retire(&mut self) -> anyhow::Result<()> {
+        if !self.failed.is_empty() {
+            return Ok(());
+        }
+        self.unretired = false;
         let old =
             self.datapath.retire_old_versions().context("cannot remove the pins of an earlier version")?;
         if !old.is_empty() {
@@ -343,10 +367,10 @@ impl Agent {
         let found = self.config.kubelet_cgroup.find();
         if found.missing {
             let text = "the cgroup of --kubelet-cgroup does not exist: no probe of the kubelet reaches a STRICT port; correct the path";
-            if self.node_problems.insert(PROBERS.to_owned(), text.to_owned()).is_none() {
+            if self.probers_problem.replace(text).is_none() {
                 warn!("{text}");
             }
-        } else if self.node_problems.remove(PROBERS).is_some() {
+        } else if self.probers_problem.take().is_some() {
             info!("the cgroup of --kubelet-cgroup is there");
         }
         self.config.settings.probe_cgroup = found.cgroup;

@@ -6,18 +6,23 @@
 pub mod addresses;
 pub mod apply;
 pub mod attach;
+pub mod batch;
 pub mod bpffs;
 pub mod chain;
+pub mod conntrack;
 pub mod desired;
 pub mod detach;
+pub mod fill;
 pub mod interface;
 pub mod kubelet;
 pub mod load;
 pub mod lock;
+pub mod look;
 pub mod maps;
 pub mod netns;
 pub mod nudge;
 pub mod pin;
+pub mod places;
 pub mod sockdiag;
 pub mod sockets;
 

@@ -193,4 +193,8 @@ pub struct Objects {
     pub config_maps: BTreeMap<ObjectName, ConfigMap>,
     /// Webhooks and `APIService`s.
     pub api_server_clients: Vec<ApiServerClient>,
+    /// The pods that workloads will have, by kind and name of the workload: for the checks of files, in no answer of the
+    /// agent.
+    #[serde(skip)]
+    pub templates: BTreeMap<String, Pod>,
 }

@@ -1,6 +1,7 @@
 //! `PeerAuthentication`: validation, composition, explanation, lint and comparison. Pure, no I/O; knows nothing of
 //! where objects come from.
 
+pub mod age;
 pub mod compose;
 pub mod diff;
 pub mod explain;
@@ -8,4 +9,5 @@ pub mod instant;
 pub mod lint;
 pub mod membership;
 pub mod problem;
+pub mod rules;
 pub mod validate;

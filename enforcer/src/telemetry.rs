@@ -5,13 +5,17 @@
 
 pub mod client;
 pub mod connections;
+pub mod counts;
 pub mod describe;
 mod events;
 pub mod filter;
 pub mod health;
 pub mod hello;
+pub mod hellos;
 pub mod metrics;
 pub mod names;
+pub mod plans;
+pub mod problems;
 pub mod protocol;
 pub mod readiness;
 pub mod record;
@@ -23,15 +27,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use enforcer_common::Address;
 use tokio::runtime::Runtime;
 
+use self::hellos::HelloCounts;
 use self::metrics::{Metrics, Timings};
 use self::names::{Index, Remote};
+use self::plans::Plans;
 use self::ring::FlowLog;
 use crate::agent::monotonic_ns;
 use crate::agent::state::State;
@@ -62,6 +68,8 @@ pub struct Options {
     pub bpffs: PathBuf,
     /// The file with the results of the certificate checks.
     pub certificates: PathBuf,
+    /// Name of this node, where it is known.
+    pub node: Option<String>,
 }
 
 /// What the policy loop publishes. Never changed, only replaced.
@@ -79,6 +87,8 @@ pub struct Snapshot {
     pub state: State,
     /// Interfaces behind which addresses were found.
     pub placed: BTreeSet<u32>,
+    /// Addresses that are behind several interfaces and are enforced on all.
+    pub shared: BTreeSet<Address>,
     /// Interfaces of pods that could not be hooked, with the reason.
     pub unhooked: Vec<String>,
 }
@@ -95,18 +105,23 @@ pub struct View {
 /// What the policy loop and telemetry share.
 #[derive(Debug)]
 pub struct Shared {
-    /// The view in force and the one before.
+    /// The view in force, and the last one with other objects.
     views: RwLock<[Arc<View>; 2]>,
+    /// The policies in force and those before.
+    pub plans: Plans,
     /// The flow log.
     pub log: FlowLog,
     /// Pods elsewhere.
     pub remote: Remote,
+    /// Whose TLS is the mesh's.
+    pub hellos: HelloCounts,
     /// What the policy loop measures.
     pub timings: Timings,
     /// When the policy loop last went round, `CLOCK_MONOTONIC` ns.
     alive_ns: AtomicU64,
     /// Ports where clients were seen, since the policy loop last asked.
     served: Mutex<BTreeSet<(ObjectName, u16)>>,
+    counting: Mutex<()>,
 }
 
 impl Shared {
@@ -115,27 +130,33 @@ impl Shared {
     pub fn new(flow_log_size: usize, remote: Remote) -> Self {
         Self {
             views: RwLock::default(),
+            plans: Plans::default(),
             log: FlowLog::new(flow_log_size),
             remote,
+            hellos: HelloCounts::default(),
             timings: Timings::default(),
             alive_ns: AtomicU64::new(monotonic_ns()),
             served: Mutex::default(),
+            counting: Mutex::default(),
         }
     }
 
-    /// Replaces what is known.
-    pub fn publish(&self, snapshot: Snapshot) {
-        let [now, _] = self.views();
-        let index = if Arc::ptr_eq(&now.snapshot.objects, &snapshot.objects) {
-            now.index.clone()
-        } else {
-            Arc::new(Index::new(&snapshot.objects))
-        };
-        let view = Arc::new(View { snapshot, index });
-        *self.views.write().unwrap_or_else(PoisonError::into_inner) = [view, now];
+    /// While this is held, nothing that is counted moves from the maps to the state.
+    pub fn counting(&self) -> MutexGuard<'_, ()> {
+        self.counting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The view in force, and the one before.
+    /// Replaces what is known. Policies are entered into [`Self::plans`] on their own, before they are written.
+    pub fn publish(&self, snapshot: Snapshot) {
+        let [now, before] = self.views();
+        let same = Arc::ptr_eq(&now.snapshot.objects, &snapshot.objects);
+        let (index, before) =
+            if same { (now.index.clone(), before) } else { (Arc::new(Index::new(&snapshot.objects)), now) };
+        let view = Arc::new(View { snapshot, index });
+        *self.views.write().unwrap_or_else(PoisonError::into_inner) = [view, before];
+    }
+
+    /// The view in force, and the last one with other objects: what happened a moment ago may tell of a pod that is gone.
     #[must_use]
     pub fn views(&self) -> [Arc<View>; 2] {
         self.views.read().unwrap_or_else(PoisonError::into_inner).clone()

@@ -88,3 +88,30 @@ fn documents_show_what_is_printed() {
         assert!(commands.iter().any(|found| found == command), "no example of {command}: {commands:?}");
     }
 }
+
+/// Every rule is in the document, under its severity, and nothing else is.
+#[test]
+fn the_rules_are_all_documented() {
+    use std::collections::BTreeSet;
+
+    use enforcer::policy::rules::RULES;
+
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
+    let text = fs::read_to_string(root.join("docs/policy.md")).expect("the document");
+    let documented = |heading: &str| -> BTreeSet<String> {
+        let rows = text.lines().skip_while(|line| !line.starts_with(heading)).skip(2);
+        rows.take_while(|line| line.starts_with('|'))
+            .filter_map(|line| line.split('|').nth(1))
+            .flat_map(|cell| cell.split(','))
+            .map(|name| name.trim().trim_matches('`').to_owned())
+            .collect()
+    };
+    for (heading, severity) in [("| error |", "error"), ("| warning |", "warning")] {
+        let known: BTreeSet<String> = RULES
+            .iter()
+            .filter(|rule| rule.severity.name() == severity)
+            .map(|rule| rule.id.to_owned())
+            .collect();
+        assert_eq!(documented(heading), known, "{severity}s");
+    }
+}

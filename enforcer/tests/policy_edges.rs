@@ -46,6 +46,8 @@ fn port_keys() {
         let found = effective(&ports(&format!("{{{key}: {{mode: STRICT}}}}")));
         assert_eq!(found.ports.into_iter().collect::<Vec<_>>(), [(port, Mode::STRICT)], "{key}");
     }
+    // Istio's webhook decodes a key as it does a number of JSON (`jsonpb`, by which its `ApplyJSON` reads), which knows no
+    // leading zeros or signs; the definition's own rule, `int(key)`, would take them.
     for key in [
         "0",
         "65536",
@@ -176,7 +178,16 @@ fn names_versions_and_times() {
         (whole.replace("name: p, ", ""), "name"),
         (whole.replace("name: p", "name: P"), "name"),
         (whole.replace("name: p", "name: -p"), "name"),
+        (whole.replace("name: p", "name: a..b"), "name"),
+        (whole.replace("name: p", "name: a.-b"), "name"),
+        (whole.replace("name: p", "name: a-.b"), "name"),
+        (whole.replace("name: p", "name: .a"), "name"),
+        (whole.replace("name: p", "name: a_b"), "name"),
+        (whole.replace("name: p", "generateName: A-"), "name"),
+        (whole.replace("name: p", "generateName: -a"), "name"),
         (whole.replace("namespace: shop", "namespace: shop.x"), "name"),
+        (whole.replace("namespace: shop", "namespace: Shop"), "name"),
+        (whole.replace("namespace: shop", "namespace: -shop"), "name"),
         (whole.replace("io/v1\n", "io/v1alpha1\n"), "api-version"),
         (whole.replace("security.istio.io/v1\n", "v1\n"), "api-version"),
         (whole.replace("kind: PeerAuthentication", "kind: peerauthentication"), "kind"),
@@ -193,6 +204,10 @@ fn names_versions_and_times() {
         assert_eq!(rules(&wrong), [rule], "{wrong}");
     }
     for good in [
+        whole.replace("name: p", "name: a.b-c.9"),
+        whole.replace("name: p", "name: '1'"),
+        whole.replace("name: p", "generateName: p-"),
+        whole.replace("name: p", "generateName: p-, name: p"),
         whole.replace("io/v1\n", "io/v1beta1\n"),
         with_metadata("creationTimestamp: null"),
         with_metadata("creationTimestamp: 2024-01-01T00:00:00Z"),

@@ -113,6 +113,23 @@ impl Cluster {
         &self.dir
     }
 
+    /// Lists and watches that the API server was asked for and that `is` takes, by path and query, from its audit log.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn asked(&self, is: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+        let text = fs::read_to_string(self.dir.join("audit.log")).context("no audit log")?;
+        let asked = text.lines().filter_map(|line| {
+            // The last line is being written.
+            let event: Value = serde_json::from_str(line).ok()?;
+            let complete = event["verb"] == "watch" || event["stage"] == "ResponseComplete";
+            // Not what it asks itself, nor kubelets and controllers.
+            let own = event["userAgent"].as_str().is_some_and(|agent| agent.starts_with("kube"));
+            event["requestURI"].as_str().filter(|_| complete && !own).map(str::to_owned)
+        });
+        Ok(asked.filter(|uri| is(uri)).collect())
+    }
+
     /// The administrator's kubeconfig.
     #[must_use]
     pub fn kubeconfig(&self) -> PathBuf {

@@ -44,6 +44,14 @@ impl Node {
     /// # Errors
     /// When something is not built or does not start.
     pub fn up() -> Result<Self> {
+        Self::up_on("bridge")
+    }
+
+    /// The same with the pods on a network of this kind: `bridge`, or `ptp` for a pair and a route for each.
+    ///
+    /// # Errors
+    /// As [`Node::up`].
+    pub fn up_on(network: &str) -> Result<Self> {
         // Short: the runtime's sockets lie below it.
         let dir = tempfile::Builder::new().prefix("enforcer-node-").tempdir()?;
         let name = format!("enforcer-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
@@ -53,7 +61,8 @@ impl Node {
         let agent =
             std::env::var_os("ENFORCER_IMAGE").map_or_else(|| images.join("enforcer.tar"), PathBuf::from);
         let state = dir.path().join("kube");
-        let mut words = ["kube", "node", "up", "--name", &name, "--dir"].map(String::from).to_vec();
+        let mut words =
+            ["kube", "node", "up", "--network", network, "--name", &name, "--dir"].map(String::from).to_vec();
         words.push(state.display().to_string());
         for image in [&agent, &images.join("lab.tar")] {
             words.extend([String::from("--image"), image.display().to_string()]);
@@ -139,6 +148,19 @@ impl Node {
         let (first, rest) = self.enter.split_first().context("the node is not up")?;
         let mut command = Command::new(first);
         command.args(rest).args(words);
+        finish_within(command, None, LIMIT)
+    }
+
+    /// Runs a command outside the node, where kubectl is on the path and knows the cluster; `path`: folders searched first.
+    ///
+    /// # Errors
+    /// When it cannot be run; not when it fails.
+    pub fn beside(&self, path: &Path, words: &[&str]) -> Result<Output> {
+        let folders = [path.to_owned(), self.kubectl.parent().unwrap_or(path).to_owned()];
+        let own = std::env::var_os("PATH").unwrap_or_default();
+        let mut command = self.prefix();
+        command.env("PATH", std::env::join_paths(folders.into_iter().chain(std::env::split_paths(&own)))?);
+        command.args(words);
         finish_within(command, None, LIMIT)
     }
 

@@ -10,7 +10,7 @@ use enforcer_common::Mode;
 use enforcer_tests::agent::{FRONTEND_PERMISSIVE, MESH_STRICT};
 use enforcer_tests::lab::NODE;
 use enforcer_tests::{Lab, Scene, poll};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Connections by verdict and reason.
 type Numbers = BTreeMap<(String, String), u64>;
@@ -85,13 +85,13 @@ fn of_metrics(metrics: &str, name: &str, wanted: &str) -> Result<Numbers> {
     Ok(numbers)
 }
 
-fn json(lab: &Lab, words: &[&str]) -> Result<Value> {
+fn answer(lab: &Lab, words: &[&str]) -> Result<Value> {
     let output = lab.enforcer(words)?;
     serde_json::from_str(&output.stdout).with_context(|| format!("{output:?}"))
 }
 
 fn of_status(lab: &Lab) -> Result<Numbers> {
-    let status = json(lab, &["status", "-o", "json"])?;
+    let status = answer(lab, &["status", "-o", "json"])?;
     let mut numbers = Numbers::new();
     for row in list(&status, "counters") {
         let connections = row["connections"].as_u64().unwrap_or_default();
@@ -131,11 +131,17 @@ fn walk(scene: &Scene) -> Result<Numbers> {
     for pod in ["https://frontend.hipstershopv1v2:8080", "https://adservice.hipstershopv1v2:9555"] {
         lab.mesh_curl("loadgenerator", &[pod])?.success()?;
     }
+    // As a sidecar does it, with Istio's ALPN.
+    for (pod, port, times) in [("frontend", 8080, 5), ("adservice", 9555, 3)] {
+        for _ in 0..times {
+            lab.mesh_get("loadgenerator", pod, port)?;
+        }
+    }
     let name = |verdict: &str, reason: &str| (verdict.to_owned(), reason.to_owned());
     Ok([
         (name("allow", "PLAINTEXT_PERMITTED"), 6),
         (name("reset", "PLAINTEXT"), 7),
-        (name("allow", "TLS"), 2),
+        (name("allow", "TLS"), 10),
     ]
     .into())
 }
@@ -159,12 +165,86 @@ fn after_the_walk_through_everything_tells_the_same() -> Result<()> {
     assert_eq!(of_metrics(&metrics, "enforcer_connections_total", "")?, expected, "metrics, workloads");
     assert_eq!(of_status(lab)?, expected, "status");
     each_workload(lab, &metrics)?;
+    classes(lab, &metrics)?;
     modes(lab, &metrics)
+}
+
+/// Connections by what their client speaks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Spoken {
+    plaintext: u64,
+    tls: u64,
+    mesh_tls: u64,
+}
+
+/// What the records of a pod say of classes.
+fn spoken_in_flows(lab: &Lab, pod: &str) -> Result<Spoken> {
+    let mut spoken = Spoken::default();
+    for (class, number) in
+        [("plaintext", &mut spoken.plaintext), ("tls", &mut spoken.tls), ("mesh_tls", &mut spoken.mesh_tls)]
+    {
+        *number = of_flows(lab, &["--pod", pod, "--class", class])?.values().sum();
+    }
+    Ok(spoken)
+}
+
+/// What the ports of a workload say in `readiness`.
+fn spoken_in_readiness(report: &Value, workload: &str) -> Option<Spoken> {
+    let found = list(report, "workloads").iter().find(|row| row["workload"] == workload)?;
+    let ports = list(found, "ports");
+    let sum = |key: &str| ports.iter().filter_map(|port| port[key].as_u64()).sum();
+    Some(Spoken { plaintext: sum("plaintext"), tls: sum("tls"), mesh_tls: sum("mesh_tls") })
+}
+
+/// What clients speak, in every view: only the hello tells mesh TLS from other TLS, so the map holds both as `TLS`.
+fn classes(lab: &Lab, metrics: &str) -> Result<()> {
+    let rows = answer(lab, &["endpoints", "-o", "json"])?;
+    let rows = rows.as_array().cloned().unwrap_or_default();
+    let clients = dump(lab, "CLIENTS")?;
+    for (pod, expected) in [
+        ("frontend", Spoken { plaintext: 9, tls: 1, mesh_tls: 5 }),
+        ("adservice", Spoken { plaintext: 4, tls: 1, mesh_tls: 3 }),
+    ] {
+        let name = format!("hipstershopv1v2/{pod}");
+        assert_eq!(spoken_in_flows(lab, &name)?, expected, "{pod}: flows");
+        let row = rows.iter().find(|row| row["pod"] == name.as_str()).context("no such endpoint")?;
+        let mesh = poll::until("the hellos in the file of the watch", Duration::from_secs(30), || {
+            let rows = answer(lab, &["endpoints", "-o", "json"])?;
+            let row = list(&json!({ "rows": rows }), "rows")
+                .iter()
+                .find(|row| row["pod"] == name.as_str())
+                .cloned();
+            let mesh = row.and_then(|row| row["mesh_tls_connections"].as_u64());
+            ensure!(mesh == Some(expected.mesh_tls), "{mesh:?}");
+            Ok(expected.mesh_tls)
+        })?;
+        assert_eq!(row["tls_connections"].as_u64(), Some(expected.tls + mesh), "{pod}: endpoints");
+        let of_class = |class: &str| -> u64 {
+            let of = |entry: &&Value| {
+                entry["key"]["workload"] == row["workload"] && entry["key"]["class"] == class
+            };
+            clients.iter().filter(of).filter_map(|entry| entry["value"]["connections"].as_u64()).sum()
+        };
+        assert_eq!(of_class("PLAINTEXT"), expected.plaintext, "{pod}: CLIENTS");
+        assert_eq!(of_class("TLS"), expected.tls + expected.mesh_tls, "{pod}: CLIENTS");
+        assert_eq!(of_class("MESH_TLS"), 0, "{pod}: nothing came through the tunnel");
+        for (class, number) in [("mesh_tls", expected.mesh_tls), ("tls", expected.tls)] {
+            let line = format!(
+                "enforcer_tls_hellos_total{{class=\"{class}\",namespace=\"hipstershopv1v2\",workload=\"{pod}\"}} {number}"
+            );
+            assert!(metrics.contains(&line), "no {line} in {metrics}");
+        }
+        // adservice is STRICT: no question any more.
+        let report = answer(lab, &["readiness", "-o", "json"])?;
+        let told = spoken_in_readiness(&report, pod);
+        assert_eq!(told, (pod == "frontend").then_some(expected), "{pod}: readiness: {report}");
+    }
+    Ok(())
 }
 
 /// The same for each pod alone, and what `endpoints` counts.
 fn each_workload(lab: &Lab, metrics: &str) -> Result<()> {
-    let rows = json(lab, &["endpoints", "-o", "json"])?;
+    let rows = answer(lab, &["endpoints", "-o", "json"])?;
     let rows = rows.as_array().cloned().unwrap_or_default();
     for pod in ["frontend", "adservice"] {
         let name = format!("hipstershopv1v2/{pod}");
@@ -197,7 +277,7 @@ fn modes(lab: &Lab, metrics: &str) -> Result<()> {
     for entry in dump(lab, "ENDPOINTS")? {
         *dumped.entry(text(&entry["value"]["mode"])).or_default() += 1;
     }
-    let status = json(lab, &["status", "-o", "json"])?;
+    let status = answer(lab, &["status", "-o", "json"])?;
     for (mode, count) in dumped {
         assert_eq!(status["endpoints"][&mode].as_u64(), Some(count), "{mode}: {status}");
         let line = format!("enforcer_endpoints{{mode=\"{mode}\"}} {count}");

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
+use std::os::fd::AsRawFd as _;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -12,6 +13,9 @@ use enforcer_tests::agent::MESH_STRICT;
 use enforcer_tests::client::{self, Outcome, tls};
 use enforcer_tests::lab::Running;
 use enforcer_tests::record::{End, Records};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket, sockopt,
+};
 
 const HOST: &str = "frontend.hipstershopv1v2";
 const LIMIT: Duration = Duration::from_secs(10);
@@ -22,7 +26,7 @@ struct Open {
     plain: Vec<TcpStream>,
     /// TLS to the adservice.
     secure: Vec<tls::Stream>,
-    /// From the frontend to a server outside the mesh, one from an ordinary port and one from its own server port.
+    /// From the frontend to a server outside the mesh.
     outbound: Vec<TcpStream>,
     records: Records,
     _servers: [Running; 3],
@@ -162,4 +166,74 @@ fn open_secure(lab: &Lab) -> Result<(Running, tls::Stream)> {
     let mut stream = tls::start(stream, config, HOST, tls::Shape::default())?;
     tls::get(&mut stream, HOST)?;
     Ok((server, stream))
+}
+
+/// A sidecar that redirects has its sockets on another port than the one on the wire: they are found all the same.
+#[test]
+fn redirected_ones_are_known_by_their_port_on_the_wire() -> Result<()> {
+    let lab = lab()?;
+    let rules = "add table inet mesh; \
+                 add chain inet mesh in { type nat hook prerouting priority dstnat; }; \
+                 add rule inet mesh in tcp dport 8080 redirect to :15006";
+    lab.exec("frontend", ["nft", rules])?.success()?;
+    let (_server, records) = lab.raw_server("frontend", 15006, &["--echo"])?;
+    // The port that is asked for has a listener too, as the application behind a sidecar.
+    let (_app, app) = lab.raw_server("frontend", 8080, &["--echo"])?;
+    let (_outside, _) = lab.raw_server("sleep", 7000, &["--echo"])?;
+    let (mut open, mut outbound) = (Vec::new(), Vec::new());
+    for v6 in [false, true] {
+        let mut stream = lab.connect("sleep", lab.address("frontend", 8080, v6))?;
+        echo(&mut stream, b"before")?;
+        open.push(stream);
+        let mut stream = lab.connect("frontend", lab.address("sleep", 7000, v6))?;
+        echo(&mut stream, b"before")?;
+        outbound.push(stream);
+    }
+    assert_eq!((records.all()?.len(), app.all()?.len()), (0, 0), "still open");
+    let _agent = lab.agent_with(&["--existing-flows", "allow"])?;
+    lab.wait_mode("frontend", Mode::STRICT)?;
+    lab.wait_settled(&["frontend", "adservice"])?;
+    assert_eq!(
+        flows(&lab, FlowState::EXISTING)?,
+        open.len(),
+        "one entry for each, none for a port that is not theirs"
+    );
+    for round in 0..3 {
+        for stream in open.iter_mut().chain(&mut outbound) {
+            echo(stream, b"GET / HTTP/1.1\r\n\r\n").with_context(|| format!("round {round}"))?;
+        }
+    }
+    assert_eq!(lab.count(Verdict::RESET, Reason::MIDSTREAM)?.connections, 0);
+    assert_eq!(lab.count(Verdict::ALLOW, Reason::EXISTING)?.connections, open.len() as u64);
+    // What comes now is judged.
+    let fresh = lab.connect("sleep", lab.address("frontend", 8080, false))?;
+    let ending = client::exchange(&fresh, b"GET / HTTP/1.1\r\n\r\n", usize::MAX, LIMIT)?;
+    assert_eq!(ending.outcome, Outcome::Reset);
+    Ok(())
+}
+
+/// Who opened a connection whose own port has a listener by now cannot be seen: it goes on where existing ones do.
+#[test]
+fn an_outbound_one_from_the_servers_own_port_lives() -> Result<()> {
+    let lab = lab()?;
+    let (_outside, _) = lab.raw_server("sleep", 7000, &["--echo"])?;
+    let (from, to) = (lab.address("frontend", 8080, false), lab.address("sleep", 7000, false));
+    let mut outbound = lab.inside("frontend", || -> Result<TcpStream> {
+        let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+        setsockopt(&fd, sockopt::ReusePort, &true)?;
+        bind(fd.as_raw_fd(), &SockaddrStorage::from(from))?;
+        connect(fd.as_raw_fd(), &SockaddrStorage::from(to))?;
+        Ok(TcpStream::from(fd))
+    })??;
+    echo(&mut outbound, b"before")?;
+    let (_server, _) = lab.raw_server("frontend", 8080, &["--echo"])?;
+    let _agent = lab.agent_with(&["--existing-flows", "allow"])?;
+    lab.wait_mode("frontend", Mode::STRICT)?;
+    lab.wait_settled(&["frontend"])?;
+    for _ in 0..3 {
+        echo(&mut outbound, b"HTTP/1.1 200 OK\r\n\r\n")?;
+    }
+    assert_eq!(lab.count(Verdict::RESET, Reason::MIDSTREAM)?.connections, 0);
+    Ok(())
 }

@@ -5,6 +5,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use enforcer_tests::agent::enforcer_binary;
 use enforcer_tests::lab::demo_dir;
 use enforcer_tests::node::remains::Pinned;
 use enforcer_tests::node::walk::{self, ADSERVICE, FRONTEND};
@@ -68,6 +69,8 @@ fn the_chart_installs_in_audit_then_enforces_updates_without_a_gap_and_leaves_no
 
     let mut words = Vec::new();
     walk::play(&node, &mut words).with_context(|| String::from_utf8_lossy(&words).into_owned())?;
+    everything_is_followed(&node)?;
+    commands_from_a_laptop(&node)?;
     node.kubectl(&["-n", "hipstershopv1v2", "delete", "peerauthentication", "frontend"])?;
     until_plaintext(&node, FRONTEND, "000 56").context("after the walk-through")?;
 
@@ -83,8 +86,10 @@ fn the_chart_installs_in_audit_then_enforces_updates_without_a_gap_and_leaves_no
     kubelet_probes_pass(&node)?;
 
     // Without the right to look into pods the agent enforces all the same.
-    let fewer = json!({"agent": {"mode": "enforce"}, "podNamespaces": {"enabled": false}});
-    node.helm("upgrade", &fewer).context("without SYS_ADMIN")?;
+    // And probes find one that listens on loopback alone: the upgrade waits until it is ready.
+    let fewer = json!({"agent": {"mode": "enforce"}, "podNamespaces": {"enabled": false},
+                       "metrics": {"address": "127.0.0.1"}});
+    node.helm("upgrade", &fewer).context("without SYS_ADMIN, metrics on loopback")?;
     node.agent()?;
     ensure!(capabilities(&node)? == NET_ADMIN | NET_RAW | PERFMON | BPF, "the agent has other capabilities");
     until_plaintext(&node, ADSERVICE, "000 56").context("without SYS_ADMIN")?;
@@ -97,6 +102,75 @@ fn the_chart_installs_in_audit_then_enforces_updates_without_a_gap_and_leaves_no
     node.helm("uninstall", &json!({})).context("uninstall")?;
     poll::until("the node to be clean", PATIENCE, || pinned.all_gone(&node))?;
     ensure!(plaintext(&node, FRONTEND)? == "200 0", "plaintext is refused after the chart is gone");
+    Ok(())
+}
+
+/// The shipped role is enough for every kind.
+fn everything_is_followed(node: &Node) -> Result<()> {
+    let status = node.exec(&node.agent()?, &["enforcer", "status", "-o", "json"])?;
+    let status: Value = serde_json::from_str(&status.stdout)?;
+    let kinds = status["policy"]["kinds"].as_array().cloned().unwrap_or_default();
+    ensure!(kinds.len() == 6, "{kinds:?}");
+    for kind in kinds {
+        ensure!(kind["error"].is_null() && !kind["synced"].is_null(), "{kind}");
+    }
+    Ok(())
+}
+
+/// The commands about other nodes, by the program's own name and as a plugin of kubectl. `frontend` is PERMISSIVE and was
+/// asked in plaintext.
+fn commands_from_a_laptop(node: &Node) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    for name in ["enforcer", "kubectl-enforcer"] {
+        std::os::unix::fs::symlink(enforcer_binary()?, folder.path().join(name))?;
+    }
+    let run = |words: &[&str], code: i32| -> Result<String> {
+        let output = node.beside(folder.path(), words)?;
+        ensure!(
+            output.code == code,
+            "{words:?} ended with {}: {} {}",
+            output.code,
+            output.stdout,
+            output.stderr
+        );
+        Ok(output.stdout + &output.stderr)
+    };
+    for words in [&["enforcer", "readiness", "--kube"][..], &["kubectl", "enforcer", "readiness", "--kube"]] {
+        // The agent looks at its clients every few seconds.
+        poll::until("frontend not to be ready", PATIENCE, || {
+            let said = run(words, 1)?;
+            ensure!(said.contains("hipstershopv1v2/frontend") && said.contains("noistio/sleep"), "{said}");
+            Ok(())
+        })?;
+    }
+    // As a plugin all are asked without saying so.
+    let answer: Value = serde_json::from_str(&run(&["kubectl", "enforcer", "endpoints", "-o", "json"], 0)?)?;
+    ensure!(answer["nodes"]["node-a"].to_string().contains("frontend"), "{answer}");
+    let status = run(&["enforcer", "status", "--node", "node-a"], 0)?;
+    ensure!(status.contains("running"), "{status}");
+    let wrong = run(&["enforcer", "status", "--node", "node-b"], 2)?;
+    ensure!(wrong.contains("there are agents on node-a"), "{wrong}");
+
+    // A node that the daemon set is for, and no agent fits on.
+    let other = json!({"apiVersion": "v1", "kind": "Node",
+                       "metadata": {"name": "node-b", "labels": {"kubernetes.io/os": "linux"}}});
+    node.apply(&other.to_string())?;
+    let alone = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "hipstershopv1v2", "name": "alone"},
+                       "spec": {"nodeName": "node-b", "terminationGracePeriodSeconds": 0,
+                                "containers": [{"name": "app", "image": "app"}]}});
+    node.apply(&alone.to_string())?;
+    poll::until("the node without an agent to be named", PATIENCE, || {
+        let said = run(&["enforcer", "readiness", "--kube"], 1)?;
+        ensure!(said.contains("node-b: no agent runs there"), "{said}");
+        let said = run(&["enforcer", "status", "--kube"], 2)?;
+        ensure!(said.contains("node node-a:") && said.contains("no agent runs on node-b"), "{said}");
+        Ok(())
+    })?;
+    node.kubectl(&["-n", "hipstershopv1v2", "delete", "pod", "alone", "--force"])?;
+    node.kubectl(&["delete", "node", "node-b"])?;
+    // Nobody else does before the daemon set changes.
+    node.kubectl(&["-n", NAMESPACE, "delete", "pods", "--field-selector", "status.phase=Pending"])?;
+    node.agent()?;
     Ok(())
 }
 
@@ -122,14 +196,32 @@ fn kubelet_probes_pass(node: &Node) -> Result<()> {
     Ok(())
 }
 
+/// What the agent's container is charged for is within what the chart requests.
+fn memory(node: &Node) -> Result<()> {
+    let agent = node.agent()?;
+    let (namespace, name) = agent.split_once('/').context("a pod is NAMESPACE/NAME")?;
+    let pod = node.get(&["-n", namespace, "pod", name])?;
+    let request = pod["spec"]["containers"][0]["resources"]["requests"]["memory"].as_str();
+    let request = request.and_then(|text| text.strip_suffix("Mi")).context("a request in Mi")?;
+    let pid = node.on_node(&["pgrep", "--exact", "enforcer"])?.success()?;
+    let cgroup = node.on_node(&["cat", &format!("/proc/{}/cgroup", pid.stdout.trim())])?.success()?.stdout;
+    let folder = cgroup.lines().find_map(|line| line.split_once(":memory:")).context("no memory cgroup")?.1;
+    let usage = format!("/sys/fs/cgroup/memory{folder}/memory.usage_in_bytes");
+    let usage = node.on_node(&["cat", &usage])?.success()?.stdout.trim().parse::<u64>()? >> 20;
+    println!("the agent is charged for {usage} MiB, requested are {request} MiB");
+    ensure!(usage <= request.parse()?, "the agent is charged for {usage} MiB, requested are {request} MiB");
+    Ok(())
+}
+
 fn recreate_adservice(node: &Node) -> Result<()> {
     let servers = fs::read_to_string(demo_dir().join("kubernetes/servers.yaml"))?;
     node.apply(&servers)
 }
 
+/// On a routed network, as Calico and the plug-ins of AWS and Google make it: no bridge, each pod has a pair of its own.
 #[test]
 fn the_plain_manifests_install_and_remove_without_helm() -> Result<()> {
-    let node = Node::up()?;
+    let node = Node::up_on("ptp")?;
     node.populate()?;
     policy(&node, "policies/mesh-strict.yaml")?;
     let folder = demo_dir().join("../deploy/manifests");
@@ -138,6 +230,16 @@ fn the_plain_manifests_install_and_remove_without_helm() -> Result<()> {
     let enforce = fs::read_to_string(file("enforcer.yaml"))?.replace("--mode=audit", "--mode=enforce");
     node.apply(&enforce)?;
     node.agent()?;
+    until_plaintext(&node, FRONTEND, "000 56")?;
+    ensure!(
+        node.on_node(&["ip", "-o", "link", "show", "type", "bridge"])?.stdout.lines().count() == 1,
+        "a bridge"
+    );
+    let mut words = Vec::new();
+    walk::play(&node, &mut words).with_context(|| String::from_utf8_lossy(&words).into_owned())?;
+    kubelet_probes_pass(&node)?;
+    memory(&node)?;
+    node.kubectl(&["-n", "hipstershopv1v2", "delete", "peerauthentication", "frontend"])?;
     until_plaintext(&node, FRONTEND, "000 56")?;
     let pinned = Pinned::now(&node)?;
 

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -68,6 +69,92 @@ fn killed_and_restarted() -> Result<()> {
     scene.cluster.apply_yaml(&mesh("PERMISSIVE"))?;
     let took = in_force_after_reconnect(&scene, Mode::PERMISSIVE)?;
     assert!(took < Duration::from_secs(2), "it took {took:?}");
+    Ok(())
+}
+
+/// Long gone: the agent's own intervals have grown to their longest, and yet it is there as soon as the server is.
+#[test]
+fn back_after_a_while() -> Result<()> {
+    let scene = KubeScene::new(&["v1"])?;
+    for mode in [("STRICT", Mode::STRICT), ("PERMISSIVE", Mode::PERMISSIVE)] {
+        scene.cluster.kill("kube-apiserver")?;
+        scene.wait_followed("peerauthentications", false)?;
+        std::thread::sleep(Duration::from_secs(25));
+        scene.cluster.up()?;
+        let back = Instant::now();
+        scene.cluster.apply_yaml(&mesh(mode.0))?;
+        scene.lab.wait_mode("frontend", mode.1)?;
+        let took = back.elapsed();
+        println!("from the return of the API server to the policy in force: {took:?}");
+        assert!(took < Duration::from_secs(2), "it took {took:?}");
+    }
+    Ok(())
+}
+
+/// A server that takes connections and answers nothing looks like one where nothing happens.
+#[test]
+fn hung() -> Result<()> {
+    let scene = KubeScene::new(&["v1"])?;
+    let (_server, _) = scene.lab.sidecar("frontend", 8080)?;
+    scene.cluster.apply_yaml(&mesh("STRICT"))?;
+    scene.lab.wait_mode("frontend", Mode::STRICT)?;
+    scene.cluster.signal("kube-apiserver", Signal::SIGSTOP)?;
+    let start = Instant::now();
+    for kind in ["peerauthentications", "namespaces", "pods", "services"] {
+        // One question every 15 s, which waits for 10 s.
+        scene.wait_followed_within(kind, false, Duration::from_secs(40))?;
+    }
+    println!("a hung API server was noticed after {:?}", start.elapsed());
+    scene.wait_said("it does not answer in time")?;
+    assert_eq!(scene.curl()?, ("000".to_owned(), 56));
+    std::thread::sleep(Duration::from_secs(15));
+    assert!(scene.said("cannot be reached") <= 3, "{}", scene.agent.output());
+    scene.cluster.signal("kube-apiserver", Signal::SIGCONT)?;
+    let back = Instant::now();
+    scene.cluster.apply_yaml(&mesh("PERMISSIVE"))?;
+    scene.lab.wait_mode("frontend", Mode::PERMISSIVE)?;
+    let took = back.elapsed();
+    println!("from the end of the hang to the policy in force: {took:?}");
+    assert!(took < Duration::from_secs(2), "it took {took:?}");
+    for kind in ["peerauthentications", "namespaces", "pods", "services"] {
+        scene.wait_followed(kind, true)?;
+    }
+    Ok(())
+}
+
+/// A server that answers late: nothing is called failed, and changes come late.
+#[test]
+fn slow() -> Result<()> {
+    let scene = KubeScene::new(&["v1"])?;
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let slowed = scope.spawn(|| -> Result<()> {
+            // A tenth of the time it runs.
+            while !done.load(Ordering::Relaxed) {
+                scene.cluster.signal("kube-apiserver", Signal::SIGSTOP)?;
+                std::thread::sleep(Duration::from_millis(450));
+                scene.cluster.signal("kube-apiserver", Signal::SIGCONT)?;
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Ok(())
+        });
+        let checked = || -> Result<()> {
+            // Longer than two questions whether it is there.
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_secs(35) {
+                for (word, mode) in [("STRICT", Mode::STRICT), ("PERMISSIVE", Mode::PERMISSIVE)] {
+                    scene.cluster.apply_yaml(&mesh(word))?;
+                    scene.lab.wait_mode("frontend", mode)?;
+                }
+            }
+            Ok(())
+        };
+        let checked = checked();
+        done.store(true, Ordering::Relaxed);
+        slowed.join().map_err(|_| anyhow::anyhow!("the thread panicked"))??;
+        checked
+    })?;
+    assert_eq!(scene.said("cannot be reached"), 0, "{}", scene.agent.output());
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use enforcer_common::Mode;
+use enforcer_common::{Mode, Reason, Verdict};
 use enforcer_tests::agent::policy;
 use enforcer_tests::cluster::{KubeScene, NODE_NAME};
 use enforcer_tests::lab::NODE;
@@ -16,7 +16,11 @@ const NAMESPACE: &str = "hipstershopv1v2";
 const LIMIT: Duration = Duration::from_secs(10);
 
 fn strict() -> Result<KubeScene> {
-    let scene = KubeScene::new(&["v1"])?;
+    strict_with(&[])
+}
+
+fn strict_with(more: &[&str]) -> Result<KubeScene> {
+    let scene = KubeScene::with(&["v1"], more)?;
     scene.cluster.apply_yaml(&policy("istio-system", "default", None, "STRICT", &[]))?;
     scene.lab.wait_mode("frontend", Mode::STRICT)?;
     Ok(scene)
@@ -32,6 +36,15 @@ fn wait(scene: &KubeScene, address: IpAddr, wanted: Option<Mode>) -> Result<()> 
         ensure!(found == wanted, "it is {found:?}");
         Ok(())
     })
+}
+
+/// How many pods' time without a policy was measured.
+fn gaps(scene: &KubeScene) -> Result<u64> {
+    let socket = scene.lab.socket().display().to_string();
+    let words = ["curl", "-sS", "--unix-socket", &socket, "http://agent/metrics"];
+    let text = scene.lab.exec(NODE, words)?.success()?.stdout;
+    let count = text.lines().find_map(|line| line.strip_prefix("enforcer_pod_gap_seconds_count "));
+    Ok(count.context("no enforcer_pod_gap_seconds")?.trim().parse()?)
 }
 
 #[test]
@@ -57,12 +70,8 @@ fn pods_of_this_node_at_all_their_addresses() -> Result<()> {
     scene.lab.wait_mode("late", Mode::STRICT)?;
     assert_eq!(get(&scene)?.code, 56);
     // The time without it was measured.
-    let socket = scene.lab.socket().display().to_string();
     poll::until("the gap of the pod", LIMIT, || {
-        let words = ["curl", "-sS", "--unix-socket", &socket, "http://agent/metrics"];
-        let text = scene.lab.exec(NODE, words)?.success()?.stdout;
-        let count = text.lines().find_map(|line| line.strip_prefix("enforcer_pod_gap_seconds_count "));
-        ensure!(count.is_some_and(|count| count.trim() != "0"), "{text}");
+        ensure!(gaps(&scene)? > 0);
         Ok(())
     })?;
 
@@ -159,6 +168,103 @@ fn an_address_that_is_used_again_brings_no_policy_along() -> Result<()> {
             assert_eq!(mode(&scene, pod.v4().into()), wanted, "round {round}, after the old object went");
         }
         old = Some(pod);
+    }
+    Ok(())
+}
+
+/// A client that knocks from before a pod is there: under `--unknown-pods strict` no byte of it arrives, in the time
+/// before the pod's policy is known as little as after it.
+#[test]
+fn no_plaintext_reaches_a_new_pod_under_unknown_pods_strict() -> Result<()> {
+    let mut scene = strict_with(&["--unknown-pods", "strict"])?;
+    let (new, plain) =
+        (Pod::meshed(NAMESPACE, "new", 60).port(8080), Pod::new("noistio", "plain", 61).port(8080));
+    let target = new.v4();
+    let knock = format!(
+        "while :; do curl -s -o /dev/null --connect-timeout 0.2 -m 2 -w '%{{http_code}} %{{exitcode}}\\n' http://{target}:8080; done"
+    );
+    let knocking =
+        (0..3).map(|_| scene.lab.spawn("sleep", ["sh", "-c", &knock])).collect::<Result<Vec<_>>>()?;
+    let answers =
+        || knocking.iter().flat_map(|one| one.output().lines().map(str::to_owned).collect::<Vec<_>>());
+    poll::until("the client to knock", LIMIT, || {
+        ensure!(answers().count() > 5);
+        Ok(())
+    })?;
+
+    scene.lab.add_pod(new.clone())?;
+    let (_server, records) = scene.lab.sidecar("new", 8080)?;
+    // Refused at the handshake: to the client as if nobody listened.
+    poll::until("refusals before the policy is known", LIMIT, || {
+        let count = scene.lab.count(Verdict::RESET, Reason::UNKNOWN_POD)?.connections;
+        ensure!(count > 5, "{count}");
+        Ok(())
+    })?;
+    assert_eq!(mode(&scene, target.into()), None, "its policy is not known yet");
+    scene.cluster.add_pod(&new, NODE_NAME, &new.addresses())?;
+    scene.lab.wait_mode("new", Mode::STRICT)?;
+    poll::until("resets by its policy", LIMIT, || {
+        let count = answers().filter(|answer| answer == "000 56").count();
+        ensure!(count > 5, "{count}");
+        Ok(())
+    })?;
+    ensure!(answers().all(|answer| answer.starts_with("000 ")), "something was served");
+    drop(knocking);
+    let seen = records.all()?;
+    let arrived: Vec<_> = seen.iter().filter(|record| record.read > 0 || record.written > 0).collect();
+    assert!(arrived.is_empty(), "{arrived:?}");
+    assert!(scene.lab.count(Verdict::RESET, Reason::PLAINTEXT)?.connections > 0);
+    // Its mesh clients are served, and the time without its policy was measured.
+    ensure!(gaps(&scene)? > 0, "no gap was measured");
+    assert_eq!(scene.lab.mesh_curl("loadgenerator", &["https://new.hipstershopv1v2:8080"])?.code, 0);
+
+    // A pod outside the mesh opens with the news that it is.
+    scene.lab.add_pod(plain.clone())?;
+    let (_server, _) = scene.lab.sidecar("plain", 8080)?;
+    let get = |scene: &KubeScene| scene.lab.curl("sleep", &["http://plain.noistio:8080"]);
+    assert_eq!(get(&scene)?.code, 7);
+    scene.cluster.add_pod(&plain, NODE_NAME, &plain.addresses())?;
+    poll::until("the pod outside the mesh to be open", LIMIT, || {
+        let code = get(&scene)?.code;
+        ensure!(code == 0, "curl ended with {code}");
+        Ok(())
+    })
+}
+
+/// What is asked of the API server is answered from its cache, and by a name that is asked for once.
+#[test]
+fn pods_and_names_are_read_from_the_cache_of_the_api_server() -> Result<()> {
+    let mut scene = strict()?;
+    let far = Pod::new("noistio", "far", 70);
+    scene.lab.add_pod(far.clone())?;
+    scene.cluster.add_pod(&far, "node-b", &far.addresses())?;
+    let (_server, _) = scene.lab.sidecar("frontend", 8080)?;
+    let named = || -> Result<()> {
+        let flows = scene.lab.enforcer(&["flows", "-o", "json"])?.success()?.stdout;
+        ensure!(flows.contains("\"noistio\"") && flows.contains("\"far\""), "{flows}");
+        Ok(())
+    };
+    let url = format!("http://{}:8080", scene.lab.pod("frontend").v4());
+    poll::until("a client of another node to have a name", LIMIT, || {
+        assert_eq!(scene.lab.curl("far", &["-4", &url])?.code, 56);
+        named()
+    })?;
+    let query = format!("status.podIP%3D{}", far.v4());
+    let asked = scene.cluster.asked(|uri| uri.contains(&query))?;
+    assert_eq!(asked.len(), 1, "{asked:?}");
+    let lists = scene.cluster.asked(|uri| {
+        !uri.contains("watch=")
+            && (uri.contains("fieldSelector=spec.nodeName") || uri.starts_with("/api/v1/services?"))
+    })?;
+    assert!(lists.len() >= 2, "{lists:?}");
+    let watched =
+        scene.cluster.asked(|uri| uri.contains("watch=") && uri.contains("fieldSelector=spec.nodeName"))?;
+    assert!(
+        !watched.is_empty() && watched.iter().all(|uri| uri.contains("timeoutSeconds=120")),
+        "{watched:?}"
+    );
+    for uri in lists.iter().chain(&asked) {
+        assert!(uri.contains("resourceVersion=0") && !uri.contains("limit="), "{uri} is read from the store");
     }
     Ok(())
 }

@@ -57,6 +57,13 @@ fn policies_come_change_and_go() -> Result<()> {
     );
     assert!(note.contains("port 8080 was reset by istio-system/default (mesh): PLAINTEXT"), "{note}");
 
+    // A number that only the Service has does nothing, which is said.
+    cluster.apply(&json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "hipstershopv1v2", "name": "front"},
+        "spec": {"selector": {"app": APP}, "ports": [{"port": 80, "targetPort": 8080}]}}))?;
+    cluster.apply_yaml(&policy("hipstershopv1v2", "frontend", Some(APP), "STRICT", &[(80, "PERMISSIVE")]))?;
+    scene.wait_said("80 is the port of Service front, not of the container, which listens on 8080")?;
+
     // Written under the older version, read under the newer one.
     let own = |mode: &str| policy("hipstershopv1v2", "frontend", Some(APP), mode, &[]);
     cluster.apply_yaml(&own("PERMISSIVE").replace("istio.io/v1", "istio.io/v1beta1"))?;

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use enforcer::telemetry::client;
+use enforcer_common::{Reason, Verdict};
 use enforcer_tests::agent::{FRONTEND_PERMISSIVE, MESH_STRICT};
 use enforcer_tests::lab::{NODE, Running, run};
 use enforcer_tests::{Lab, poll};
@@ -187,6 +189,7 @@ fn a_real_prometheus_answers_every_query_of_the_dashboard() -> Result<()> {
     let (lab, _agent) = lab()?;
     let (_frontend, _) = lab.sidecar("frontend", 8080)?;
     let (_adservice, _) = lab.sidecar("adservice", 9555)?;
+    let (_greeter, _) = lab.raw_server("adservice", 9556, &["--greet", "220 ready\r\n"])?;
     let config = lab.new_file("prometheus.yaml");
     let rules = folder().join("rules.yaml").canonicalize()?;
     fs::write(
@@ -209,6 +212,9 @@ fn a_real_prometheus_answers_every_query_of_the_dashboard() -> Result<()> {
     let queries = queries()?;
     let answered = poll::until("data for every panel", SCRAPED, || {
         traffic(&lab)?;
+        // The server speaks first, and both ends are reset, perhaps before this one is open.
+        let greeted = lab.address("adservice", 9556, false);
+        let _ = lab.inside("sleep", || TcpStream::connect_timeout(&greeted, Duration::from_secs(1)))?;
         let mut empty = Vec::new();
         for (title, query) in &queries {
             if list(&ask(&lab, "query", query)?, "result").is_empty() && !empty_ones.contains(&title.as_str())
@@ -225,6 +231,16 @@ fn a_real_prometheus_answers_every_query_of_the_dashboard() -> Result<()> {
     let value = ask(&lab, "query", resets)?["result"][0]["value"][1].as_str().map(str::to_owned);
     let value: f64 = value.context("no resets")?.parse()?;
     assert!(value >= 1.0);
+    // What is refused already breaks nobody any more.
+    let (_, broken) = queries
+        .iter()
+        .find(|(title, _)| title.starts_with("Connections that STRICT would break"))
+        .context("no such panel")?;
+    let broken = ask(&lab, "query", broken)?;
+    let workloads: Vec<_> =
+        list(&broken, "result").iter().map(|row| row["metric"]["workload"].clone()).collect();
+    assert_eq!(workloads, ["frontend"], "{broken}");
+    assert!(lab.count(Verdict::RESET, Reason::SERVER_FIRST)?.connections > 0);
     let groups = ask(&lab, "rules", "")?;
     let rules: Vec<_> = list(&groups, "groups").iter().flat_map(|group| list(group, "rules")).collect();
     assert_eq!(rules.len(), alert_queries()?.len());

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use enforcer::telemetry::client;
 use enforcer_common::Mode;
 use enforcer_tests::agent::{FRONTEND_PERMISSIVE, MESH_STRICT, Scene};
 use enforcer_tests::lab::{NODE, Output};
+use enforcer_tests::neighbour::{Answer, Neighbour};
 use enforcer_tests::{Lab, poll};
 use serde_json::Value;
 
@@ -74,6 +76,63 @@ fn a_pod_without_a_data_plane_and_a_refused_document_need_a_person() -> Result<(
     })
 }
 
+/// A metric without labels.
+fn metric(lab: &Lab, name: &str) -> Result<f64> {
+    let text = client::get(&lab.socket(), "/metrics")?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.with_context(|| format!("no {name} in {text}"))?.parse().context("no number")
+}
+
+#[test]
+fn status_readyz_and_the_metric_agree_on_what_is_missing() -> Result<()> {
+    let mut scene = Scene::strict()?;
+    let ready = |lab: &Lab| -> Result<u16> { Ok(client::ask(&lab.socket(), "/readyz")?.0) };
+    poll::until("the agent to be ready", Duration::from_secs(5), || {
+        anyhow::ensure!(ready(&scene.lab)? == 200 && status(&scene.lab, &[])?.0 == 0);
+        Ok(())
+    })?;
+    assert!(metric(&scene.lab, "enforcer_problems")?.abs() < 0.5);
+    // A meshed pod that is on no interface of this node, or on one that nobody hooks.
+    let pod = enforcer_tests::Pod::meshed("hipstershopv1v2", "ghost", 77);
+    scene.lab.apply("ghost.yaml", &pod.manifest())?;
+    let problems = poll::until("status to tell", Duration::from_secs(5), || {
+        let (code, report) = status(&scene.lab, &[])?;
+        anyhow::ensure!(ready(&scene.lab)? == 503 && code == 1, "{code}: {report}");
+        report["problems"].as_array().cloned().context("problems")
+    })?;
+    let text = format!("{problems:?}");
+    assert!(text.contains("hipstershopv1v2/ghost (10.244.0.77)") && text.contains("not enforced"), "{text}");
+    #[expect(clippy::cast_precision_loss, reason = "a handful")]
+    let number = problems.len() as f64;
+    assert!((metric(&scene.lab, "enforcer_problems")? - number).abs() < 0.5, "{text}");
+    // When the agent is dead, too.
+    scene.agent.kill()?;
+    let (code, report) = status(&scene.lab, &[])?;
+    assert_eq!(code, 1);
+    assert!(report["problems"].to_string().contains("hipstershopv1v2/ghost"), "{report}");
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_never_had_policy_needs_a_person() -> Result<()> {
+    let lab = Lab::new()?;
+    // Nothing listens there: the API server is away from the start.
+    lab.apply("kubeconfig", "apiVersion: v1\nkind: Config\nclusters:\n- name: c\n  cluster: {server: 'http://127.0.0.1:9'}\nusers:\n- name: u\n  user: {}\ncontexts:\n- name: x\n  context: {cluster: c, user: u}\ncurrent-context: x\n")?;
+    let words = lab.run_words(&[])?;
+    let mut words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let manifests = words.iter().position(|word| *word == "--manifests").context("--manifests")?;
+    words.drain(manifests..manifests + 2);
+    let kubeconfig = lab.manifests().join("kubeconfig").display().to_string();
+    words.extend(["--kube", "--kubeconfig", &kubeconfig, "--node-name", "node"]);
+    let _agent = lab.spawn(NODE, &words)?;
+    poll::until("status to say that there is no policy", Duration::from_secs(20), || {
+        let (code, report) = status(&lab, &[])?;
+        anyhow::ensure!(code == 1 && report["agent"]["running"] == true, "{code}: {report}");
+        anyhow::ensure!(report["problems"].to_string().contains("no policy has been loaded yet"), "{report}");
+        Ok(())
+    })
+}
+
 #[test]
 fn doctor_sees_the_running_agent_and_its_neighbours() -> Result<()> {
     let scene = Scene::new(&[("mesh.yaml", MESH_STRICT), ("frontend.yaml", FRONTEND_PERMISSIVE)])?;
@@ -98,5 +157,22 @@ fn doctor_sees_the_running_agent_and_its_neighbours() -> Result<()> {
         "{interfaces}"
     );
     assert_eq!(check(&report, "other programs")?["outcome"], "ok", "{report}");
+    assert_eq!(check(&report, "capabilities")?["found"], "all that the agent can use", "{report}");
+    // What others put on clsact counts too.
+    let interface = scene.lab.pod("frontend").interface();
+    scene.lab.exec(NODE, ["tc", "qdisc", "add", "dev", &interface, "clsact"])?.success()?;
+    let program = Neighbour::load("police", Answer::Next)?;
+    let pin = scene.lab.bpffs().join("police");
+    program.pin(&pin)?;
+    let pin = pin.display().to_string();
+    let words = ["tc", "filter", "add", "dev", &interface, "egress", "bpf", "da", "object-pinned", &pin];
+    scene.lab.exec(NODE, words)?.success()?;
+    let others = check(&doctor(&scene.lab)?, "other programs")?;
+    assert_eq!(others["outcome"], "warn", "{others}");
+    let found = others["found"].as_str().context("found")?;
+    assert!(
+        found.starts_with("police") && found.ends_with(&format!("clsact) on {interface}, towards the pod")),
+        "{others}"
+    );
     Ok(())
 }

@@ -166,6 +166,50 @@ fn followers_see_what_happens_and_slow_ones_harm_nobody() -> Result<()> {
 }
 
 #[test]
+fn what_is_no_verdict_or_reason_is_refused_with_the_list() -> Result<()> {
+    let scene = scene()?;
+    for (words, wanted) in [
+        (["--verdict", "resett"], "none, allow, reset, drop, would_reset"),
+        (["--reason", "FOO"], "PLAINTEXT_PERMITTED"),
+        (["--verdict", "wait"], "never recorded"),
+    ] {
+        let output = scene.lab.enforcer(&[&["flows"][..], &words].concat())?;
+        assert_eq!((output.code, output.stdout.as_str()), (2, ""), "{output:?}");
+        assert!(output.stderr.contains(wanted), "{output:?}");
+    }
+    let (status, body) = client::ask(&scene.lab.socket(), "/v1/flows?verdict=resett")?;
+    assert!(status == 400 && body.contains("would_reset"), "{status}: {body}");
+    Ok(())
+}
+
+#[test]
+fn followers_are_told_when_the_agent_stops() -> Result<()> {
+    let mut scene = scene()?;
+    let socket = scene.lab.socket().display().to_string();
+    let program = enforcer_tests::agent::enforcer_binary()?.display().to_string();
+    let mut followers = Vec::new();
+    for form in ["table", "json"] {
+        let words = [program.as_str(), "flows", "--follow", "-o", form, "--socket", &socket];
+        followers.push((form, scene.lab.spawn(NODE, words)?));
+    }
+    // They follow when each has told of a connection.
+    let (_frontend, _) = scene.lab.sidecar("frontend", 8080)?;
+    for (_, follower) in &mut followers {
+        poll::until("the follower to follow", SOON, || {
+            scene.lab.curl("sleep", &["http://frontend.hipstershopv1v2:8080"])?.success()?;
+            ensure!(follower.output().contains("PLAINTEXT_PERMITTED"), "{}", follower.output());
+            Ok(())
+        })?;
+    }
+    scene.agent.kill()?;
+    for (form, follower) in &mut followers {
+        assert_eq!(follower.wait(SOON)?, 2, "{form}");
+        assert!(follower.output().contains("the agent stopped"), "{form}: {}", follower.output());
+    }
+    Ok(())
+}
+
+#[test]
 fn a_dead_agent_leaves_the_table_of_connections() -> Result<()> {
     let mut scene = scene()?;
     let (_frontend, _) = scene.lab.sidecar("frontend", 8080)?;

@@ -1,7 +1,6 @@
 //! Telemetry under as many new connections as the machine can make: nothing blocks, and what is not told is counted.
 //!
-//! `ENFORCER_LOAD_SECONDS=20 ENFORCER_BIN=target/release/enforcer cargo test --release -p enforcer-tests --test telemetry_load
-//! -- --nocapture` is the long form, whose numbers stand in `docs/benchmarks.md`.
+//! `cargo xtask load` is the long form, whose numbers stand in `docs/benchmarks.md`.
 
 use std::io::{BufRead as _, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -24,6 +23,12 @@ const CLIENTS: usize = 4;
 const SERVERS: usize = 2;
 /// What a client sends.
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: frontend\r\n\r\n";
+/// The agent's processor time for each connection at most: a third of a core at 20,000 connections a second.
+const CPU_PER_CONNECTION: Duration = Duration::from_nanos(1_000_000_000 / 3 / 20_000);
+/// What the agent may take beside, of one core: its looks at maps and interfaces, and the scrapes of this test.
+const CPU_AT_REST: f64 = 0.05;
+/// The slowest answer to a health check, on a machine whose processors are all taken.
+const SLOWEST: Duration = Duration::from_secs(2);
 /// How long the short form runs.
 const SHORT: Duration = Duration::from_secs(2);
 
@@ -182,10 +187,13 @@ fn every_connection_is_told_or_counted_as_missing() -> Result<()> {
         Ok(())
     })?;
     // Policy and health go on meanwhile.
+    let begun = Instant::now();
     lab.withdraw("mesh.yaml")?;
     lab.wait_mode("adservice", Mode::PERMISSIVE)?;
     client::get(&lab.socket(), "/healthz")?;
     client::get(&lab.socket(), "/metrics")?;
+    let took = begun.elapsed();
+    assert!(took < SLOWEST * 2, "a change of policy, a health check and a scrape took {took:?}");
     thread::sleep(SHORT);
     let made = storm.finish()?;
     // What is counted is exact, whatever was told.
@@ -234,6 +242,7 @@ fn the_agent_stays_small_under_load() -> Result<()> {
         ensure!(enough, "{told} told, {missing} missing of {made}");
         Ok(text)
     })?;
+    let allowed = CPU_PER_CONNECTION * u32::try_from(made)? + elapsed.mul_f64(CPU_AT_REST);
     let difference = |name: &str| metric(&after, name) - metric(&before, name);
     println!(
         "{made} connections in {elapsed:.1?}: {:.0}/s; agent {:.3} cores; records {}, suppressed {}, lost {}; slowest health \
@@ -245,5 +254,14 @@ fn the_agent_stays_small_under_load() -> Result<()> {
         difference("enforcer_events_lost_total"),
         metric(&after, "enforcer_process_resident_memory_bytes") / 1_048_576.0,
     );
+    assert!(
+        used <= allowed,
+        "the agent took {used:?} for {made} connections in {elapsed:?}, more than {allowed:?}"
+    );
+    assert!(
+        used.as_secs_f64() < elapsed.as_secs_f64() / 3.0,
+        "{used:?} of {elapsed:?}: more than a third of a core"
+    );
+    assert!(slowest < SLOWEST, "a health check took {slowest:?}");
     Ok(())
 }

@@ -9,6 +9,7 @@ mod deny;
 mod image;
 mod kube;
 mod lint;
+mod load;
 mod setup;
 mod shell;
 mod soak;
@@ -52,6 +53,8 @@ enum Task {
     Kube(kube::Task),
     /// Load, restarts, kills and policy changes for a long time, every guarantee checked all along (as root)
     Soak(soak::Options),
+    /// As many new connections as the machine can make, and what the agent takes for them (as root)
+    Load(load::Options),
     /// Remove what killed labs left behind: network namespaces, pins, files (as root)
     CleanLab,
 }
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         Task::Bench(options) => bench::run(&options),
         Task::Kube(task) => kube::run(&task),
         Task::Soak(options) => soak::run(&options),
+        Task::Load(options) => load::run(&options),
         Task::CleanLab => clean_lab::run(),
     };
     exit_code(result.map(|()| ExitCode::SUCCESS))

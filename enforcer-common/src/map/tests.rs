@@ -3,8 +3,9 @@
 use core::mem::{align_of, offset_of, size_of};
 
 use super::{
-    Client, ClientBudget, ClientKey, Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow, FlowKey, FlowState,
-    HalfOpen, Outbound, Pending, PortKey, PortMode, ResetBudget, SocketTag, TrafficClass, WorkloadCounterKey,
+    Client, ClientBudget, ClientKey, Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow, FlowKey,
+    FlowState, HalfOpen, Outbound, Pending, PortKey, PortMode, ResetBudget, SocketTag, TrafficClass,
+    WorkloadCounterKey,
 };
 use crate::event::{CHUNK_BYTES, Event, EventKind, HEAD_BYTES, HelloChunk, HelloHeader};
 use crate::settings::{Action, Enforcement, Settings, UnknownPods};

@@ -91,14 +91,7 @@ pub(crate) fn play(bytes: &[u8]) {
     let cookies = feed.byte() & 1 == 1;
     let mut model = Model::new(Mode::STRICT);
     model.cookies = cookies;
-    let mut world = World {
-        model,
-        key,
-        cookies,
-        answered: Vec::new(),
-        socket: None,
-        left: BTreeMap::new(),
-    };
+    let mut world = World { model, key, cookies, answered: Vec::new(), socket: None, left: BTreeMap::new() };
     while !feed.0.is_empty() {
         match feed.byte() % 8 {
             0 => world.syn(&mut feed),

@@ -26,10 +26,13 @@ pub(super) struct Hooks {
 
 impl Agent {
     /// To be called with every tick.
-    pub(super) fn check_hooks(&mut self) {
+    ///
+    /// # Errors
+    /// When the maps cannot be written.
+    pub(super) fn check_hooks(&mut self) -> anyhow::Result<()> {
         self.hooks.ticks += 1;
         if self.hooks.ticks < EVERY {
-            return;
+            return Ok(());
         }
         self.hooks.ticks = 0;
         let interfaces: Vec<Interface> =
@@ -37,8 +40,13 @@ impl Agent {
         for interface in interfaces {
             self.check_hook(&interface);
         }
+        if self.look_behind_all() {
+            self.reconcile()?;
+        }
         self.find_unhooked();
+        self.tell_shared();
         self.write_state();
+        Ok(())
     }
 
     fn check_hook(&mut self, interface: &Interface) {
@@ -71,7 +79,7 @@ impl Agent {
         let plans = self.wanted.endpoints.iter().filter(|(_, plan)| plan.meshed);
         let wanted: BTreeSet<IpAddr> = plans
             .map(|(address, _)| IpAddr::from(*address))
-            .filter(|address| !self.facts.places.contains_key(address))
+            .filter(|address| self.facts.places.of(address).is_empty())
             .collect();
         let found = if wanted.is_empty() { BTreeMap::new() } else { holders(&wanted).unwrap_or_default() };
         let mut suspects = BTreeMap::new();

@@ -4,14 +4,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
+use enforcer_common::map::Endpoint;
 use enforcer_common::{Address, Mode};
 use jiff::Timestamp;
 use tracing::{error, info, warn};
 
-use super::Agent;
 use super::tables::Refusal;
-use crate::datapath::apply::{Change, change, holds};
+use super::{Agent, monotonic_ns};
+use crate::datapath::apply::{Change, Write, change, holds};
 use crate::datapath::desired::{Desired, desired};
+
+/// The endpoints that a change writes.
+fn endpoints(change: &Change) -> impl Iterator<Item = (Address, Endpoint)> {
+    change.writes.iter().filter_map(|write| match write {
+        Write::Endpoint(address, endpoint) => Some((*address, *endpoint)),
+        _ => None,
+    })
+}
 
 impl Agent {
     /// Brings the maps to what is wanted.
@@ -20,11 +29,16 @@ impl Agent {
             self.write_state();
             return Ok(());
         }
+        self.look_behind_new();
         let begun = Instant::now();
+        self.recall_gone();
+        self.settle();
         let wanted = desired(&self.objects, &self.facts, &self.config.objects, &mut self.ids);
         let change = change(self.tables.held(), &wanted);
         let before = self.in_force(&wanted);
+        self.announce(&change, &wanted);
         let refusals = self.tables.apply(&change);
+        self.withdraw(&change, &refusals);
         self.tell_changes(&wanted, &before);
         self.wanted = Arc::new(wanted);
         self.measure(&change, begun);
@@ -32,6 +46,7 @@ impl Agent {
         if !change.fresh.is_empty() {
             self.finish(&change.fresh)?;
         }
+        self.tell_shared();
         self.policy_applied = Some(Timestamp::now());
         self.write_state();
         Ok(())
@@ -43,10 +58,33 @@ impl Agent {
         if !self.loaded || !self.tables.held().endpoints.is_empty() {
             return;
         }
+        self.settle();
         let wanted = desired(&self.objects, &self.facts, &self.config.objects, &mut self.ids);
         let change = change(self.tables.held(), &wanted);
         // What is refused is refused again, and told, when all is written for good.
         drop(self.tables.prepare(&change));
+    }
+
+    /// Telemetry knows a policy before the first packet meets it: a record must not name the one before.
+    fn announce(&self, change: &Change, wanted: &Desired) {
+        let held = &self.tables.held().endpoints;
+        let new: BTreeMap<Address, u16> =
+            endpoints(change).map(|(address, new)| (address, new.generation)).collect();
+        let plans = wanted.endpoints.iter().filter_map(|(address, plan)| {
+            let generation = new.get(address).copied();
+            let generation = generation.or_else(|| held.get(address).map(|held| held.generation))?;
+            Some((*address, generation, plan))
+        });
+        self.telemetry.plans.enter(monotonic_ns(), plans);
+    }
+
+    /// What the maps refused did not come into force; a fresh pod is held to the strictest of its modes instead.
+    fn withdraw(&self, change: &Change, refusals: &[Refusal]) {
+        for (_, new) in endpoints(change) {
+            if refusals.iter().any(|refusal| refusal.workload == new.workload) {
+                self.telemetry.plans.withdraw(new.workload, new.generation);
+            }
+        }
     }
 
     /// How long the change took, and how long new pods were without it.

@@ -3,20 +3,25 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use enforcer_common::Address;
 use tracing::warn;
 
+use super::Agent;
 use super::state::{self, DecisionState, EndpointState, InterfaceState, State};
-use super::{Agent, CHECKS};
 use crate::datapath::Attachment;
+use crate::datapath::apply::holds;
 use crate::datapath::chain::Neighbour;
-use crate::telemetry::Snapshot;
+use crate::datapath::desired::{EndpointPlan, apart};
 use crate::telemetry::names::workload_name;
+use crate::telemetry::{Snapshot, health};
 
 impl Agent {
     pub(super) fn write_state(&mut self) {
         self.remember_owners();
-        let state = self.state();
-        self.publish(&state);
+        let mut snapshot = self.snapshot();
+        snapshot.state.missing = health::missing(&snapshot);
+        let state = snapshot.state.clone();
+        self.telemetry.publish(snapshot);
         if self.written.as_ref().is_some_and(|written| {
             *written == State { policy_applied: written.policy_applied, ..state.clone() }
         }) {
@@ -37,23 +42,23 @@ impl Agent {
         self.hooks.unhooked.values().cloned().collect()
     }
 
-    /// Hands what is known on to telemetry.
-    fn publish(&self, state: &State) {
+    /// What is known, for telemetry.
+    fn snapshot(&self) -> Snapshot {
         let endpoints = &self.tables.held().endpoints;
-        self.telemetry.publish(Snapshot {
+        Snapshot {
             objects: self.objects.clone(),
             wanted: self.wanted.clone(),
             generations: endpoints.iter().map(|(address, held)| (*address, held.generation)).collect(),
             node_addresses: self.node_addresses.clone(),
-            state: state.clone(),
-            placed: self.facts.places.values().map(|place| place.ifindex).collect(),
+            state: self.state(),
+            placed: self.facts.places.known(),
+            shared: self.looks.shared.keys().copied().map(Address::from).collect(),
             unhooked: self
-                .node_problems
-                .iter()
-                .filter(|(name, _)| *name != CHECKS)
-                .map(|(name, why)| format!("{name}: {why}"))
+                .failed
+                .values()
+                .map(|failed| format!("{}: {}", failed.interface.name, failed.why))
                 .collect(),
-        });
+        }
     }
 
     /// Counters of pods that are gone still count for their workload.
@@ -64,15 +69,28 @@ impl Agent {
                 self.owners.entry(pod.name.to_string()).or_insert_with(|| workload.to_owned());
             }
         }
+        for gone in &self.facts.gone {
+            let listed = apart(&gone.pod);
+            if self.ids.all().contains_key(&listed) {
+                let workload = workload_name(&gone.pod);
+                self.owners.entry(listed.to_string()).or_insert_with(|| workload.to_owned());
+            }
+        }
     }
 
     pub(super) fn state(&self) -> State {
+        let held = self.tables.held();
+        let generation = |address: &Address, plan: &EndpointPlan| {
+            let found = held.endpoints.get(address).filter(|_| holds(held, *address, plan))?;
+            Some(found.generation)
+        };
         let endpoints =
             self.wanted.endpoints.iter().filter(|(_, plan)| plan.meshed).map(|(address, plan)| {
                 EndpointState {
                     address: IpAddr::from(*address),
                     pod: plan.pod.to_string(),
                     workload: plan.workload,
+                    generation: generation(address, plan),
                     decided_by: plan.decided_by.iter().map(DecisionState::from).collect(),
                 }
             });
@@ -82,6 +100,13 @@ impl Agent {
             hook: hook_name(attachment).to_owned(),
             neighbours: attachment.neighbours.iter().map(Neighbour::describe).collect(),
         });
+        let failed: Vec<String> = self
+            .failed
+            .values()
+            .map(|failed| {
+                format!("{}: its pod is not enforced; it is tried again twice a second", failed.why)
+            })
+            .collect();
         State {
             started: Some(self.started),
             policy_applied: self.policy_applied,
@@ -92,16 +117,22 @@ impl Agent {
             workloads: self.ids.all().iter().map(|(pod, id)| (pod.to_string(), *id)).collect(),
             last_workload: self.ids.last(),
             owners: self.owners.clone(),
+            retired: self.kept.counts(),
             endpoints: endpoints.collect(),
+            gone: self.facts.gone.iter().chain(&self.remembered).cloned().collect(),
             interfaces: interfaces.collect(),
             unsupported_interfaces: self.unsupported.values().chain(&self.unhooked_pods()).cloned().collect(),
             unprotected_pods: self.wanted.unprotected.iter().map(ToString::to_string).collect(),
+            missing: Vec::new(),
             problems: self
                 .source_problems
                 .iter()
-                .chain(self.node_problems.values())
+                .chain(&self.checks_problem)
+                .chain(&failed)
+                .chain(self.looks.shared.values())
                 .chain(&self.refused)
                 .cloned()
+                .chain(self.probers_problem.map(str::to_owned))
                 .collect(),
         }
     }

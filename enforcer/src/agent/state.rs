@@ -7,9 +7,11 @@ use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use enforcer_common::{Reason, Verdict};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::datapath::desired::GonePod;
 use crate::source::KindState;
 
 /// Folder of the state files.
@@ -37,14 +39,20 @@ pub struct State {
     pub last_workload: u32,
     /// The workload that a pod belongs to, by `namespace/name` of the pod, where it has another name than the pod.
     pub owners: BTreeMap<String, String>,
+    /// What was counted for pods that are gone and whose counters were removed.
+    pub retired: Vec<RetiredCount>,
     /// The endpoints.
     pub endpoints: Vec<EndpointState>,
+    /// Pods that are enforced although they are gone, for the next agent.
+    pub gone: Vec<GonePod>,
     /// Hooked interfaces.
     pub interfaces: Vec<InterfaceState>,
     /// Interfaces that look like a pod's and cannot be hooked.
     pub unsupported_interfaces: Vec<String>,
     /// Pods that a mesh namespace leaves without a data plane.
     pub unprotected_pods: Vec<String>,
+    /// What is missing until every endpoint is enforced by its policy, one sentence each; what `/readyz` says.
+    pub missing: Vec<String>,
     /// What a person should look at, one sentence each.
     pub problems: Vec<String>,
 }
@@ -58,8 +66,36 @@ pub struct EndpointState {
     pub pod: String,
     /// Its workload id.
     pub workload: u32,
+    /// Generation under which this policy is in the maps; absent when it is not.
+    #[serde(default)]
+    pub generation: Option<u16>,
     /// The policies that decided.
     pub decided_by: Vec<DecisionState>,
+}
+
+/// Connections of pods that are gone, by the workload that they belonged to.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RetiredCount {
+    /// The workload's namespace.
+    pub namespace: String,
+    /// The workload.
+    pub workload: String,
+    /// The verdict.
+    pub verdict: String,
+    /// The reason.
+    pub reason: String,
+    /// How many.
+    pub connections: u64,
+}
+
+impl RetiredCount {
+    /// Workload (namespace and name), verdict, reason and number; `None` for words of another version.
+    #[must_use]
+    pub fn read(&self) -> Option<((String, String), Verdict, Reason, u64)> {
+        let verdict = Verdict::ALL.into_iter().find(|verdict| verdict.name() == self.verdict)?;
+        let reason = Reason::ALL.iter().copied().find(|reason| reason.name() == self.reason)?;
+        Some(((self.namespace.clone(), self.workload.clone()), verdict, reason, self.connections))
+    }
 }
 
 /// A policy that decided, as in `policy explain`.
@@ -103,6 +139,13 @@ pub fn certificates_path(dir: &Path, bpffs: &Path) -> PathBuf {
 }
 
 impl State {
+    /// Namespace and name of the workload that a pod (`namespace/name`) belongs to.
+    #[must_use]
+    pub fn workload_of(&self, pod: &str) -> Option<(String, String)> {
+        let (namespace, name) = pod.split_once('/')?;
+        Some((namespace.to_owned(), self.owners.get(pod).map_or(name, String::as_str).to_owned()))
+    }
+
     /// Reads a state file; a missing one is the empty state.
     ///
     /// # Errors

@@ -11,10 +11,11 @@ use enforcer_common::{Address, Mode, Reason, Verdict};
 
 use crate::datapath::Datapath;
 use crate::datapath::apply::{Change, Held, Write};
+use crate::datapath::conntrack::Ends;
 use crate::datapath::maps::{
     Endpoints, Exempt, Flows, MapsError, Outbounds, Pendings, PortModes, SettingsMap,
 };
-use crate::datapath::sockdiag::{PodSockets, Socket};
+use crate::datapath::sockdiag::{OnWire, PodSockets};
 
 /// How long a packet may still be using what it read from a map: far more than any packet takes.
 const GRACE: Duration = Duration::from_millis(200);
@@ -194,17 +195,21 @@ impl Tables {
         let Some(endpoint) = self.held.endpoints.get(&address).copied() else {
             return Ok(());
         };
-        for (sockets, socket) in
-            sockets.iter().flat_map(|sockets| sockets.established.iter().map(move |socket| (sockets, socket)))
-        {
-            if Address::from(socket.local.ip()) != address || HANDSHAKE_STATES.contains(&socket.state) {
+        let own = |ends: &Ends| Address::from(ends.0.ip()) == address;
+        for socket in sockets.iter().flat_map(|sockets| &sockets.established) {
+            if HANDSHAKE_STATES.contains(&socket.state) {
                 continue;
             }
-            let key = key(socket);
-            if sockets.is_inbound(socket) {
-                self.enter_existing(&key, &existing_flow(&endpoint, existing))?;
-            } else {
-                self.outbound.insert(&key, &Outbound { pod_isn: 0, fins: 0 })?;
+            match sockets.map(|sockets| sockets.on_wire(socket)) {
+                Some(OnWire::Inbound(all)) => {
+                    for ends in all.into_iter().filter(own) {
+                        self.enter_existing(&key(ends), &existing_flow(&endpoint, existing))?;
+                    }
+                }
+                Some(OnWire::Outbound(ends)) if own(&ends) => {
+                    self.outbound.insert(&key(ends), &Outbound { pod_isn: 0, fins: 0 })?;
+                }
+                _ => {}
             }
         }
         self.endpoints.insert(&address, &endpoint)
@@ -213,7 +218,11 @@ impl Tables {
     /// Enters a connection that was open before, where no other can push it out. What the kernel side has judged meanwhile stays
     /// as it is. Without room it goes where it can be pushed out.
     fn enter_existing(&mut self, key: &FlowKey, flow: &Flow) -> Result<(), MapsError> {
-        let judged = self.transient.get(key)?.is_some_and(|flow| flow.flags & flow_flags::ENDED == 0);
+        // A refused one stays refused, whatever its socket still looks like.
+        let stands = |flow: Flow| {
+            flow.flags & flow_flags::ENDED == 0 || !matches!(flow.verdict, Verdict::ALLOW | Verdict::NONE)
+        };
+        let judged = self.transient.get(key)?.is_some_and(stands);
         if judged {
             return Ok(());
         }
@@ -317,12 +326,12 @@ fn strictest(endpoint: Endpoint) -> Endpoint {
     }
 }
 
-fn key(socket: &Socket) -> FlowKey {
+fn key((pod, other): Ends) -> FlowKey {
     FlowKey {
-        client: Address::from(socket.remote.ip()),
-        pod: Address::from(socket.local.ip()),
-        client_port: socket.remote.port(),
-        pod_port: socket.local.port(),
+        client: Address::from(other.ip()),
+        pod: Address::from(pod.ip()),
+        client_port: other.port(),
+        pod_port: pod.port(),
     }
 }
 

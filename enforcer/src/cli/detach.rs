@@ -79,3 +79,27 @@ pub fn run(args: &DetachArgs) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::DetachArgs;
+
+    #[derive(Parser)]
+    struct Root {
+        #[command(flatten)]
+        args: DetachArgs,
+    }
+
+    #[test]
+    fn agents_are_named_as_in_every_other_command_and_as_before() {
+        for (namespace, selector) in
+            [("--agent-namespace", "--agent-selector"), ("--namespace", "--selector")]
+        {
+            let line = ["detach", "--on-exit", "--kube", namespace, "ns", selector, "a=b"];
+            let remote = Root::try_parse_from(line).expect("it parses").args.remote;
+            assert_eq!((remote.namespace.as_str(), remote.selector.as_str()), ("ns", "a=b"));
+        }
+    }
+}

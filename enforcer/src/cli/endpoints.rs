@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::process::ExitCode;
 
+use enforcer_common::Mode;
 use enforcer_common::map::{Endpoint, endpoint_flags, port_flags};
-use enforcer_common::{Mode, Reason, Verdict};
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -15,6 +15,10 @@ use crate::agent::state::DecisionState;
 use crate::certificate::report::Entry;
 use crate::certificate::state::{History, State};
 use crate::datapath::maps::{Endpoints, PortModes, WorkloadCounters};
+use crate::telemetry::counts::Counts;
+use crate::telemetry::readiness::clients::Table;
+use crate::telemetry::readiness::history::History as Watch;
+use crate::telemetry::readiness::watch;
 
 /// List the pods that are enforced: address, mode and the policy that decided, ports, connections. Works when the agent is dead.
 #[derive(Debug, clap::Args)]
@@ -34,9 +38,16 @@ pub(super) struct Row {
     mode: &'static str,
     ports: BTreeMap<u16, Port>,
     decided_by: Vec<DecisionState>,
+    /// TLS connections that came through, by the counters of verdicts.
     tls_connections: u64,
+    /// TLS connections that are known to be the mesh's: to its tunnel port, or by their hello's ALPN.
+    mesh_tls_connections: u64,
+    /// Plaintext connections that came through, also because of audit mode.
     plaintext_connections: u64,
+    /// Refused connections.
     refused_connections: u64,
+    /// Connections that would have been refused but for audit mode.
+    would_refuse_connections: u64,
     learning: bool,
 }
 
@@ -57,20 +68,14 @@ struct Certificate {
     expires: Option<Timestamp>,
 }
 
-#[derive(Clone, Copy, Default)]
-struct Connections {
-    tls: u64,
-    plaintext: u64,
-    refused: u64,
-}
-
 /// Runs the subcommand.
 ///
 /// # Errors
 /// When nothing is pinned, or it cannot be read.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let node = Node::open(&args.node)?;
-    let rows = rows(&node)?;
+    let history = watch::read_of_boot(&args.node.readiness()?);
+    let rows = rows(&node, &history)?;
     let agent = node.agent();
     if !agent.running {
         use std::io::Write as _;
@@ -83,9 +88,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn rows(node: &Node) -> anyhow::Result<Vec<Row>> {
+fn rows(node: &Node, history: &Watch) -> anyhow::Result<Vec<Row>> {
     let ports = PortModes::new("PORT_MODES", node.pinned.map("PORT_MODES")?)?.entries()?;
-    let connections = connections(node)?;
+    let (connections, mesh) = (connections(node)?, mesh(node, history)?);
     let mut rows = Vec::new();
     for (address, endpoint) in Endpoints::new("ENDPOINTS", node.pinned.map("ENDPOINTS")?)?.entries()? {
         if endpoint.flags & endpoint_flags::NOT_MESHED != 0 {
@@ -114,8 +119,10 @@ fn rows(node: &Node) -> anyhow::Result<Vec<Row>> {
             ),
             decided_by: state.map(|state| state.decided_by.clone()).unwrap_or_default(),
             tls_connections: counted.tls,
+            mesh_tls_connections: mesh.get(&endpoint.workload).copied().unwrap_or_default(),
             plaintext_connections: counted.plaintext,
             refused_connections: counted.refused,
+            would_refuse_connections: counted.would_refuse,
             learning: endpoint.flags & endpoint_flags::LEARNING != 0,
         });
     }
@@ -164,27 +171,28 @@ fn treatment(flags: u8) -> Vec<&'static str> {
         .collect()
 }
 
-/// Connections by workload. `would_reset` counts as plaintext that came through.
-fn connections(node: &Node) -> anyhow::Result<BTreeMap<u32, Connections>> {
-    let mut by_workload: BTreeMap<u32, Connections> = BTreeMap::new();
-    for (key, total) in
-        WorkloadCounters::new("WORKLOAD_COUNTERS", node.pinned.map("WORKLOAD_COUNTERS")?)?.totals()?
-    {
-        let entry = by_workload.entry(key.workload).or_default();
-        match (key.verdict, key.reason) {
-            (Verdict::ALLOW, Reason::TLS | Reason::MESH_TLS) => entry.tls += total.connections,
-            (Verdict::ALLOW, Reason::PLAINTEXT_PERMITTED) | (Verdict::WOULD_RESET, _) => {
-                entry.plaintext += total.connections;
-            }
-            (Verdict::RESET | Verdict::DROP, _) => entry.refused += total.connections,
-            _ => {}
-        }
+/// Connections by workload.
+fn connections(node: &Node) -> anyhow::Result<BTreeMap<u32, Counts>> {
+    let mut by_workload: BTreeMap<u32, Counts> = BTreeMap::new();
+    let map = WorkloadCounters::new("WORKLOAD_COUNTERS", node.pinned.map("WORKLOAD_COUNTERS")?)?;
+    for (key, total) in map.totals()? {
+        by_workload.entry(key.workload).or_default().add(key.verdict, key.reason, total.connections);
+    }
+    Ok(by_workload)
+}
+
+/// Connections by workload that are known to be the mesh's.
+fn mesh(node: &Node, history: &Watch) -> anyhow::Result<BTreeMap<u32, u64>> {
+    let mut by_workload: BTreeMap<u32, u64> = BTreeMap::new();
+    for seen in Table::read(&node.pinned)?.clients {
+        *by_workload.entry(seen.workload).or_default() += history.mesh(&seen);
     }
     Ok(by_workload)
 }
 
 fn print(rows: &[Row]) -> anyhow::Result<()> {
-    let mut lines = table(["POD", "ADDRESS", "MODE", "DECIDED BY", "PORTS", "TLS", "PLAINTEXT", "REFUSED"]);
+    let mut lines =
+        table(["POD", "ADDRESS", "MODE", "DECIDED BY", "PORTS", "TLS", "MESH TLS", "PLAINTEXT", "REFUSED"]);
     for row in rows {
         let decided = row.decided_by.iter().rfind(|decision| decision.port.is_none());
         let ports: Vec<String> =
@@ -199,6 +207,7 @@ fn print(rows: &[Row]) -> anyhow::Result<()> {
             ),
             if ports.is_empty() { "-".to_owned() } else { ports.join(",") },
             row.tls_connections.to_string(),
+            row.mesh_tls_connections.to_string(),
             row.plaintext_connections.to_string(),
             row.refused_connections.to_string(),
         ]);

@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
+use enforcer_common::{Reason, Verdict};
 use jiff::{SignedDuration, Timestamp};
 
 use super::node::{Node, NodeArgs};
 use super::output::{OutputFormat, print_table};
 use crate::telemetry::client::{self, AskError};
-use crate::telemetry::filter::Filter;
+use crate::telemetry::filter::{self, Filter};
 use crate::telemetry::record::Record;
 use crate::telemetry::{self};
 
@@ -45,12 +46,16 @@ pub struct Args {
 
 #[derive(Debug, Default, clap::Args)]
 struct FilterArgs {
-    /// Only this verdict: `allow`, `reset`, `drop`, `would_reset` or `none`.
-    #[arg(long, value_name = "VERDICT")]
-    verdict: Option<String>,
+    /// Only this verdict: `allow`, `reset`, `drop`, `would_reset` or `none`. Packets that `wait` are counted only, and never
+    /// recorded as a flow.
+    #[arg(long, value_name = "VERDICT", value_parser = filter::verdict)]
+    verdict: Option<Verdict>,
     /// Only this reason, such as `PLAINTEXT`.
-    #[arg(long, value_name = "REASON")]
-    reason: Option<String>,
+    #[arg(long, value_name = "REASON", value_parser = filter::reason)]
+    reason: Option<Reason>,
+    /// Only what the client speaks.
+    #[arg(long, value_name = "CLASS", value_parser = filter::class)]
+    class: Option<&'static str>,
     /// Only this pod, at either end: `NAMESPACE/NAME`.
     #[arg(long, value_name = "NS/NAME", value_parser = pod_name)]
     pod: Option<String>,
@@ -83,10 +88,11 @@ fn since(text: &str) -> Result<Timestamp, String> {
 
 impl Args {
     fn filter(&self) -> Filter {
-        let FilterArgs { verdict, reason, pod, namespace, port, since } = &self.filter;
+        let FilterArgs { verdict, reason, class, pod, namespace, port, since } = &self.filter;
         Filter {
-            verdict: verdict.clone(),
-            reason: reason.clone(),
+            verdict: *verdict,
+            reason: *reason,
+            class: *class,
             pod: pod.clone(),
             namespace: namespace.clone(),
             port: *port,
@@ -148,7 +154,6 @@ fn print(args: &Args, mut records: impl Iterator<Item = anyhow::Result<Record>>)
                 writeln!(out, "{}", rows::line(&record?))?;
                 out.flush()?;
             }
-            bail!("the agent stopped: start the command again when it runs");
         }
         OutputFormat::Table => {
             let mut all = rows::table();
@@ -158,6 +163,10 @@ fn print(args: &Args, mut records: impl Iterator<Item = anyhow::Result<Record>>)
             })?;
             print_table(&all)?;
         }
+    }
+    // Only the agent's end ends this.
+    if args.follow {
+        bail!("the agent stopped, and nothing more is told: start the command again when it runs");
     }
     Ok(ExitCode::SUCCESS)
 }

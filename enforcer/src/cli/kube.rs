@@ -3,8 +3,11 @@
 //! `--node NAME` shows what the agent of that node answers, `--kube` what all of them answer. As `kubectl enforcer` (the
 //! binary under the name `kubectl-enforcer`), all of them are asked unless one is named.
 
+mod coverage;
 mod exec;
+mod missing;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -16,8 +19,10 @@ use serde_json::{Value, json};
 
 use super::EXIT_USAGE;
 use crate::source::kube::Access;
+use crate::telemetry::readiness::Absent;
 
 pub use self::exec::{Agents, Answer};
+pub use self::missing::Missing;
 
 /// The name that makes the binary a plugin of kubectl.
 const PLUGIN: &str = "kubectl-enforcer";
@@ -138,7 +143,7 @@ pub fn run(
         "`top` draws on the terminal of its node: use kubectl exec -it beside that node's agent"
     );
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let agents = runtime.block_on(async {
+    let agents: Agents = runtime.block_on(async {
         let access = Access::find(args.kubeconfig.clone(), args.context.clone()).await?;
         Agents::find(access, args).await
     })?;
@@ -146,9 +151,10 @@ pub fn run(
         return runtime.block_on(agents.stream(node, &words)).map(ExitCode::from);
     }
     if words.first().is_some_and(|word| word == "readiness") {
-        let answers =
-            runtime.block_on(agents.ask(&["readiness".to_owned(), "-o".to_owned(), "json".to_owned()]));
-        return readiness(&answers, words, merge);
+        let asked = ["readiness", "-o", "json"].map(str::to_owned);
+        let answers = runtime.block_on(agents.ask(&asked));
+        let absent = runtime.block_on(coverage::absent(&agents, silent(&answers)));
+        return readiness(&answers, &absent, words, merge);
     }
     ensure!(
         !words.iter().any(|word| word == "--follow" || word == "-f"),
@@ -156,11 +162,11 @@ pub fn run(
     );
     let form = form(&words);
     let answers = runtime.block_on(agents.ask(&words));
-    show(&answers, form)
+    show(&answers, agents.missing(), form)
 }
 
 /// Prints what the nodes said. The exit code is the worst of theirs.
-fn show(answers: &[Answer], form: Form) -> anyhow::Result<ExitCode> {
+fn show(answers: &[Answer], missing: &Missing, form: Form) -> anyhow::Result<ExitCode> {
     let mut out = io::stdout().lock();
     let mut nodes = serde_json::Map::new();
     for answer in answers {
@@ -181,41 +187,53 @@ fn show(answers: &[Answer], form: Form) -> anyhow::Result<ExitCode> {
     if form == Form::Json {
         writeln!(out, "{:#}", json!({"nodes": nodes}))?;
     }
+    for sentence in missing.nodes.iter().chain(&missing.note) {
+        writeln!(io::stderr(), "note: {sentence}")?;
+    }
     let worst = answers.iter().map(|answer| answer.code).max().unwrap_or(EXIT_USAGE);
+    // Not everything that was asked for is there.
+    let worst = if missing.nodes.is_some() { EXIT_USAGE } else { worst };
     Ok(ExitCode::from(worst))
 }
 
-/// The cluster's readiness, from the nodes' answers by the command's own rules.
+/// Nodes whose agent gave no answer, with the reason.
+fn silent(answers: &[Answer]) -> BTreeMap<String, String> {
+    let why = |answer: &Answer| match &answer.said {
+        Ok(_) if answer.code < EXIT_USAGE => None,
+        Ok(_) => Some(format!("its agent says: {}", answer.complained.trim())),
+        Err(error) => Some(format!("{error:#}")),
+    };
+    answers.iter().filter_map(|answer| Some((answer.node.clone(), why(answer)?))).collect()
+}
+
+/// The cluster's readiness, from the nodes' answers by the command's own rules. What a node would say that gave none is not
+/// known: then nothing that may live there is ready.
 fn readiness(
     answers: &[Answer],
+    absent: &[Absent],
     words: Vec<String>,
     merge: impl FnOnce(Vec<String>) -> anyhow::Result<ExitCode>,
 ) -> anyhow::Result<ExitCode> {
     let folder = Folder::new()?;
+    let silent = silent(answers);
     let mut line = vec!["enforcer".to_owned()];
     line.extend(words);
+    for absent in absent {
+        line.push(format!("--absent={}", serde_json::to_string(absent)?));
+    }
     line.push("--merge".to_owned());
-    let mut silent = Vec::new();
     for (number, answer) in answers.iter().enumerate() {
-        match &answer.said {
-            Ok(said) if answer.code < EXIT_USAGE => {
-                let file = folder.0.join(format!("{number}.json"));
-                std::fs::write(&file, said).with_context(|| format!("cannot write {}", file.display()))?;
-                line.push(file.display().to_string());
-            }
-            Ok(_) => silent.push(format!("node {} ({})", answer.node, answer.complained.trim())),
-            Err(error) => silent.push(format!("node {} ({error})", answer.node)),
+        if let (Ok(said), false) = (&answer.said, silent.contains_key(&answer.node)) {
+            let file = folder.0.join(format!("{number}.json"));
+            std::fs::write(&file, said).with_context(|| format!("cannot write {}", file.display()))?;
+            line.push(file.display().to_string());
         }
     }
     if silent.len() == answers.len() {
-        bail!("no agent gave an answer: {}", silent.join("; "));
+        let why: Vec<String> = silent.iter().map(|(node, why)| format!("node {node} ({why})")).collect();
+        bail!("no agent gave an answer: {}", why.join("; "));
     }
-    let code = merge(line)?;
-    if !silent.is_empty() {
-        // What a node would say is not known: the cluster is not ready.
-        bail!("the answer is without {}: ask again when their agents answer", silent.join("; "));
-    }
-    Ok(code)
+    merge(line)
 }
 
 /// A folder that goes with the command.

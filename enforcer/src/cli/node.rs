@@ -14,6 +14,7 @@ use crate::datapath::load::Pinned;
 use crate::datapath::lock::LockError;
 use crate::datapath::maps::SettingsMap;
 use crate::datapath::pin::DEFAULT_DIR;
+use crate::telemetry::health;
 use crate::telemetry::readiness::watch;
 
 /// Where the node's maps and state are.
@@ -120,18 +121,13 @@ impl Node {
     }
 }
 
-/// Seconds after which an agent that holds the pins and gives no sign of life hangs.
-const HEARTBEAT_LIMIT: f64 = 5.0;
-
 impl AgentStatus {
     /// One sentence when a person has to look at the agent.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
         match (self.running, self.heartbeat_age_seconds) {
-            (true, Some(age)) if age > HEARTBEAT_LIMIT => {
-                Some(format!("the agent hangs, its last sign of life was {age:.0} s ago: restart it"))
-            }
-            (true, _) => None,
+            (true, Some(age)) => health::hangs(std::time::Duration::try_from_secs_f64(age).unwrap_or_default()),
+            (true, None) => None,
             (false, Some(age)) => Some(format!(
                 "the agent is not running, its last sign of life was {age:.0} s ago: start enforcer run again, policy changes have no effect until then"
             )),

@@ -56,7 +56,7 @@ struct Reading {
     #[arg(long, env = "ENFORCER_ROOT_NAMESPACE", value_name = "NS")]
     root_namespace: Option<String>,
     /// Revision of the control plane: policies labelled `istio.io/rev` with another one are left out.
-    #[arg(long, value_name = "REVISION")]
+    #[arg(long, env = "ENFORCER_REVISION", value_name = "REVISION")]
     revision: Option<String>,
 }
 
@@ -99,14 +99,17 @@ fn load(paths: &[PathBuf]) -> Loaded {
     load_paths(&paths)
 }
 
-/// Ends the run when there is nothing to stand on.
-fn nothing_read(loaded: &Loaded) -> anyhow::Result<()> {
-    let objects = &loaded.objects;
-    let empty = objects.policies.is_empty() && objects.pods.is_empty() && objects.namespaces.is_empty();
-    match loaded.problems.first() {
-        Some(problem) if loaded.incomplete && empty => bail!("{problem}"),
+/// Ends the run when a path or file could not be read: what it holds might change the answer.
+fn all_read(loaded: &Loaded) -> anyhow::Result<()> {
+    let unread = loaded.problems.iter().find(|problem| problem.document == 0);
+    match unread {
+        Some(problem) if loaded.incomplete => bail!("{problem}"),
         _ => Ok(()),
     }
+}
+
+fn plural(count: usize, word: &str) -> String {
+    format!("{count} {word}{}", if count == 1 { "" } else { "s" })
 }
 
 fn warn(problem: &Problem) -> io::Result<()> {

@@ -16,24 +16,27 @@ use serde::{Deserialize, Serialize};
 
 use super::EXIT_NO;
 use super::node::{Node, NodeArgs};
-use super::output::{print_json, print_table, table};
+use super::output::print_json;
 use crate::agent::monotonic_ns;
 use crate::source::manifest::load_paths;
 use crate::telemetry::readiness::clients::{Table, boot_id};
 use crate::telemetry::readiness::history::{History, Reading};
-use crate::telemetry::readiness::judge::{Criteria, Port, Readiness, Workload, duration, judge};
+use crate::telemetry::readiness::judge::{Answer, Criteria, Readiness, Workload, answer};
 use crate::telemetry::readiness::manifest::documents;
-use crate::telemetry::readiness::{NodeData, Nodes, watch};
+use crate::telemetry::readiness::{Absent, NodeData, Nodes, watch};
+
+mod text;
 
 /// Tell which workloads are safe to turn STRICT, and which clients of the others still speak plaintext.
 ///
 /// Covers ports under PERMISSIVE, and in audit mode those under STRICT. Read from the pinned maps, with or without a
-/// running agent; or from the json of several nodes. Exit code 1 unless all are ready.
+/// running agent; or from the json of several nodes. Exit code 1 unless all are ready, and that is proven: pods were seen, and
+/// all of them are watched.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     node: NodeArgs,
-    /// Only clients that were seen within this time count, such as 12h or 7d.
+    /// Only connections within this time count, such as 12h or 7d.
     #[arg(long, default_value = "7d", value_parser = seconds, value_name = "TIME")]
     window: u64,
     /// A workload that was watched for less is not called ready.
@@ -42,6 +45,13 @@ pub struct Args {
     /// A port with fewer TLS connections is not called ready; 0: silence is enough.
     #[arg(long, default_value_t = 1, value_name = "N")]
     min_connections: u64,
+    /// TLS without the mesh's ALPN keeps no port from being ready: for clients that have a certificate of the mesh and no
+    /// sidecar.
+    #[arg(long)]
+    tls_is_enough: bool,
+    /// A node whose answer is older is not called ready.
+    #[arg(long, default_value = "1h", value_parser = seconds, value_name = "TIME")]
+    max_age: u64,
     /// Only workloads of this namespace.
     #[arg(long, value_name = "NS")]
     namespace: Option<String>,
@@ -49,6 +59,9 @@ pub struct Args {
     /// (`-` is standard input). Prints the cluster's answer; its json can be merged again.
     #[arg(long, num_args = 1.., value_name = "FILE")]
     merge: Vec<PathBuf>,
+    /// A node that gave no answer, as json (`Absent` of the answer's form).
+    #[arg(long, hide = true, requires = "merge", value_parser = absent, value_name = "JSON")]
+    absent: Vec<Absent>,
     /// Manifests whose pods give names to clients that are not known, such as the output of `kubectl get pods -A -o yaml`.
     #[arg(long, num_args = 1.., value_name = "PATH")]
     manifests: Vec<PathBuf>,
@@ -76,20 +89,30 @@ enum Format {
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(title = "enforcer readiness")]
 pub(super) struct Report {
-    /// The worst of the workloads; `READY` without any.
+    /// The worst of the workloads, and at best `NOT_ENOUGH_DATA` where something keeps the answer from being complete.
     verdict: Readiness,
+    /// What that is, one sentence each.
+    incomplete: Vec<String>,
     /// What was asked for.
     criteria: Criteria,
     /// The workloads that could turn STRICT.
     workloads: Vec<Workload>,
     /// What each node saw: the input of `--merge`.
     nodes: Vec<NodeData>,
+    /// Nodes that gave no answer.
+    absent: Vec<Absent>,
 }
 
 /// What `--merge` reads of a report.
 #[derive(Deserialize)]
 struct Input {
     nodes: Vec<NodeData>,
+    #[serde(default)]
+    absent: Vec<Absent>,
+}
+
+fn absent(text: &str) -> Result<Absent, String> {
+    serde_json::from_str(text).map_err(|error| error.to_string())
 }
 
 /// `90`, `90s`, `15m`, `12h`, `7d` as seconds.
@@ -116,30 +139,38 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if !args.manifests.is_empty() {
         name(&mut nodes, &args.manifests)?;
     }
+    args.absent.iter().cloned().for_each(|absent| nodes.add_absent(absent));
     let criteria = Criteria {
-        now: nodes.iter().map(|node| node.time).max().unwrap_or_default(),
+        // A clock that is behind makes nothing older than it is.
+        now: nodes.iter().map(|node| node.time).fold(Timestamp::now(), Timestamp::max),
         window_seconds: args.window,
         min_watched_seconds: args.min_watched,
         min_connections: args.min_connections,
+        max_age_seconds: args.max_age,
+        tls_is_enough: args.tls_is_enough,
     };
-    let mut workloads = judge(&nodes, &criteria);
-    workloads.retain(|workload| args.namespace.as_ref().is_none_or(|wanted| *wanted == workload.namespace));
-    let verdict = workloads.iter().map(|workload| workload.verdict).max().unwrap_or(Readiness::Ready);
+    let answer = answer(&nodes, &criteria, args.namespace.as_deref());
     match args.output {
         Format::Json => {
-            let nodes = nodes.iter().cloned().collect();
-            print_json(&Report { verdict, criteria, workloads, nodes })?;
+            let nodes_data = nodes.iter().cloned().collect();
+            let absent = nodes.absent().cloned().collect();
+            let Answer { verdict, incomplete, workloads } = answer.clone();
+            print_json(&Report { verdict, incomplete, criteria, workloads, nodes: nodes_data, absent })?;
         }
         Format::Yaml => {
-            write!(io::stdout().lock(), "{}", documents(&nodes, &workloads))?;
+            let mut out = io::stdout().lock();
+            for why in &answer.incomplete {
+                writeln!(out, "# not complete: {why}")?;
+            }
+            write!(out, "{}", documents(&nodes, &answer.workloads))?;
             notes(&nodes)?;
         }
         Format::Table => {
-            print(&workloads)?;
+            text::print(&answer)?;
             notes(&nodes)?;
         }
     }
-    Ok(if verdict == Readiness::Ready { ExitCode::SUCCESS } else { ExitCode::from(EXIT_NO) })
+    Ok(if answer.verdict == Readiness::Ready { ExitCode::SUCCESS } else { ExitCode::from(EXIT_NO) })
 }
 
 fn this_node(args: &Args) -> anyhow::Result<NodeData> {
@@ -158,7 +189,7 @@ fn this_node(args: &Args) -> anyhow::Result<NodeData> {
         }),
     );
     if !history.is_of(&boot) {
-        notes.push("the agent has not watched yet: ask again in some seconds".to_owned());
+        notes.push(format!("{} holds no watch since the node's start", path.display()));
     }
     let reading = Reading {
         wall: Timestamp::now(),
@@ -172,7 +203,7 @@ fn this_node(args: &Args) -> anyhow::Result<NodeData> {
 }
 
 /// The host's name.
-fn host() -> Option<String> {
+pub(super) fn host() -> Option<String> {
     let name = fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
     Some(name.trim().to_owned()).filter(|name| !name.is_empty())
 }
@@ -187,6 +218,7 @@ fn merge(files: &[PathBuf]) -> anyhow::Result<Nodes> {
             format!("{} is no output of enforcer readiness -o json of this version", file.display())
         })?;
         input.nodes.into_iter().for_each(|node| nodes.add(node));
+        input.absent.into_iter().for_each(|absent| nodes.add_absent(absent));
     }
     Ok(nodes)
 }
@@ -212,89 +244,6 @@ fn notes(nodes: &Nodes) -> io::Result<()> {
         writeln!(io::stderr(), "note: {}: {note}", node.node)?;
     }
     Ok(())
-}
-
-/// Clients that are shown of one port.
-const SHOWN: usize = 10;
-
-fn print(workloads: &[Workload]) -> io::Result<()> {
-    if workloads.is_empty() {
-        return writeln!(io::stdout(), "no port is PERMISSIVE: nothing is left to turn STRICT");
-    }
-    let mut rows =
-        table(["WORKLOAD", "PORT", "MODE", "TLS", "MESH TLS", "PLAINTEXT", "LAST", "WATCHED", "VERDICT"]);
-    for workload in workloads {
-        let name = format!("{}/{}", workload.namespace, workload.workload);
-        let watched = duration(workload.watched_seconds);
-        if workload.ports.is_empty() {
-            let mut row = vec![name.clone()];
-            row.extend(["-"; 6].map(str::to_owned));
-            row.extend([watched.clone(), workload.verdict.word().to_owned()]);
-            rows.add_row(row);
-        }
-        for port in &workload.ports {
-            rows.add_row([
-                name.clone(),
-                port.port.to_string(),
-                mode(port).to_owned(),
-                port.tls.to_string(),
-                port.mesh_tls.to_string(),
-                port.plaintext.to_string(),
-                port.last.map_or_else(|| "-".to_owned(), |time| format!("{time:.0}")),
-                watched.clone(),
-                port.verdict.word().to_owned(),
-            ]);
-        }
-    }
-    print_table(&rows)?;
-    clients(workloads)?;
-    let mut out = io::stdout().lock();
-    writeln!(out)?;
-    for workload in workloads {
-        let Workload { namespace, workload: name, verdict, why, gaps, gap_seconds, .. } = workload;
-        write!(out, "{namespace}/{name}: {}: {why}", verdict.word())?;
-        if *gaps > 0 {
-            write!(out, "; not watched for {} in between", duration(*gap_seconds))?;
-        }
-        writeln!(out)?;
-    }
-    Ok(())
-}
-
-const fn mode(port: &Port) -> &'static str {
-    match port.mode {
-        crate::telemetry::readiness::Mode::Strict => "STRICT (audit)",
-        crate::telemetry::readiness::Mode::Permissive => "PERMISSIVE",
-        crate::telemetry::readiness::Mode::Disable => "DISABLE",
-    }
-}
-
-fn clients(workloads: &[Workload]) -> io::Result<()> {
-    let ports = || workloads.iter().flat_map(|w| w.ports.iter().map(move |port| (w, port)));
-    if ports().all(|(_, port)| port.plaintext_clients.is_empty()) {
-        return Ok(());
-    }
-    writeln!(io::stdout())?;
-    let mut rows = table(["PLAINTEXT CLIENT", "ADDRESS", "TO", "CONNECTIONS", "FIRST", "LAST"]);
-    for (workload, port) in ports() {
-        let to = format!("{}/{}:{}", workload.namespace, workload.workload, port.port);
-        for client in port.plaintext_clients.iter().take(SHOWN) {
-            rows.add_row([
-                client.name.clone().unwrap_or_else(|| "-".to_owned()),
-                client.address.to_string(),
-                to.clone(),
-                client.connections.to_string(),
-                format!("{:.0}", client.first),
-                format!("{:.0}", client.last),
-            ]);
-        }
-        let more = port.plaintext_clients.len().saturating_sub(SHOWN);
-        if more > 0 {
-            let rest = format!("and {more} more, see -o json");
-            rows.add_row([rest, "-".into(), to, "-".into(), "-".into(), "-".into()]);
-        }
-    }
-    print_table(&rows)
 }
 
 #[cfg(test)]

@@ -274,8 +274,7 @@ async fn origin(args: &Args) -> anyhow::Result<source::Origin> {
     if !(args.kube || args.kubeconfig.is_some() || args.context.is_some() || in_cluster()) {
         bail!("no source of policies: give --manifests PATH, or --kube for a cluster");
     }
-    let node = args.node_name.clone().or_else(|| std::env::var("NODE_NAME").ok());
-    let node = node.filter(|name| !name.is_empty()).context(
+    let node = node_name(args.node_name.as_ref()).context(
         "which node this is must be known to find its pods: give --node-name, or NODE_NAME from the pod's spec.nodeName",
     )?;
     let access = Access::find(args.kubeconfig.clone(), args.context.clone()).await?;
@@ -286,6 +285,12 @@ async fn origin(args: &Args) -> anyhow::Result<source::Origin> {
         revocations: args.crl_config_map.clone(),
     };
     Ok(source::Origin::Kubernetes { access: Box::new(access), options })
+}
+
+/// The name of this node in the cluster, where somebody says it.
+fn node_name(given: Option<&String>) -> Option<String> {
+    let name = given.cloned().or_else(|| std::env::var("NODE_NAME").ok());
+    name.filter(|name| !name.is_empty())
 }
 
 fn config(args: Args, source: source::Origin) -> anyhow::Result<Config> {
@@ -325,6 +330,7 @@ fn config(args: Args, source: source::Origin) -> anyhow::Result<Config> {
             flow_log_size: args.flow_log_size,
             metrics_workloads: args.metrics_workloads,
             certificates: state::certificates_path(&args.state_dir, &bpffs),
+            node: node_name(args.node_name.as_ref()).or_else(super::readiness::host),
             bpffs: bpffs.clone(),
         },
         open: OpenOptions {

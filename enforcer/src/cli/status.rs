@@ -15,18 +15,18 @@ use super::EXIT_NO;
 use super::node::{AgentStatus, Node, NodeArgs};
 use super::output::{OutputFormat, print_json, print_table, table};
 use crate::agent::state::InterfaceState;
-use crate::datapath::attach::Way;
-use crate::datapath::chain::{self, OnHook};
-use crate::datapath::interface;
+use crate::datapath::chain::{Neighbour, OnHook};
+use crate::datapath::look::{self, Look};
 use crate::datapath::maps::{Counters, Endpoints, event_budget};
 use crate::source::KindState;
+use crate::telemetry::problems::{self, Seen};
 
 use self::maps::MapRow;
 use self::programs::Program;
 
 mod maps;
-mod problems;
 mod programs;
+mod told;
 
 /// Show whether this node is enforced: agent, programs and hooks, endpoints, maps, policy age, counters, problems.
 ///
@@ -78,9 +78,6 @@ struct InterfaceRow {
     programs: Vec<String>,
     /// Our programs are on both of its hooks now; absent where that cannot be seen from here.
     hooked: Option<bool>,
-    /// What a person should know of the neighbours, one sentence each.
-    #[serde(skip)]
-    warnings: Vec<String>,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -128,11 +125,16 @@ struct Refused {
     remedy: &'static str,
 }
 
-/// What became of the events.
+/// What became of the events since the maps were made.
 #[derive(Debug, Serialize, JsonSchema)]
 struct Events {
+    /// In the current second of each processor.
     sent: u64,
+    /// Verdicts and ends beyond the limit per second: records that are missing.
     suppressed: u64,
+    /// Pieces of hellos beyond it: records that lack what the hello says.
+    hellos_suppressed: u64,
+    /// Of either kind, that found the ring buffer full.
     lost: u64,
 }
 
@@ -153,15 +155,28 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 impl Status {
     fn read(node: &Node, measure: Option<Duration>) -> anyhow::Result<Self> {
         let programs = programs::read(node, measure)?;
-        let interfaces: Vec<_> =
-            node.state.interfaces.iter().map(|state| InterfaceRow::read(state, &programs)).collect();
+        let pinned = node.pinned.programs()?;
+        let interfaces = node.state.interfaces.iter();
+        let looks: Vec<Look> =
+            interfaces.map(|state| look::look(state.index, &state.name, &pinned)).collect();
+        let maps = maps::maps(node)?;
+        let agent = node.agent();
+        let problems = problems::find(&Seen {
+            state: &node.state,
+            agent: agent.problem().as_deref(),
+            programs: &pinned,
+            interfaces: &looks,
+            maps: &maps,
+            certificates: &node.certificates,
+            now: Timestamp::now(),
+        });
         let mut counters: Vec<_> = Counters::new("COUNTERS", node.pinned.map("COUNTERS")?)?.totals()?;
         counters.sort_by_key(|(key, _)| (key.verdict, key.reason, key.direction));
         let budget = event_budget(node.pinned.map("EVENT_BUDGET")?)?;
         let applied = node.state.policy_applied;
         let age = |time: Timestamp| Timestamp::now().duration_since(time).as_secs_f64();
         let mut status = Self {
-            agent: node.agent(),
+            agent,
             mode: match node.settings.enforcement {
                 Enforcement::ENFORCE => "enforce",
                 Enforcement::AUDIT => "audit",
@@ -175,7 +190,7 @@ impl Status {
                 UnknownPods::STRICT => "strict",
             },
             programs,
-            interfaces,
+            interfaces: node.state.interfaces.iter().zip(&looks).map(InterfaceRow::from).collect(),
             unsupported_interfaces: node.state.unsupported_interfaces.clone(),
             endpoints: modes(node)?,
             unprotected_pods: node.state.unprotected_pods.clone(),
@@ -185,15 +200,13 @@ impl Status {
                 age_seconds: applied.map(age),
                 kinds: node.state.kinds.clone(),
             },
-            maps: maps::maps(node)?,
+            maps: maps.iter().map(MapRow::from).collect(),
             certificates: Certificates {
                 checked: node.certificates.entries.len(),
                 good: node.certificates.entries.iter().filter(|e| e.history.state.is_good()).count(),
                 problems: problems::certificates(&node.certificates),
             },
-            refused: problems::refused(
-                counters.iter().map(|(key, n)| (key.verdict, key.reason, n.connections)),
-            ),
+            refused: told::refused(counters.iter().map(|(key, n)| (key.verdict, key.reason, n.connections))),
             counters: counters
                 .into_iter()
                 .map(|(key, counter)| CounterRow {
@@ -205,11 +218,15 @@ impl Status {
                     bytes: counter.bytes,
                 })
                 .collect(),
-            events: Events { sent: budget.sent, suppressed: budget.suppressed, lost: budget.lost },
-            problems: Vec::new(),
+            events: Events {
+                sent: budget.sent,
+                suppressed: budget.suppressed,
+                hellos_suppressed: budget.hellos_suppressed,
+                lost: budget.lost,
+            },
+            problems,
             notes: Vec::new(),
         };
-        status.problems = status.find_problems(&node.state.problems, &node.state.kinds, Timestamp::now());
         status.notes = status.find_notes();
         Ok(status)
     }
@@ -232,7 +249,11 @@ impl Status {
         writeln!(out, "endpoints   {}", none_or(&modes))?;
         writeln!(out, "policy      {}, applied {applied}", self.policy.source)?;
         writeln!(out, "certs       {}", self.certificates.line())?;
-        writeln!(out, "events      {} suppressed, {} lost", self.events.suppressed, self.events.lost)?;
+        let Events { suppressed, hellos_suppressed, lost, .. } = self.events;
+        writeln!(
+            out,
+            "events      {suppressed} verdicts and ends, {hellos_suppressed} pieces of hellos suppressed; {lost} lost since the maps were made"
+        )?;
         drop(out);
         let mut interfaces = table(["INTERFACE", "HOOK", "HOOKED", "NEIGHBOURS"]);
         for InterfaceRow { state, hooked, .. } in &self.interfaces {
@@ -243,14 +264,13 @@ impl Status {
         let mut maps = table(["MAP", "ENTRIES", "CAPACITY", "FULL", "MEMORY"]);
         for map in &self.maps {
             let entries = map.entries.map_or_else(|| "-".into(), |n| n.to_string());
-            maps.add_row([
-                map.name.into(),
-                entries,
-                map.capacity.to_string(),
-                map.fill().map_or_else(|| "-".into(), |percent| format!("{percent} %")),
-                format!("{} KiB", map.memory_bytes >> 10),
-            ]);
+            let capacity = if map.capacity == 0 { "-".into() } else { map.capacity.to_string() };
+            let full = map.percent().map_or_else(|| "-".into(), |percent| format!("{percent} %"));
+            let memory = format!("{} KiB", map.memory_bytes >> 10);
+            maps.add_row([map.name.clone(), entries, capacity, full, memory]);
         }
+        let memory: u64 = self.maps.iter().map(|map| map.memory_bytes).sum();
+        maps.add_row(["total", "", "", "", &format!("{} KiB", memory >> 10)]);
         section(&maps)?;
         let mut counters = table(["VERDICT", "REASON", "DIRECTION", "CONNECTIONS", "PACKETS", "BYTES"]);
         for c in &self.counters {
@@ -307,26 +327,15 @@ fn none_or(words: &[String]) -> String {
     if words.is_empty() { "none".into() } else { words.join(", ") }
 }
 
-impl InterfaceRow {
-    /// Looks at the hooks of the interface, unless this is another network namespace than the agent's.
-    fn read(state: &InterfaceState, ours: &[Program]) -> Self {
-        let here = interface::by_index(state.index).is_ok_and(|here| here.name == state.name);
-        let chain = if here { chain::chain(state.index).ok() } else { None };
-        let id =
-            |way: Way| ours.iter().find(|program| program.name == way.program()).map(|program| program.id);
-        let own = id(Way::ToPod).zip(id(Way::FromPod)).map(|(to_pod, from_pod)| [to_pod, from_pod]);
+impl From<(&InterfaceState, &Look)> for InterfaceRow {
+    fn from((state, look): (&InterfaceState, &Look)) -> Self {
         let mut state = state.clone();
-        let (mut warnings, mut hooked) = (Vec::new(), None);
-        if let (Some(chain), Some(own)) = (&chain, own) {
+        if let Some(neighbours) = &look.neighbours {
             // What is there now, not what the agent saw last.
-            let others = chain::neighbours(chain, own);
-            warnings.extend(others.iter().filter_map(|other| other.warning(&state.name)));
-            state.neighbours = others.iter().map(chain::Neighbour::describe).collect();
-            hooked = Some(chain::is_hooked(chain, own));
+            state.neighbours = neighbours.iter().map(Neighbour::describe).collect();
         }
-        let text = |on_hook: OnHook| format!("{}: {on_hook}", on_hook.way.program());
-        let programs = chain.unwrap_or_default().into_iter().map(text).collect();
-        Self { state, programs, hooked, warnings }
+        let text = |on_hook: &OnHook| format!("{}: {on_hook}", on_hook.way.program());
+        Self { state, programs: look.programs.iter().map(text).collect(), hooked: look.hooked }
     }
 }
 

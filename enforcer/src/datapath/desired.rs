@@ -5,26 +5,20 @@ use std::net::IpAddr;
 
 use enforcer_common::map::{ExemptKind, PortMode, port_flags};
 use enforcer_common::{Address, Mode};
+use serde::{Deserialize, Serialize};
 
 use crate::certificate::report::PodPort;
 use crate::object::{ObjectName, Objects, Pod};
 use crate::policy::compose::{Composer, Decision};
 use crate::policy::membership::{self, Membership};
 
+use super::places::{Place, Places};
+
 /// Source address of the mesh's probes (ambient): `HOST_PROBE_SNAT_IP` and its IPv6 twin in Istio.
 const PROBE_SOURCES: [&str; 2] = ["169.254.7.127", "fd16:9254:7127:1337:ffff:ffff:ffff:ffff"];
 
-/// Where a pod's address was found.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Place {
-    /// Index of the host-side interface.
-    pub ifindex: u32,
-    /// Id of the pod's network namespace as this one numbers it.
-    pub netns_id: i32,
-}
-
-/// A pod that runs on after its object was deleted.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// A pod that was deleted or has finished, and whose interface is still there: something in it may still serve.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct GonePod {
     /// What it was.
     pub pod: Pod,
@@ -37,9 +31,9 @@ pub struct GonePod {
 pub struct Facts {
     /// The node's own addresses.
     pub node_addresses: BTreeSet<IpAddr>,
-    /// Addresses found behind hooked interfaces.
-    pub places: BTreeMap<IpAddr, Place>,
-    /// Pods whose object is gone and whose interface is still there.
+    /// What was found behind the interfaces.
+    pub places: Places,
+    /// Pods that are gone and whose interface is still there, the last one last.
     pub gone: Vec<GonePod>,
     /// Ports blocked after a failed certificate check.
     pub blocked: BTreeSet<PodPort>,
@@ -114,7 +108,7 @@ pub struct EndpointPlan {
     pub mode: Mode,
     /// Ports with a mode or treatment of their own.
     pub ports: BTreeMap<u16, PortMode>,
-    /// Host-side interface; 0 while unknown.
+    /// Host-side interface; 0 while unknown, or where several have the address.
     pub ifindex: u32,
     /// Network namespace id plus one; 0 while unknown.
     pub netns_id: u32,
@@ -141,43 +135,64 @@ pub fn desired(objects: &Objects, facts: &Facts, options: &Options, ids: &mut Wo
         Composer::new(objects.policies.values(), &options.root_namespace, options.revision.as_deref());
     let mut wanted = Desired { exempt: exempt(facts), ..Desired::default() };
     let owners = owners(objects, facts);
-    let gone = facts.gone.iter().map(|gone| &gone.pod);
-    for pod in objects.pods.values().filter(|pod| !pod.finished).chain(gone) {
+    let mut named = BTreeSet::new();
+    for (pod, leaving) in pods(objects, facts) {
         let membership = membership::membership(pod, objects.namespaces.get(&pod.name.namespace));
         if matches!(membership, Membership::Unprotected { .. }) {
             wanted.unprotected.insert(pod.name.clone());
         }
         let meshed = matches!(membership, Membership::Enforced { .. });
-        if pod.host_network || !(meshed || options.list_all_pods) {
+        // Of several pods with one name each has counters and ports of its own; the name is the newest one's.
+        let id = if named.insert(&pod.name) { pod.name.clone() } else { apart(pod) };
+        if !(meshed || options.list_all_pods) {
             continue;
         }
-        let plan = plan(pod, meshed, &composer, facts, ids);
         let own = pod
             .addresses
             .iter()
             .filter(|address| owners.get(address).is_some_and(|owner| std::ptr::eq(*owner, pod)));
-        for address in own {
-            let place = facts.places.get(address);
+        let own: Vec<(IpAddr, Place)> =
+            own.filter_map(|address| Some((*address, facts.places.claim(pod, leaving, address)?))).collect();
+        if own.is_empty() {
+            continue;
+        }
+        let plan = plan(pod, meshed, &composer, facts, ids.id(&id));
+        for (address, place) in own {
             let plan = EndpointPlan {
-                ifindex: place.map_or(0, |place| place.ifindex),
-                netns_id: place.map_or(0, |place| place.netns_id.cast_unsigned().wrapping_add(1)),
+                ifindex: place.ifindex,
+                netns_id: place.netns_id.cast_unsigned().wrapping_add(1),
                 ..plan.clone()
             };
-            wanted.endpoints.insert(Address::from(*address), plan);
+            wanted.endpoints.insert(Address::from(address), plan);
         }
     }
     wanted
+}
+
+/// The pods that may serve, and whether each is leaving: what is listed first, then what is gone, newest first.
+fn pods<'a>(objects: &'a Objects, facts: &'a Facts) -> impl Iterator<Item = (&'a Pod, bool)> {
+    let gone = facts.gone.iter().rev().map(|gone| (&gone.pod, true));
+    let listed = objects.pods.values().map(|pod| (pod, pod.deleting));
+    listed.filter(|(pod, _)| !pod.finished).chain(gone).filter(|(pod, _)| !pod.host_network)
+}
+
+/// Under which a pod is listed whose name another pod has now.
+#[must_use]
+pub fn apart(pod: &Pod) -> ObjectName {
+    ObjectName::new(pod.name.namespace.clone(), format!("{} (gone, uid {})", pod.name.name, pod.uid))
 }
 
 /// Who has each address. Several pods may claim one while the old one is going: meshed or not, the one that came last has
 /// it, so that no pod is held to the policy of another that had its address before.
 fn owners<'a>(objects: &'a Objects, facts: &'a Facts) -> BTreeMap<IpAddr, &'a Pod> {
     let rank = |pod: &Pod, listed: bool| (listed, !pod.deleting, pod.created, pod.claim);
-    let gone = facts.gone.iter().map(|gone| (&gone.pod, false));
-    let listed = objects.pods.values().map(|pod| (pod, true));
     let mut owners: BTreeMap<IpAddr, (&Pod, bool)> = BTreeMap::new();
-    for (pod, listed) in gone.chain(listed).filter(|(pod, _)| !pod.finished && !pod.host_network) {
-        for address in &pod.addresses {
+    let gone = facts.gone.iter().map(|gone| (&gone.pod, false, true));
+    let listed = objects.pods.values().map(|pod| (pod, true, pod.deleting));
+    for (pod, listed, leaving) in gone.chain(listed).filter(|(pod, ..)| !pod.finished && !pod.host_network) {
+        for address in
+            pod.addresses.iter().filter(|address| facts.places.claim(pod, leaving, address).is_some())
+        {
             match owners.get(address) {
                 Some((held, was)) if rank(held, *was) > rank(pod, listed) => {}
                 _ => drop(owners.insert(*address, (pod, listed))),
@@ -187,14 +202,7 @@ fn owners<'a>(objects: &'a Objects, facts: &'a Facts) -> BTreeMap<IpAddr, &'a Po
     owners.into_iter().map(|(address, (pod, _))| (address, pod)).collect()
 }
 
-fn plan(
-    pod: &Pod,
-    meshed: bool,
-    composer: &Composer<'_>,
-    facts: &Facts,
-    ids: &mut WorkloadIds,
-) -> EndpointPlan {
-    let workload = ids.id(&pod.name);
+fn plan(pod: &Pod, meshed: bool, composer: &Composer<'_>, facts: &Facts, workload: u32) -> EndpointPlan {
     let base = EndpointPlan {
         pod: pod.name.clone(),
         workload,
@@ -278,5 +286,7 @@ fn exempt(facts: &Facts) -> BTreeMap<Address, ExemptKind> {
         .collect()
 }
 
+#[cfg(test)]
+mod checks;
 #[cfg(test)]
 mod tests;

@@ -98,7 +98,10 @@ fn root() -> Option<PathBuf> {
 /// The id of a cgroup with a process in it: the number of its folder (kernel commit 67c0496e87d1, 5.5).
 fn populated(at: &Path) -> Option<u64> {
     let events = fs::read_to_string(at.join("cgroup.events")).ok()?;
-    events.lines().any(|line| line == "populated 1").then(|| fs::metadata(at).ok().map(|found| found.ino()))?
+    events
+        .lines()
+        .any(|line| line == "populated 1")
+        .then(|| fs::metadata(at).ok().map(|found| found.ino()))?
 }
 
 #[cfg(test)]

@@ -330,7 +330,7 @@ fn load_socket_program(program: &mut Program) -> Result<(), OpenError> {
     program.load().map_err(|e| refused(sockets::PROGRAM, &e))
 }
 
-fn pin_error(action: &'static str, path: &Path, source: io::Error) -> OpenError {
+pub(super) fn pin_error(action: &'static str, path: &Path, source: io::Error) -> OpenError {
     OpenError::Pin { action, path: path.to_owned(), source }
 }
 

@@ -3,15 +3,19 @@
 
 use std::marker::PhantomData;
 
-use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, lpm_trie::Key};
+use aya::maps::{
+    Array, HashMap, IterableMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, lpm_trie::Key,
+};
 use bytemuck::{CheckedBitPattern, NoUninit};
 use enforcer_common::Address;
 use enforcer_common::map::{
-    Client, ClientBudget, ClientKey, Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow, FlowKey, HalfOpen,
-    Outbound, Pending, PortKey, PortMode, WorkloadCounterKey,
+    Client, ClientBudget, ClientKey, Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow, FlowKey,
+    HalfOpen, Outbound, Pending, PortKey, PortMode, WorkloadCounterKey,
 };
 use enforcer_common::settings::Settings;
 use thiserror::Error;
+
+use super::batch;
 
 /// Why a map could not be read or written.
 #[derive(Debug, Error)]
@@ -23,6 +27,14 @@ pub enum MapsError {
         map: &'static str,
         /// The kernel's answer.
         source: MapError,
+    },
+    /// The kernel refused to show the entries.
+    #[error("map {map} cannot be read: {source}")]
+    Read {
+        /// Name of the map.
+        map: &'static str,
+        /// The kernel's answer.
+        source: std::io::Error,
     },
     /// An entry holds bytes that are no value of its type.
     #[error(
@@ -147,27 +159,16 @@ impl<K: Entry, V: Entry, const KN: usize, const VN: usize> Table<K, V, KN, VN> {
     /// When the kernel refuses or an entry is not valid.
     pub fn entries(&self) -> Result<Vec<(K, V)>, MapsError> {
         let mut entries = Vec::new();
-        for key in self.map.keys() {
-            let Ok(key) = key else { continue };
-            match self.map.get(&key, 0) {
-                Ok(value) => entries.push((decode(self.name, &key)?, decode(self.name, &value)?)),
-                Err(MapError::KeyNotFound) => {}
-                Err(source) => return Err(self.kernel(source)),
+        let mut invalid = None;
+        let data = IterableMap::<[u8; KN], [u8; VN]>::map(&self.map);
+        let scanned = batch::scan(data, |key, value| {
+            match decode(self.name, key).and_then(|key| Ok((key, decode(self.name, value)?))) {
+                Ok(entry) => entries.push(entry),
+                Err(error) => invalid = Some(error),
             }
-        }
-        Ok(entries)
-    }
-
-    /// How many entries there are now.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.map.keys().flatten().count()
-    }
-
-    /// True without entries.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.map.keys().next().is_none()
+        });
+        scanned.map_err(|source| MapsError::Read { map: self.name, source })?;
+        invalid.map_or(Ok(entries), Err)
     }
 }
 
@@ -217,37 +218,32 @@ impl<K: Entry, const KN: usize> CounterTable<K, KN> {
         Ok(Self { name, capacity: entries as usize, map, types: PhantomData })
     }
 
-    /// How many counters there are.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.map.keys().flatten().count()
-    }
-
-    /// True without counters.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.map.keys().next().is_none()
-    }
-
     /// All counters, summed over the CPUs.
     ///
     /// # Errors
     /// When the kernel refuses or an entry is not valid.
     pub fn totals(&self) -> Result<Vec<(K, Counter)>, MapsError> {
         let mut totals = Vec::new();
-        for key in self.map.keys() {
-            let Ok(key) = key else { continue };
-            let Ok(values) = self.map.get(&key, 0) else { continue };
-            let mut sum = Counter { connections: 0, packets: 0, bytes: 0 };
-            for value in values.iter() {
-                let value: Counter = decode(self.name, value)?;
-                sum.connections += value.connections;
-                sum.packets += value.packets;
-                sum.bytes += value.bytes;
-            }
-            totals.push((decode(self.name, &key)?, sum));
+        let mut invalid = None;
+        let data = IterableMap::<[u8; KN], _>::map(&self.map);
+        let scanned = batch::scan(data, |key, values| match self.total(key, values) {
+            Ok(total) => totals.push(total),
+            Err(error) => invalid = Some(error),
+        });
+        scanned.map_err(|source| MapsError::Read { map: self.name, source })?;
+        invalid.map_or(Ok(totals), Err)
+    }
+
+    /// One counter, summed over the CPUs.
+    fn total(&self, key: &[u8], values: &[u8]) -> Result<(K, Counter), MapsError> {
+        let mut sum = Counter { connections: 0, packets: 0, bytes: 0 };
+        for value in values.chunks_exact(size_of::<Counter>()) {
+            let value: Counter = decode(self.name, value)?;
+            sum.connections += value.connections;
+            sum.packets += value.packets;
+            sum.bytes += value.bytes;
         }
-        Ok(totals)
+        Ok((decode(self.name, key)?, sum))
     }
 
     /// How many counters the map can hold.
@@ -350,14 +346,8 @@ impl SettingsMap {
 pub fn event_budget(map: Map) -> Result<EventBudget, MapsError> {
     let kernel = |source| MapsError::Kernel { map: "EVENT_BUDGET", source };
     let map: PerCpuArray<MapData, [u8; 48]> = PerCpuArray::try_from(map).map_err(kernel)?;
-    let mut sum = EventBudget {
-        window_ns: 0,
-        sent: 0,
-        hellos_sent: 0,
-        suppressed: 0,
-        hellos_suppressed: 0,
-        lost: 0,
-    };
+    let mut sum =
+        EventBudget { window_ns: 0, sent: 0, hellos_sent: 0, suppressed: 0, hellos_suppressed: 0, lost: 0 };
     for value in map.get(&0, 0).map_err(kernel)?.iter() {
         let value: EventBudget = decode("EVENT_BUDGET", value)?;
         sum.sent += value.sent;
@@ -367,20 +357,4 @@ pub fn event_budget(map: Map) -> Result<EventBudget, MapsError> {
         sum.lost += value.lost;
     }
     Ok(sum)
-}
-
-/// How many entries a map can have; `None` for a kind that this program does not use.
-#[must_use]
-pub fn capacity(map: &Map) -> Option<usize> {
-    let (Map::HashMap(data)
-    | Map::LruHashMap(data)
-    | Map::PerCpuHashMap(data)
-    | Map::LpmTrie(data)
-    | Map::Array(data)
-    | Map::PerCpuArray(data)
-    | Map::RingBuf(data)) = map
-    else {
-        return None;
-    };
-    usize::try_from(data.info().ok()?.max_entries()).ok()
 }

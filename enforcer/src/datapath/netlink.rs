@@ -168,6 +168,11 @@ impl Netlink {
         Self::open(SockProtocol::NetlinkSockDiag, 0, SockFlag::SOCK_CLOEXEC)
     }
 
+    /// Opens a socket for connection tracking, in the calling thread's network namespace.
+    pub(super) fn netfilter() -> io::Result<Self> {
+        Self::open(SockProtocol::NetlinkNetFilter, 0, SockFlag::SOCK_CLOEXEC)
+    }
+
     /// Opens a non-blocking socket that receives the multicast groups of the bit mask.
     pub(super) fn subscribe(groups: u32) -> io::Result<Self> {
         let socket =

@@ -109,15 +109,33 @@ impl Namespaces {
     /// # Errors
     /// When it is not visible, or the kernel refuses.
     pub fn inspect(&self, interface: &Interface) -> Result<PodNamespace, NetnsError> {
-        let name = || interface.name.clone();
-        let nsid = interface.peer_netns_id.ok_or_else(|| NetnsError::NoPeer(name()))?;
-        let file = self.0.get(&nsid).ok_or_else(|| NetnsError::NotVisible { interface: name(), nsid })?;
-        let inside = within(file, || Ok((addresses()?, sockdiag::sockets()?)));
-        let (all, sockets) = inside.map_err(|source| NetnsError::Io { interface: name(), source })?;
+        let (nsid, (all, sockets)) = self.behind(interface, || Ok((addresses()?, sockdiag::sockets()?)))?;
         let (addresses, others): (Vec<_>, Vec<_>) =
             all.into_iter().partition(|address| Some(address.ifindex) == interface.peer_index);
         let other_addresses = others.into_iter().filter(|other| !other.address.is_loopback()).collect();
         Ok(PodNamespace { nsid, addresses, other_addresses, sockets })
+    }
+
+    /// The number of the namespace behind an interface, and the addresses of the pod's end.
+    ///
+    /// # Errors
+    /// As [`Namespaces::inspect`].
+    pub fn addresses(&self, interface: &Interface) -> Result<(i32, Vec<IpAddr>), NetnsError> {
+        let (nsid, all) = self.behind(interface, addresses)?;
+        let own = all.into_iter().filter(|address| Some(address.ifindex) == interface.peer_index);
+        Ok((nsid, own.map(|address| address.address).collect()))
+    }
+
+    fn behind<T: Send>(
+        &self,
+        interface: &Interface,
+        work: impl FnOnce() -> io::Result<T> + Send,
+    ) -> Result<(i32, T), NetnsError> {
+        let name = || interface.name.clone();
+        let nsid = interface.peer_netns_id.ok_or_else(|| NetnsError::NoPeer(name()))?;
+        let file = self.0.get(&nsid).ok_or_else(|| NetnsError::NotVisible { interface: name(), nsid })?;
+        let found = within(file, work).map_err(|source| NetnsError::Io { interface: name(), source })?;
+        Ok((nsid, found))
     }
 }
 

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use nix::libc;
 
+use super::conntrack::{self, Ends, Origin, Tracked};
 use super::netlink::{Message, Netlink};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -39,13 +40,52 @@ pub struct PodSockets {
     pub time_wait: Vec<Socket>,
     /// Ports that somebody listens on.
     pub listening_ports: BTreeSet<u16>,
+    /// What connection tracking knows; `None` where it cannot be read.
+    pub tracked: Option<Tracked>,
+}
+
+/// What a socket's connection may be on the wire.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum OnWire {
+    /// Opened from outside; each of these may be it: the pod's end, then the client's.
+    Inbound(Vec<Ends>),
+    /// Opened by the pod: its end, then the server's.
+    Outbound(Ends),
 }
 
 impl PodSockets {
-    /// True when the connection was opened from outside: somebody listens on its local port.
+    /// What the connection is on the wire, and who opened it. Where connection tracking does not know, it was opened from outside
+    /// when somebody listens on its local port, and where it cannot be read, a redirected one may have been for any port
+    /// that somebody listens on.
     #[must_use]
-    pub fn is_inbound(&self, socket: &Socket) -> bool {
-        self.listening_ports.contains(&socket.local.port())
+    pub fn on_wire(&self, socket: &Socket) -> OnWire {
+        let ends = (socket.local, socket.remote);
+        match self.tracked.as_ref().and_then(|tracked| tracked.origin(socket.local, socket.remote)) {
+            Some(Origin::Remote(ends)) => return OnWire::Inbound(vec![ends]),
+            Some(Origin::Local(ends)) => return OnWire::Outbound(ends),
+            None => {}
+        }
+        if !self.listening_ports.contains(&socket.local.port()) {
+            return OnWire::Outbound(ends);
+        }
+        let mut all = vec![ends];
+        if self.tracked.is_none() {
+            let others = self.listening_ports.iter().filter(|port| **port != socket.local.port());
+            all.extend(others.map(|port| (SocketAddr::new(socket.local.ip(), *port), socket.remote)));
+        }
+        OnWire::Inbound(all)
+    }
+
+    /// Adds the sockets of another namespace.
+    pub fn add(&mut self, other: &Self) {
+        match (&mut self.tracked, &other.tracked) {
+            (Some(tracked), Some(more)) => tracked.add(more),
+            _ if self.established.is_empty() => self.tracked.clone_from(&other.tracked),
+            (tracked, _) => *tracked = None,
+        }
+        self.established.extend(&other.established);
+        self.time_wait.extend(&other.time_wait);
+        self.listening_ports.extend(&other.listening_ports);
     }
 
     fn sort(sockets: Vec<Socket>) -> Self {
@@ -86,7 +126,7 @@ pub fn sockets() -> io::Result<PodSockets> {
             Err(e) => return Err(e),
         }
     }
-    Ok(PodSockets::sort(all))
+    Ok(PodSockets { tracked: conntrack::tracked().ok(), ..PodSockets::sort(all) })
 }
 
 /// `struct inet_diag_msg`: family, state, timer, retransmissions, then the id (ports and addresses in network byte
@@ -131,9 +171,32 @@ mod tests {
                     .iter()
                     .find(|s| s.local == local && s.remote == remote && s.state == ESTABLISHED)
             };
-            assert!(found.is_inbound(end(port, own).expect("the server's end")));
-            assert!(!found.is_inbound(end(own, port).expect("the client's end")));
+            // Without connection tracking here: by who listens.
+            let found_alone = PodSockets { tracked: None, ..found.clone() };
+            for found in [&found, &found_alone] {
+                let server = found.on_wire(end(port, own).expect("the server's end"));
+                let OnWire::Inbound(all) = server else { panic!("{server:?}") };
+                assert_eq!(all.first(), Some(&(port, own)));
+                let client = found.on_wire(end(own, port).expect("the client's end"));
+                assert_eq!(client, OnWire::Outbound((own, port)));
+            }
             assert_ne!(end(own, port).map(|s| s.inode), Some(0));
         }
+    }
+
+    #[test]
+    fn where_tracking_cannot_be_read_every_port_may_be_meant() {
+        let at = |text: &str| text.parse::<SocketAddr>().expect("an address");
+        let (local, remote) = (at("10.0.0.5:15006"), at("10.0.0.9:40000"));
+        let socket = Socket { local, remote, state: ESTABLISHED, inode: 1 };
+        let mut sockets = PodSockets { listening_ports: [8080, 15006].into(), ..PodSockets::default() };
+        let both = OnWire::Inbound(vec![(local, remote), (at("10.0.0.5:8080"), remote)]);
+        assert_eq!(sockets.on_wire(&socket), both);
+        sockets.tracked = Some(Tracked::default());
+        assert_eq!(
+            sockets.on_wire(&socket),
+            OnWire::Inbound(vec![(local, remote)]),
+            "not tracked: not translated"
+        );
     }
 }

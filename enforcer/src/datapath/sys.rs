@@ -159,7 +159,7 @@ struct ProgramInfo {
 }
 
 /// Makes the call. `attr` must be one of the `repr(C)` structures above.
-fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<RawFd> {
+pub(super) fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<RawFd> {
     // SAFETY: the kernel reads and writes `size_of::<T>()` bytes of `attr`, which is exclusively borrowed; the
     // pointers inside it are made from live buffers by the callers, which outlive the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
@@ -174,7 +174,7 @@ fn own(fd: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
-fn raw(fd: BorrowedFd<'_>) -> u32 {
+pub(super) fn raw(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd().cast_unsigned()
 }
 
@@ -182,7 +182,7 @@ fn c_path(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))
 }
 
-fn address<T: ?Sized>(pointer: *const T) -> u64 {
+pub(super) fn address<T: ?Sized>(pointer: *const T) -> u64 {
     pointer.cast::<u8>() as usize as u64
 }
 

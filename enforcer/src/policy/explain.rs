@@ -6,7 +6,8 @@ use std::fmt;
 use enforcer_common::Mode;
 
 use crate::object::{Map, ObjectName, Objects, PeerAuthentication};
-use crate::policy::compose::{Composer, Effective, Level, REVISION_LABEL, selects};
+use crate::policy::age::NOT_YET;
+use crate::policy::compose::{Composer, Decision, Effective, Level, REVISION_LABEL, selects};
 
 /// A label that a selector wants and the pod does not have so.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -38,6 +39,8 @@ pub enum Seniority {
     Undated,
     /// Both were created at the same instant, or neither carries a time.
     Name,
+    /// It exists, and the other one is yet to be created.
+    Existing,
 }
 
 impl Seniority {
@@ -46,6 +49,7 @@ impl Seniority {
     pub fn of(winner: &PeerAuthentication, loser: &PeerAuthentication) -> Self {
         match (winner.created, loser.created) {
             (a, b) if a == b => Self::Name,
+            (_, Some(time)) if time == NOT_YET => Self::Existing,
             (None, _) => Self::Undated,
             _ => Self::Older,
         }
@@ -57,6 +61,7 @@ impl fmt::Display for Seniority {
         f.write_str(match self {
             Self::Older => "is older, and the oldest wins",
             Self::Undated => "has no creation time, which counts as the oldest",
+            Self::Existing => "is older, as it exists and the other one, without creation time, does not yet",
             Self::Name => "has the same creation time, and its name comes first",
         })
     }
@@ -69,6 +74,10 @@ pub enum Outcome {
     Decides(Mode),
     /// It won its scope and sets a mode, but a narrower policy sets another one over it.
     Overridden(Mode, ObjectName),
+    /// It won its scope and sets a mode, but the port that was asked for has an entry of the workload policy.
+    OverriddenAt(Mode, ObjectName, u16),
+    /// Its entry decides the port that was asked for.
+    DecidesPort(Mode, u16),
     /// It won its scope but sets no mode: what is wider passes through.
     Inherits,
     /// Another policy of its scope won: the older one, or on equal times the one whose name comes first.
@@ -91,6 +100,10 @@ impl fmt::Display for Outcome {
         match self {
             Self::Decides(mode) => write!(f, "decides: {mode}"),
             Self::Overridden(mode, by) => write!(f, "says {mode}, but the narrower {by} decides"),
+            Self::OverriddenAt(mode, by, port) => {
+                write!(f, "says {mode}, but for port {port} the entry of {by} decides")
+            }
+            Self::DecidesPort(mode, port) => write!(f, "decides port {port}: {mode}"),
             Self::Inherits => f.write_str("wins its scope but sets no mode: the wider scope passes through"),
             Self::Shadowed { by, why } => write!(f, "shadowed: {by} {why}"),
             Self::NoMatch(labels) => {
@@ -123,6 +136,8 @@ pub struct Ruling {
     pub ports: BTreeMap<u16, Option<Mode>>,
     /// What became of it.
     pub outcome: Outcome,
+    /// Ports that its entries decide: of the workload's winner, and of those that were asked for.
+    pub decides: Vec<u16>,
 }
 
 /// The modes of a pod and how they came about.
@@ -150,18 +165,32 @@ pub fn mismatches(selector: &Map, labels: &Map) -> Vec<Mismatch> {
         .collect()
 }
 
-/// Explains the modes of a pod with `labels` in `namespace`.
+/// Explains the modes of a pod with `labels` in `namespace`; with `port`, of this port alone.
 #[must_use]
-pub fn explain(objects: &Objects, composer: &Composer, namespace: &str, labels: &Map) -> Explanation {
-    let effective = composer.effective(namespace, labels);
+pub fn explain(
+    objects: &Objects,
+    composer: &Composer,
+    namespace: &str,
+    labels: &Map,
+    port: Option<u16>,
+) -> Explanation {
+    let mut effective = composer.effective(namespace, labels);
+    if let Some(port) = port {
+        effective.ports.retain(|other, _| *other == port);
+        effective.decided_by.retain(|decision| decision.port.is_none_or(|other| other == port));
+    }
     let winners = composer.winners(namespace, labels);
     let root = composer.root_namespace();
-    let decider = effective.decision(None).map(|decision| decision.policy.clone());
+    let decision = effective.decision(port);
     let mut rulings = Vec::new();
     let mut rule = |policies: &[&PeerAuthentication], level: Level, winner: Option<&PeerAuthentication>| {
         for policy in policies {
-            let outcome = outcome(policy, labels, winner, decider.as_ref());
-            rulings.push(ruling(policy, Some(level), outcome));
+            let outcome = outcome(policy, labels, winner, decision);
+            let mut ruling = ruling(policy, Some(level), outcome);
+            if winner.is_some_and(|winner| winner.name == policy.name) && level == Level::Workload {
+                ruling.decides = effective.ports.keys().copied().collect();
+            }
+            rulings.push(ruling);
         }
     };
     rule(composer.wide(root), Level::Mesh, winners.mesh);
@@ -191,14 +220,22 @@ pub fn explain(objects: &Objects, composer: &Composer, namespace: &str, labels: 
 }
 
 fn ruling(policy: &PeerAuthentication, level: Option<Level>, outcome: Outcome) -> Ruling {
-    Ruling { policy: policy.name.clone(), level, mode: policy.mode, ports: policy.ports.clone(), outcome }
+    let decides = Vec::new();
+    Ruling {
+        policy: policy.name.clone(),
+        level,
+        mode: policy.mode,
+        ports: policy.ports.clone(),
+        outcome,
+        decides,
+    }
 }
 
 fn outcome(
     policy: &PeerAuthentication,
     labels: &Map,
     winner: Option<&PeerAuthentication>,
-    decider: Option<&ObjectName>,
+    decision: Option<&Decision>,
 ) -> Outcome {
     let mismatches = mismatches(&policy.selector, labels);
     if !mismatches.is_empty() {
@@ -208,10 +245,18 @@ fn outcome(
         (Some(winner), _) if winner.name != policy.name => {
             Outcome::Shadowed { by: winner.name.clone(), why: Seniority::of(winner, policy) }
         }
-        (_, None) => Outcome::Inherits,
-        (_, Some(mode)) => match decider.filter(|name| **name != policy.name) {
-            Some(by) => Outcome::Overridden(mode, by.clone()),
-            None => Outcome::Decides(mode),
+        (_, mode) => match (decision.map(|decision| (decision, decision.port)), mode) {
+            (Some((decision, Some(port))), _) if decision.policy == policy.name => {
+                Outcome::DecidesPort(decision.mode, port)
+            }
+            (_, None) => Outcome::Inherits,
+            (Some((decision, Some(port))), Some(mode)) => {
+                Outcome::OverriddenAt(mode, decision.policy.clone(), port)
+            }
+            (Some((decision, None)), Some(mode)) if decision.policy != policy.name => {
+                Outcome::Overridden(mode, decision.policy.clone())
+            }
+            (_, Some(mode)) => Outcome::Decides(mode),
         },
     }
 }

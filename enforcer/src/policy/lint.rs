@@ -1,24 +1,31 @@
 //! Warnings about policies that admission accepts but that hardly do what their author meant.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::object::{Objects, Origin, PeerAuthentication, Pod};
-use crate::policy::compose::{Composer, selects};
+use crate::object::{ObjectName, Objects, PeerAuthentication, Pod};
+use crate::policy::compose::{Composer, REVISION_LABEL, selects};
 use crate::policy::explain::{Seniority, mismatches};
-use crate::policy::membership::{Membership, membership};
 use crate::policy::problem::Problem;
 
 mod ambient;
+mod api_server;
+mod pods;
 mod ports;
 
 /// The warnings, in order of file and document.
 ///
 /// `empty_selectors`: the objects (`PeerAuthentication namespace/name`) whose selector is present but empty. Rules that
-/// need pods, Services or webhooks speak up only when such objects are given.
+/// need pods, Services or webhooks speak up only when such objects are given; the templates of workloads stand for pods
+/// that are not.
 #[must_use]
 pub fn lint(objects: &Objects, composer: &Composer, empty_selectors: &BTreeSet<String>) -> Vec<Problem> {
     let namespaces: BTreeSet<&str> = objects.policies.keys().map(|name| name.namespace.as_str()).collect();
-    let mut linter = Linter { objects, composer, empty_selectors, found: Vec::new() };
+    let made = pods::of_templates(objects);
+    let mut pods: BTreeMap<&str, Vec<&Pod>> = BTreeMap::new();
+    for pod in objects.pods.values().filter(|pod| !pod.finished).chain(&made) {
+        pods.entry(pod.name.namespace.as_str()).or_default().push(pod);
+    }
+    let mut linter = Linter { objects, pods, composer, empty_selectors, found: Vec::new() };
     for namespace in namespaces {
         linter.wide(namespace);
         if namespace == composer.root_namespace() {
@@ -29,6 +36,7 @@ pub fn lint(objects: &Objects, composer: &Composer, empty_selectors: &BTreeSet<S
         }
     }
     linter.ambient_mesh();
+    linter.other_revision();
     linter.api_server_clients();
     linter.unprotected();
     let mut found = linter.found;
@@ -37,8 +45,34 @@ pub fn lint(objects: &Objects, composer: &Composer, empty_selectors: &BTreeSet<S
     found
 }
 
+/// What the Services say about the port entries that govern these pods: numbers of a Service in place of the container's.
+/// For who knows the pods of one node alone; costs little.
+#[must_use]
+pub fn service_ports(objects: &Objects, composer: &Composer) -> Vec<Problem> {
+    if objects.services.is_empty() {
+        return Vec::new();
+    }
+    let mut governed: BTreeMap<&ObjectName, (&PeerAuthentication, Vec<&Pod>)> = BTreeMap::new();
+    for pod in objects.pods.values().filter(|pod| !pod.finished && !pod.host_network) {
+        let workload = composer.winners(&pod.name.namespace, &pod.labels).workload;
+        if let Some(policy) = workload.filter(|policy| !policy.ports.is_empty()) {
+            governed.entry(&policy.name).or_insert_with(|| (policy, Vec::new())).1.push(pod);
+        }
+    }
+    let empty = BTreeSet::new();
+    let mut linter =
+        Linter { objects, pods: BTreeMap::new(), composer, empty_selectors: &empty, found: Vec::new() };
+    for (policy, pods) in governed.into_values() {
+        linter.ports(policy, &pods);
+    }
+    linter.found.retain(|problem| problem.rule == "port-of-service");
+    linter.found
+}
+
 struct Linter<'a> {
     objects: &'a Objects,
+    /// The pods that serve, and those that templates will make, by namespace.
+    pods: BTreeMap<&'a str, Vec<&'a Pod>>,
     composer: &'a Composer<'a>,
     empty_selectors: &'a BTreeSet<String>,
     found: Vec<Problem>,
@@ -54,9 +88,14 @@ impl<'a> Linter<'a> {
         self.found.push(Problem::new(&policy.origin, object(policy), field, rule, message));
     }
 
-    /// The pods of a namespace that serve.
-    fn pods(&self, namespace: &'a str) -> impl Iterator<Item = &'a Pod> + use<'a> {
-        self.objects.pods.values().filter(move |pod| pod.name.namespace == namespace && !pod.finished)
+    /// The pods of a namespace.
+    fn pods(&self, namespace: &str) -> Vec<&'a Pod> {
+        self.pods.get(namespace).cloned().unwrap_or_default()
+    }
+
+    /// Whether the pods of a namespace are known: all are where any is given, the templates of a namespace where any of it is.
+    fn knows_pods(&self, namespace: &str) -> bool {
+        !self.objects.pods.is_empty() || self.pods.contains_key(namespace)
     }
 
     fn wide(&mut self, namespace: &'a str) {
@@ -75,12 +114,10 @@ impl<'a> Linter<'a> {
         if namespace == root {
             return;
         }
-        let reads_like_mesh = ["istio", "mesh", "global", "cluster"]
-            .iter()
-            .any(|word| winner.name.name.contains(word) || namespace.starts_with(word));
-        let nobody =
-            namespace == "default" && !self.objects.pods.is_empty() && self.pods(namespace).next().is_none();
-        if reads_like_mesh || nobody {
+        // A habit from where the root namespace is the usual one, and what lands where nobody serves.
+        let habit = namespace == "istio-system";
+        let nobody = namespace == "default" && !self.pods.is_empty() && !self.pods.contains_key(namespace);
+        if habit || nobody {
             let message = format!(
                 "holds for namespace {namespace} alone, because the root namespace is {root}: move it there if the whole mesh is meant"
             );
@@ -101,9 +138,9 @@ impl<'a> Linter<'a> {
     fn workload(&mut self, namespace: &'a str) {
         let policies = self.composer.selecting(namespace);
         for (index, policy) in policies.iter().enumerate() {
-            let matched: Vec<_> =
-                self.pods(namespace).filter(|pod| selects(&policy.selector, &pod.labels)).collect();
-            if matched.is_empty() && !self.objects.pods.is_empty() {
+            let mut matched = self.pods(namespace);
+            matched.retain(|pod| selects(&policy.selector, &pod.labels));
+            if matched.is_empty() && self.knows_pods(namespace) {
                 let hint = self.nearest(policy, namespace);
                 let message = format!(
                     "matches no pod of namespace {namespace}{hint}; correct the labels or remove the policy"
@@ -156,6 +193,7 @@ impl<'a> Linter<'a> {
     fn nearest(&self, policy: &PeerAuthentication, namespace: &'a str) -> String {
         let near = self
             .pods(namespace)
+            .into_iter()
             .map(|pod| (mismatches(&policy.selector, &pod.labels), pod))
             .filter(|(missing, _)| missing.len() == 1)
             // A pod that has the label with another value is nearer than one without the label.
@@ -166,9 +204,8 @@ impl<'a> Linter<'a> {
         {
             return format!(" (nearest is {}: the selector {label})", pod.name.name);
         }
-        let elsewhere = self.objects.pods.values().find(|pod| {
-            !pod.finished && pod.name.namespace != namespace && selects(&policy.selector, &pod.labels)
-        });
+        let others = self.pods.iter().filter(|(other, _)| **other != namespace);
+        let elsewhere = others.flat_map(|(_, pods)| pods).find(|pod| selects(&policy.selector, &pod.labels));
         match elsewhere {
             Some(pod) => {
                 format!(" (pod {} matches, but a selector reaches its own namespace only)", pod.name)
@@ -177,22 +214,13 @@ impl<'a> Linter<'a> {
         }
     }
 
-    fn unprotected(&mut self) {
-        for pod in self.objects.pods.values().filter(|pod| !pod.finished) {
-            let namespace = self.objects.namespaces.get(&pod.name.namespace);
-            if let Membership::Unprotected { namespace } = membership(pod, namespace) {
-                let message = format!(
-                    "no data plane holds this pod although its namespace is in the mesh ({namespace}): it has no sidecar and ambient did not capture it, so no policy is held there; restart it"
-                );
-                let object = format!("Pod {}", pod.name);
-                self.found.push(Problem::new(
-                    &Origin::default(),
-                    object,
-                    "",
-                    "pod-without-data-plane",
-                    message,
-                ));
-            }
+    fn other_revision(&mut self) {
+        for policy in self.composer.other_revision() {
+            let revision = policy.labels.get(REVISION_LABEL).cloned().unwrap_or_default();
+            let message = format!(
+                "has no effect here: it belongs to revision {revision}, and the policies of another one are looked at; nothing else was checked of it"
+            );
+            self.warn(policy, &format!("metadata.labels.{REVISION_LABEL}"), "other-revision", message);
         }
     }
 }

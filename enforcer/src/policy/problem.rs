@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::object::Origin;
+use crate::policy::rules;
 
 /// One finding. Its `Display` is one sentence: where, what, what to do.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, schemars::JsonSchema)]
@@ -34,6 +35,7 @@ impl Problem {
         rule: &'static str,
         message: impl Into<String>,
     ) -> Self {
+        debug_assert!(rules::find(rule).is_some(), "{rule} is not in the table of rules");
         Self {
             file: origin.file.clone(),
             document: origin.document,

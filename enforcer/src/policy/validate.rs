@@ -4,12 +4,12 @@
 use std::collections::BTreeMap;
 
 use enforcer_common::Mode;
-use jiff::Timestamp;
 use serde_json::{Map as Json, Value};
 
 use crate::object::{Map, ObjectName, Origin, PeerAuthentication};
-use crate::policy::instant::creation_time;
 use crate::policy::problem::Problem;
+
+mod metadata;
 
 /// API versions that are read; both have one schema.
 pub const API_VERSIONS: [&str; 2] = ["security.istio.io/v1", "security.istio.io/v1beta1"];
@@ -43,9 +43,14 @@ const REFUSED_ANNOTATIONS: &[&str] = &[
 /// The outcome for one document.
 #[derive(Debug, Default)]
 pub struct Validated {
-    /// The policy when it can be in force: without errors, or in spite of them when the API server holds it already
-    /// (it has a `creationTimestamp`) and Istio's reading of it is certain.
+    /// The policy as Istio's composition reads it: of a document without errors, and of one that admission refuses where
+    /// that reading is certain. `None` where a field could not be decoded.
     pub policy: Option<PeerAuthentication>,
+    /// Of a refused document: an API server holds it nevertheless (it has a `creationTimestamp`), and no null in its
+    /// selector made it wider than it may have been meant.
+    pub held: bool,
+    /// The document does not say for certain which object it is.
+    pub nameless: bool,
     /// What admission refuses.
     pub errors: Vec<Problem>,
     /// What admission warns of.
@@ -59,6 +64,8 @@ struct Reader<'a> {
     warnings: Vec<Problem>,
     /// A field could not be decoded, so that Istio's reading is not certain.
     undecodable: bool,
+    /// The selector, or its labels, are null.
+    null_selector: bool,
 }
 
 /// Reads and validates a document whose `kind` is `PeerAuthentication`.
@@ -70,11 +77,22 @@ pub fn validate(document: &Value, origin: &Origin) -> Validated {
         errors: Vec::new(),
         warnings: Vec::new(),
         undecodable: false,
+        null_selector: false,
     };
-    let policy = reader.document(document);
-    let keep = !reader.undecodable
-        && (reader.errors.is_empty() || policy.as_ref().is_some_and(|policy| policy.created.is_some()));
-    Validated { policy: policy.filter(|_| keep), errors: reader.errors, warnings: reader.warnings }
+    let policy = reader.document(document).filter(|_| !reader.undecodable);
+    let dated = policy.as_ref().is_some_and(|policy| policy.created.is_some());
+    let named = |field: &str| {
+        let below = field.strip_prefix("metadata.").unwrap_or(field);
+        field.starts_with("metadata.") && !METADATA.contains(&below.split('.').next().unwrap_or(below))
+            || matches!(field, "" | "metadata" | "metadata.name" | "metadata.namespace")
+    };
+    Validated {
+        policy,
+        held: dated && !reader.null_selector,
+        nameless: reader.errors.iter().any(|error| named(&error.field)),
+        errors: reader.errors,
+        warnings: reader.warnings,
+    }
 }
 
 /// What a JSON value is, in words.
@@ -93,6 +111,10 @@ pub fn type_name(value: &Value) -> &'static str {
 impl Reader<'_> {
     fn refuse(&mut self, field: impl Into<String>, rule: &'static str, message: impl Into<String>) {
         self.errors.push(Problem::new(self.origin, &self.object, field, rule, message));
+    }
+
+    fn warn(&mut self, field: &str, rule: &'static str, message: &str) {
+        self.warnings.push(Problem::new(self.origin, &self.object, field, rule, message));
     }
 
     /// Refuses what cannot be decoded at all.
@@ -128,6 +150,7 @@ impl Reader<'_> {
         match parent.get(key)? {
             Value::Object(fields) => Some(fields),
             Value::Null => {
+                self.null_selector |= path.starts_with("spec.selector");
                 self.refuse(path, "null", "null is not allowed: remove the field, or give it a value");
                 None
             }
@@ -149,7 +172,11 @@ impl Reader<'_> {
             _ => &empty,
         };
         let text = |key| metadata.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
-        let name = ObjectName::new(text("namespace").unwrap_or("default"), text("name").unwrap_or_default());
+        let generated = text("generateName");
+        let name = ObjectName::new(
+            text("namespace").unwrap_or("default"),
+            text("name").or(generated).unwrap_or_default(),
+        );
         self.object = format!("PeerAuthentication {name}");
         for key in ["name", "namespace"] {
             match metadata.get(key) {
@@ -160,6 +187,11 @@ impl Reader<'_> {
                 }
             }
         }
+        if let Some(other) =
+            top.get("metadata").filter(|metadata| !metadata.is_object() && !metadata.is_null())
+        {
+            self.undecodable("metadata", "type", format!("must be a mapping, not {}", type_name(other)));
+        }
         self.api_version(top);
         self.unknown(
             top,
@@ -168,7 +200,8 @@ impl Reader<'_> {
             " and the rest of the policy applies without it",
         );
         self.unknown(metadata, "metadata", METADATA, "");
-        self.name(&name);
+        self.name(&name, text("name").is_none() && generated.is_some());
+        self.place(text("namespace").is_some());
         let labels = self.strings(metadata, "labels");
         let annotations = self.strings(metadata, "annotations");
         for key in REFUSED_ANNOTATIONS.iter().filter(|key| annotations.contains_key(**key)) {
@@ -204,100 +237,6 @@ impl Reader<'_> {
         Some(PeerAuthentication { name, created, labels, selector, mode, ports, origin: self.origin.clone() })
     }
 
-    fn api_version(&mut self, top: &Json<String, Value>) {
-        let version = top.get("apiVersion").and_then(Value::as_str).unwrap_or_default();
-        if !API_VERSIONS.contains(&version) {
-            let message = format!(
-                "`{version}` is not an API version of PeerAuthentication: write security.istio.io/v1 (or v1beta1)"
-            );
-            self.undecodable("apiVersion", "api-version", message);
-        }
-    }
-
-    fn name(&mut self, name: &ObjectName) {
-        let dns = |text: &str, limit: usize, dots: bool| {
-            let ends = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
-            let bytes = text.as_bytes();
-            bytes.len() <= limit
-                && ends(bytes.first())
-                && ends(bytes.last())
-                && bytes.iter().all(|&byte| {
-                    byte.is_ascii_lowercase()
-                        || byte.is_ascii_digit()
-                        || byte == b'-'
-                        || (dots && byte == b'.')
-                })
-        };
-        if name.name.is_empty() {
-            self.undecodable(
-                "metadata.name",
-                "name",
-                "the object has no name: add one (by habit `default` for policies without selector)",
-            );
-        } else if !dns(&name.name, 253, true) {
-            self.undecodable(
-                "metadata.name",
-                "name",
-                format!("`{}` is no object name: use lower case letters, digits, `-` and `.`", name.name),
-            );
-        }
-        if !dns(&name.namespace, 63, false) {
-            self.undecodable(
-                "metadata.namespace",
-                "name",
-                format!("`{}` is no namespace name: use lower case letters, digits and `-`", name.namespace),
-            );
-        }
-    }
-
-    fn strings(&mut self, metadata: &Json<String, Value>, key: &str) -> Map {
-        let mut strings = Map::new();
-        let path = format!("metadata.{key}");
-        match metadata.get(key) {
-            None | Some(Value::Null) => {}
-            Some(Value::Object(fields)) => {
-                for (key, value) in fields {
-                    if let Value::String(value) = value {
-                        strings.insert(key.clone(), value.clone());
-                    } else {
-                        self.undecodable(
-                            format!("{path}.{key}"),
-                            "type",
-                            format!("must be a string, not {}: put the value in quotes", type_name(value)),
-                        );
-                    }
-                }
-            }
-            Some(other) => {
-                self.undecodable(path, "type", format!("must be a mapping, not {}", type_name(other)));
-            }
-        }
-        strings
-    }
-
-    fn created(&mut self, metadata: &Json<String, Value>) -> Option<Timestamp> {
-        let path = "metadata.creationTimestamp";
-        match metadata.get("creationTimestamp")? {
-            Value::Null => None,
-            Value::String(text) => {
-                if let Ok(instant) = creation_time(text) {
-                    instant
-                } else {
-                    self.undecodable(path, "timestamp", format!("`{text}` is no RFC 3339 time such as 2024-01-01T00:00:00Z: correct it or remove it"));
-                    None
-                }
-            }
-            other => {
-                self.undecodable(
-                    path,
-                    "timestamp",
-                    format!("must be an RFC 3339 time, not {}", type_name(other)),
-                );
-                None
-            }
-        }
-    }
-
     fn selector(&mut self, spec: &Json<String, Value>) -> Map {
         let mut labels = Map::new();
         let Some(selector) = self.mapping(spec, "selector", "spec.selector") else {
@@ -314,13 +253,7 @@ impl Reader<'_> {
         // A misspelt `matchLabels` is reported as such.
         if pairs.is_none_or(Json::is_empty) && selector.keys().all(|key| key == "matchLabels") {
             let message = "the selector has no labels, so the policy holds for the whole namespace: add matchLabels, or remove the selector to say so";
-            self.warnings.push(Problem::new(
-                self.origin,
-                &self.object,
-                "spec.selector",
-                "selector-empty",
-                message,
-            ));
+            self.warn("spec.selector", "selector-empty", message);
         }
         for (key, value) in pairs.into_iter().flatten() {
             let field = format!("{path}.{key}");

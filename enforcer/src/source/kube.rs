@@ -2,12 +2,14 @@
 //! together in one store.
 
 mod access;
+mod backoff;
 pub mod events;
 mod failure;
 mod follow;
 mod kind;
 pub mod lookup;
 mod memory;
+mod pulse;
 mod served;
 mod store;
 
@@ -17,12 +19,13 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use kube::Client;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use self::follow::{Follower, Told};
 use self::memory::Memory;
+use self::pulse::Pulse;
 use self::store::{PATIENCE, Store};
 use super::{KindState, Update};
 
@@ -77,17 +80,20 @@ impl Cluster {
     /// When its address or credentials make no sense; not when it cannot be reached.
     pub fn open(access: Access, options: Options, memory: PathBuf) -> Result<Self, AccessError> {
         let description = format!("{}, pods of node {}", access.description(), options.node);
-        let client = access.client()?;
+        let client = access.clone().client()?;
+        let asking = access.for_pulse().client()?;
         let (tell, told) = mpsc::channel(64);
-        let (options, back) = (Arc::new(options), Arc::new(Notify::new()));
+        let (options, pulse) = (Arc::new(options), Arc::new(Pulse::new()));
         let mut followers = JoinSet::new();
+        let own = Arc::clone(&pulse);
+        followers.spawn(async move { own.run(asking).await });
         for kind in Kind::ALL {
             let follower = Follower {
                 client: Client::clone(&client),
                 kind,
                 options: Arc::clone(&options),
                 tell: tell.clone(),
-                back: Arc::clone(&back),
+                pulse: Arc::clone(&pulse),
             };
             followers.spawn(follower.run());
         }

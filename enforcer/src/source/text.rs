@@ -8,6 +8,10 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
+mod lines;
+
+pub use lines::lines;
+
 /// All documents of a text. Bounded in memory: aliases cannot multiply without end.
 ///
 /// # Errors
@@ -24,6 +28,16 @@ pub fn documents(text: &str) -> Result<Vec<Value>, String> {
             Err(_) => {}
         }
     }
+    let documents: Vec<Unique> =
+        serde_saphyr::from_multiple_with_options(text, options(text)).map_err(|error| {
+            let message = error.to_string().replace(", set DuplicateKeyPolicy in Options if acceptable", "");
+            message.split_whitespace().collect::<Vec<_>>().join(" ")
+        })?;
+    Ok(documents.into_iter().map(|Unique(value)| value).collect())
+}
+
+/// Bounds for reading a text.
+fn options(text: &str) -> serde_saphyr::Options {
     let mut options = serde_saphyr::Options::default();
     options.with_snippet = false;
     if let Some(budget) = &mut options.budget {
@@ -34,12 +48,7 @@ pub fn documents(text: &str) -> Result<Vec<Value>, String> {
         budget.max_documents = text.len().saturating_add(1000);
         budget.max_depth = 200;
     }
-    let documents: Vec<Unique> =
-        serde_saphyr::from_multiple_with_options(text, options).map_err(|error| {
-            let message = error.to_string().replace(", set DuplicateKeyPolicy in Options if acceptable", "");
-            message.split_whitespace().collect::<Vec<_>>().join(" ")
-        })?;
-    Ok(documents.into_iter().map(|Unique(value)| value).collect())
+    options
 }
 
 fn json(text: &str) -> Result<Vec<Value>, serde_json::Error> {

@@ -46,6 +46,10 @@ struct Connection {
     stream: Vec<u8>,
     /// A verdict that waits for the hello.
     waiting: Option<Event>,
+    /// All of the hello was read.
+    complete: bool,
+    /// A record with its hello was written.
+    told: bool,
 }
 
 /// The connections.
@@ -65,6 +69,9 @@ pub struct Ready {
     pub event: Event,
     /// What is known.
     pub known: Known,
+    /// It is the first of its connection that goes with a hello which says whether the client is the mesh's: all of it was
+    /// read, or what was read says so.
+    pub fresh: bool,
 }
 
 impl Connections {
@@ -130,7 +137,7 @@ impl Connections {
         let mut ready = Vec::new();
         // Where there is no flow there is nothing to remember.
         if id.opened_ns == 0 {
-            ready.push(Ready { event, known: Known { hello: None, protocol } });
+            ready.push(Ready { event, known: Known { hello: None, protocol }, fresh: false });
             return ready;
         }
         let connection = self.remember(id, &mut ready);
@@ -142,7 +149,7 @@ impl Connections {
             connection.waiting = Some(event);
             self.waiting.push_back((now + PATIENCE, id));
         } else {
-            ready.push(Ready { event, known: connection.known.clone() });
+            ready.push(connection.ready(event));
         }
         ready
     }
@@ -150,15 +157,12 @@ impl Connections {
     /// A connection ended: the verdict that still waited, and the end.
     pub fn end(&mut self, id: Id, event: Event) -> Vec<Ready> {
         let mut ready = Vec::new();
-        let mut known = Known::default();
-        if let Some(mut connection) = self.open.remove(&id) {
-            ready.extend(connection.release_now());
-            known = connection.known;
-        }
+        let mut connection = self.open.remove(&id).unwrap_or_default();
+        ready.extend(connection.release_now());
         while self.order.front().is_some_and(|oldest| !self.open.contains_key(oldest)) {
             self.order.pop_front();
         }
-        ready.push(Ready { event, known });
+        ready.push(connection.ready(event));
         ready
     }
 
@@ -176,6 +180,7 @@ impl Connection {
     /// Reads what has come of the hello.
     fn read(&mut self) {
         self.known.hello = hello::parse(&self.stream).map(Arc::new);
+        self.complete = hello::extent(&self.stream) == Extent::Complete;
         self.stream = Vec::new();
     }
 
@@ -185,7 +190,15 @@ impl Connection {
         if self.known.hello.is_none() && !self.stream.is_empty() {
             self.known.hello = hello::parse(&self.stream).map(Arc::new);
         }
-        Some(Ready { event, known: self.known.clone() })
+        Some(self.ready(event))
+    }
+
+    /// The event with what is known by now.
+    fn ready(&mut self, event: Event) -> Ready {
+        let says = self.known.hello.as_ref().is_some_and(|hello| self.complete || hello.is_mesh());
+        let fresh = says && !self.told;
+        self.told |= fresh;
+        Ready { event, known: self.known.clone(), fresh }
     }
 
     fn release(mut self) -> Option<Ready> {

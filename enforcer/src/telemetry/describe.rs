@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use enforcer_common::event::Event;
 use enforcer_common::map::TrafficClass;
-use enforcer_common::{Address, Direction, Reason, Verdict, tls};
+use enforcer_common::{Direction, Reason, Verdict, tls};
 use jiff::{SignedDuration, Timestamp};
 
 use super::connections::{Known, Ready};
 use super::names::{Identity, Remote};
+use super::plans::Plans;
 use super::record::{Flow, Peer, Word};
 use super::{View, protocol};
 use crate::datapath::desired::EndpointPlan;
@@ -20,8 +21,10 @@ use crate::policy::compose::Decision;
 /// What records are written with.
 #[derive(Debug)]
 pub struct Describer<'a> {
-    /// What is known now, and what was known before: an event may be older than the newest policy.
+    /// What is known now, and what was known before: an event may tell of a pod that is gone.
     pub views: &'a [Arc<View>; 2],
+    /// Policies by generation.
+    pub plans: &'a Plans,
     /// Pods elsewhere.
     pub remote: &'a Remote,
     /// The wall clock at `CLOCK_MONOTONIC` 0.
@@ -77,22 +80,15 @@ fn refused(verdict: Verdict) -> bool {
 }
 
 impl Describer<'_> {
-    /// The view with the policy that an event fell under.
-    fn view(&self, event: &Event) -> &View {
-        let of_event =
-            |view: &&Arc<View>| view.snapshot.generations.get(&event.key.pod) == Some(&event.generation);
-        let [now, _] = self.views;
-        self.views.iter().find(of_event).unwrap_or(now)
-    }
-
     /// The record of an event.
     #[must_use]
     pub fn flow(&self, ready: &Ready, ended: bool) -> Flow {
-        let Ready { event, known } = ready;
-        let view = self.view(event);
+        let Ready { event, known, .. } = ready;
+        let [view, _] = self.views;
         let port = event.key.pod_port;
-        let plan = view.snapshot.wanted.endpoints.get(&event.key.pod);
-        let plan = plan.filter(|plan| plan.workload == event.workload);
+        // Rather no policy than a wrong one.
+        let plan = self.plans.find(event.key.pod, event.workload, event.generation, event.time_ns);
+        let plan = plan.as_deref();
         let decision = plan.and_then(|plan| decision(plan, port));
         let mode = plan.map(|plan| plan.ports.get(&port).map_or(plan.mode, |entry| entry.mode));
         let refused = refused(event.verdict);
@@ -102,7 +98,7 @@ impl Describer<'_> {
         Flow {
             time: self.epoch.checked_add(after).unwrap_or(self.epoch),
             direction: Word::Borrowed(event.direction.name()),
-            client: self.client(view, event.key.client, event.key.client_port),
+            client: self.client(event),
             pod: pod(view, event, plan),
             class: Word::Borrowed(class_of(event, known)),
             protocol: known.protocol.map(Word::Borrowed),
@@ -122,14 +118,17 @@ impl Describer<'_> {
         }
     }
 
-    fn client(&self, view: &View, address: Address, port: u16) -> Peer {
-        let address = IpAddr::from(address);
-        let mut peer = Peer::at(address, port);
-        if let Some(identity) = view.index.get(address) {
+    fn client(&self, event: &Event) -> Peer {
+        let address = IpAddr::from(event.key.client);
+        let mut peer = Peer::at(address, event.key.client_port);
+        let [now, before] = self.views;
+        if let Some(identity) = now.index.get(address) {
             peer.name(identity);
-        } else if view.snapshot.node_addresses.contains(&address) {
+        } else if now.snapshot.node_addresses.contains(&address) {
             peer.node = true;
-        } else if let Some(identity) = self.remote.get(address, self.now) {
+        } else if let Some(identity) =
+            self.remote.get(address, self.now).or_else(|| before.index.get(address).cloned())
+        {
             peer.name(&identity);
         }
         peer
@@ -181,4 +180,4 @@ fn decision(plan: &EndpointPlan, port: u16) -> Option<&Decision> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

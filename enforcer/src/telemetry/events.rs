@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use aya::maps::{Map, MapData, RingBuf};
 use enforcer_common::Reason;
 use enforcer_common::event::{Event, Record, decode};
-use enforcer_common::map::TrafficClass;
+use enforcer_common::map::{EventBudget, TrafficClass};
 use jiff::Timestamp;
 use tokio::io::unix::AsyncFd;
 use tracing::debug;
@@ -43,8 +43,8 @@ pub(super) struct Events {
     log: VerdictLog,
     /// Ports that were told of since the last look.
     noted: HashSet<([u8; 16], u16)>,
-    /// Events suppressed and lost, as they were last seen.
-    missing: (u64, u64),
+    /// What became of the events, as it was last seen.
+    missing: Option<EventBudget>,
 }
 
 impl Events {
@@ -60,7 +60,7 @@ impl Events {
             connections: Connections::new(CONNECTIONS),
             log: VerdictLog::default(),
             noted: HashSet::new(),
-            missing: (0, 0),
+            missing: None,
         };
         // What went missing before is not this agent's to tell.
         events.losses();
@@ -105,6 +105,7 @@ impl Events {
         let now = Instant::now();
         let describer = Describer {
             views: &views,
+            plans: &shared.plans,
             remote: &shared.remote,
             epoch: describe::epoch(Timestamp::now(), monotonic_ns()),
             now,
@@ -118,7 +119,7 @@ impl Events {
                 Ok(Record::Hello(hello)) => {
                     let id = Id::new(&hello.header.key, hello.header.opened_ns);
                     let ready = connections.chunk(id, hello.header.offset, hello.bytes);
-                    write(&describer, &ready, None, log, &mut lines);
+                    write(&describer, shared, &ready, None, log, &mut lines);
                 }
                 Ok(Record::Verdict(event)) => {
                     note(shared, &views[0], &event, noted);
@@ -126,12 +127,12 @@ impl Events {
                     let tls = matches!(event.class, TrafficClass::TLS | TrafficClass::MESH_TLS);
                     let protocol = describe::protocol(&event);
                     let ready = connections.verdict(id, event, tls, protocol, now);
-                    write(&describer, &ready, None, log, &mut lines);
+                    write(&describer, shared, &ready, None, log, &mut lines);
                 }
                 Ok(Record::End(event)) => {
                     let mut ready = connections.end(Id::new(&event.key, event.opened_ns), event);
                     let end = ready.pop();
-                    write(&describer, &ready, end.as_ref(), log, &mut lines);
+                    write(&describer, shared, &ready, end.as_ref(), log, &mut lines);
                 }
                 Err(error) => debug!("a record in EVENTS is not valid: {error}"),
             }
@@ -151,23 +152,25 @@ impl Events {
         }
         let views = self.shared.views();
         let epoch = describe::epoch(Timestamp::now(), monotonic_ns());
-        let describer = Describer { views: &views, remote: &self.shared.remote, epoch, now };
+        let describer =
+            Describer { views: &views, plans: &self.shared.plans, remote: &self.shared.remote, epoch, now };
         let mut lines = Vec::new();
-        write(&describer, &ready, None, &mut self.log, &mut lines);
+        write(&describer, &self.shared, &ready, None, &mut self.log, &mut lines);
         self.shared.log.extend(lines);
     }
 
     /// Events that went missing since the last look.
     fn losses(&mut self) -> Option<Suppressed> {
         let budget = self.pinned.map("EVENT_BUDGET").ok().and_then(|map| event_budget(map).ok())?;
-        let (suppressed, lost) = std::mem::replace(&mut self.missing, (budget.suppressed, budget.lost));
+        let before = self.missing.replace(budget)?;
         let gap = Suppressed {
             time: Timestamp::now(),
-            suppressed: budget.suppressed.saturating_sub(suppressed),
-            lost: budget.lost.saturating_sub(lost),
+            suppressed: budget.suppressed.saturating_sub(before.suppressed),
+            hellos_suppressed: budget.hellos_suppressed.saturating_sub(before.hellos_suppressed),
+            lost: budget.lost.saturating_sub(before.lost),
             missed: 0,
         };
-        (gap.suppressed > 0 || gap.lost > 0).then_some(gap)
+        (gap.suppressed + gap.hellos_suppressed + gap.lost > 0).then_some(gap)
     }
 }
 
@@ -186,11 +189,13 @@ fn note(shared: &Shared, view: &View, event: &Event, noted: &mut HashSet<([u8; 1
 /// Writes records, the end of a connection last, and what of it belongs into the agent's log.
 fn write(
     describer: &Describer<'_>,
+    shared: &Shared,
     verdicts: &[Ready],
     end: Option<&Ready>,
     log: &mut VerdictLog,
     lines: &mut Vec<Line>,
 ) {
+    shared.hellos.note(verdicts.iter().chain(end));
     for ready in verdicts {
         let flow = describer.flow(ready, false);
         log.tell(&flow, describer.now);

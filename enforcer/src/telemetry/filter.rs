@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use enforcer_common::{Reason, Verdict};
 use jiff::Timestamp;
 use thiserror::Error;
 
@@ -11,9 +12,11 @@ use super::record::{Flow, Line};
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Filter {
     /// Only this verdict.
-    pub verdict: Option<String>,
+    pub verdict: Option<Verdict>,
     /// Only this reason.
-    pub reason: Option<String>,
+    pub reason: Option<Reason>,
+    /// Only what the client speaks: a class of [`Flow`].
+    pub class: Option<&'static str>,
     /// Only this pod, `namespace/name`, at either end.
     pub pod: Option<String>,
     /// Only this namespace, at either end.
@@ -32,8 +35,20 @@ pub struct Filter {
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum QueryError {
     /// No such parameter.
-    #[error("there is no parameter {0:?}: use verdict, reason, pod, namespace, port, since, last or follow")]
+    #[error(
+        "there is no parameter {0:?}: use verdict, reason, class, pod, namespace, port, since, last or follow"
+    )]
     Unknown(String),
+    /// Its value is none of its words.
+    #[error("parameter {name}: {value:?}: {why}")]
+    Word {
+        /// The parameter.
+        name: String,
+        /// Its value.
+        value: String,
+        /// What it can be.
+        why: String,
+    },
     /// Its value cannot be read.
     #[error("parameter {name}: {value:?} is no {expected}")]
     Value {
@@ -46,8 +61,54 @@ pub enum QueryError {
     },
 }
 
-fn same(wanted: Option<&String>, found: &str) -> bool {
-    wanted.is_none_or(|wanted| wanted.eq_ignore_ascii_case(found))
+/// A verdict by its word, in any case.
+///
+/// # Errors
+/// Lists the words; also for what no record has.
+pub fn verdict(text: &str) -> Result<Verdict, String> {
+    let recorded = Verdict::ALL.into_iter().filter(|verdict| *verdict != Verdict::WAIT);
+    if text.eq_ignore_ascii_case(Verdict::WAIT.name()) {
+        return Err(WAITS.to_owned());
+    }
+    recorded
+        .clone()
+        .find(|verdict| verdict.name().eq_ignore_ascii_case(text))
+        .ok_or_else(|| format!("use one of {}", list(recorded.map(Verdict::name))))
+}
+
+/// A reason by its word, in any case.
+///
+/// # Errors
+/// Lists the words; also for what no record has.
+pub fn reason(text: &str) -> Result<Reason, String> {
+    let waits = |reason: &Reason| matches!(reason, Reason::OUT_OF_ORDER | Reason::SYN_DATA_TRIMMED);
+    let found = Reason::ALL.iter().copied().find(|reason| reason.name().eq_ignore_ascii_case(text));
+    match found {
+        Some(reason) if waits(&reason) => Err(WAITS.to_owned()),
+        Some(reason) => Ok(reason),
+        None => {
+            let recorded = Reason::ALL.iter().copied().filter(|reason| !waits(reason));
+            Err(format!("use one of {}", list(recorded.map(Reason::name))))
+        }
+    }
+}
+
+/// A class by its word, in any case.
+///
+/// # Errors
+/// Lists the words.
+pub fn class(text: &str) -> Result<&'static str, String> {
+    const CLASSES: [&str; 4] = ["tls", "mesh_tls", "plaintext", "unknown"];
+    let found = CLASSES.into_iter().find(|class| class.eq_ignore_ascii_case(text));
+    found.ok_or_else(|| format!("use one of {}", list(CLASSES.into_iter())))
+}
+
+/// Why there is nothing to filter by.
+const WAITS: &str =
+    "packets that wait are counted only and never recorded as a flow: see the counters of enforcer status";
+
+fn list<'a>(words: impl Iterator<Item = &'a str>) -> String {
+    words.collect::<Vec<_>>().join(", ")
 }
 
 impl Filter {
@@ -60,8 +121,9 @@ impl Filter {
 
     fn takes_flow(&self, flow: &Flow) -> bool {
         let ends = [&flow.client, &flow.pod];
-        same(self.verdict.as_ref(), &flow.verdict)
-            && same(self.reason.as_ref(), &flow.reason)
+        self.verdict.is_none_or(|wanted| wanted.name() == flow.verdict)
+            && self.reason.is_none_or(|wanted| wanted.name() == flow.reason)
+            && self.class.is_none_or(|wanted| wanted == flow.class)
             && self.port.is_none_or(|port| port == flow.pod.port)
             && self
                 .namespace
@@ -84,9 +146,11 @@ impl Filter {
             let value = decode(value);
             let wrong =
                 |expected| QueryError::Value { name: name.to_owned(), value: value.clone(), expected };
+            let none = |why| QueryError::Word { name: name.to_owned(), value: value.clone(), why };
             match name {
-                "verdict" => filter.verdict = Some(value),
-                "reason" => filter.reason = Some(value),
+                "verdict" => filter.verdict = Some(verdict(&value).map_err(none)?),
+                "reason" => filter.reason = Some(reason(&value).map_err(none)?),
+                "class" => filter.class = Some(class(&value).map_err(none)?),
                 "pod" => filter.pod = Some(value),
                 "namespace" => filter.namespace = Some(value),
                 "port" => filter.port = Some(value.parse().map_err(|_| wrong("port number"))?),
@@ -115,8 +179,9 @@ impl Filter {
                 let _ = write!(query, "{separator}{name}={}", encode(&value));
             }
         };
-        add("verdict", self.verdict.clone());
-        add("reason", self.reason.clone());
+        add("verdict", self.verdict.map(|verdict| verdict.name().to_owned()));
+        add("reason", self.reason.map(|reason| reason.name().to_owned()));
+        add("class", self.class.map(str::to_owned));
         add("pod", self.pod.clone());
         add("namespace", self.namespace.clone());
         add("port", self.port.map(|port| port.to_string()));

@@ -11,6 +11,17 @@ use crate::source::KindState;
 /// How long the policy loop may be silent; it goes round twice a second, and the largest policies take a part of one.
 const SILENCE: Duration = Duration::from_secs(15);
 
+/// How old the agent's sign of life in the maps may be; it writes one twice a second.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// An agent that holds the pins and gives no sign of life: one sentence with what to do.
+#[must_use]
+pub fn hangs(heartbeat_age: Duration) -> Option<String> {
+    let seconds = heartbeat_age.as_secs();
+    (heartbeat_age > HEARTBEAT)
+        .then(|| format!("the agent hangs, its last sign of life was {seconds} s ago: restart it"))
+}
+
 /// Alive as long as the policy loop goes round.
 ///
 /// # Errors
@@ -27,7 +38,10 @@ pub fn alive(silent_for: Duration) -> Result<(), String> {
 pub fn missing(snapshot: &Snapshot) -> Vec<String> {
     let mut missing = Vec::new();
     if snapshot.state.policy_applied.is_none() {
-        missing.push("no policy has been loaded yet".to_owned());
+        missing.push(
+            "no policy has been loaded yet: what is pinned stays in force; see the agent's log for what its source lacks"
+                .to_owned(),
+        );
         return missing;
     }
     missing.extend(snapshot.unhooked.iter().map(|why| format!("an interface is not hooked: {why}")));
@@ -36,15 +50,20 @@ pub fn missing(snapshot: &Snapshot) -> Vec<String> {
     let mut unplaced = BTreeMap::new();
     for (address, plan) in snapshot.wanted.endpoints.iter().filter(|(_, plan)| plan.meshed) {
         if !snapshot.generations.contains_key(address) {
-            missing.push(format!("{} ({address}) has no policy in the maps", plan.pod));
+            missing.push(format!(
+                "{} ({address}) has no policy in the maps: see enforcer status for a map that is full",
+                plan.pod
+            ));
         }
-        if plan.ifindex == 0 {
+        if snapshot.shared.contains(address) {
+            // Behind several interfaces, which are hooked.
+        } else if plan.ifindex == 0 {
             unplaced.entry(&plan.pod).or_insert(address);
         } else {
             placed.insert(plan.ifindex);
             if !hooked.contains(&plan.ifindex) {
                 missing.push(format!(
-                    "{} ({address}) is behind interface {}, which is not hooked",
+                    "{} ({address}) is behind interface {}, which is not hooked: see the agent's log, and whether --interface leaves it out",
                     plan.pod, plan.ifindex
                 ));
             }
@@ -56,7 +75,8 @@ pub fn missing(snapshot: &Snapshot) -> Vec<String> {
     if unplaced.len() > blind {
         let found = |(pod, address)| {
             format!(
-                "{pod} ({address}) is behind no interface of this node that is hooked{}",
+                "{pod} ({address}) is not enforced, it is behind no interface of this node that is hooked: if it runs here, see enforcer doctor; \
+                 if not, leave it out of this node's manifests{}",
                 unsupported(snapshot)
             )
         };

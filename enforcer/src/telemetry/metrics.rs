@@ -13,12 +13,14 @@ use prometheus_client::registry::Registry;
 use tracing::warn;
 
 use self::families::{Writer, write};
-use self::numbers::{Numbers, Slots};
+use self::numbers::Numbers;
+use self::slots::Slots;
 use super::{Options, Shared};
 
 mod classic;
 mod families;
 mod numbers;
+mod slots;
 
 /// Prefix of every name.
 const PREFIX: &str = "enforcer";

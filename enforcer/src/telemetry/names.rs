@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use jiff::{SignedDuration, Timestamp};
+
 use crate::object::{Objects, Pod};
 
 /// A pod by name.
@@ -31,13 +33,13 @@ impl Identity {
 }
 
 /// The name of the workload that a pod belongs to, by the labels that the controllers of Kubernetes put on their pods;
-/// the pod's own name when none of them made it.
+/// the pod's own name when none of them made it. The Jobs of a `CronJob` are one workload, its own.
 #[must_use]
 pub fn workload_name(pod: &Pod) -> &str {
     let name = pod.name.name.as_str();
     let label = |key: &str| pod.labels.get(key).map(String::as_str).filter(|value| !value.is_empty());
     if let Some(job) = label("batch.kubernetes.io/job-name").or_else(|| label("job-name")) {
-        return job;
+        return cron_job(job, pod.created).unwrap_or(job);
     }
     if let Some(hash) = label("pod-template-hash") {
         // NAME-HASH-RANDOM, the part before the hash being the Deployment.
@@ -49,6 +51,25 @@ pub fn workload_name(pod: &Pod) -> &str {
         return stem;
     }
     name
+}
+
+/// How long after its time a Job of a `CronJob` may be made: its starting deadline, or its controller's absence.
+const LATE: SignedDuration = SignedDuration::from_hours(14 * 24);
+
+/// The `CronJob` that made a Job. It names it after itself and the minute that it is for, counted from 1970; where the pod says
+/// when it was made, that must fit.
+fn cron_job(job: &str, created: Option<Timestamp>) -> Option<&str> {
+    let (name, minutes) = job.rsplit_once('-')?;
+    // Eight digits: from 1989 to 2160.
+    let digits = minutes.len() == 8 && minutes.bytes().all(|byte| byte.is_ascii_digit());
+    let due =
+        Timestamp::from_second(minutes.parse::<i64>().ok().filter(|_| digits)?.checked_mul(60)?).ok()?;
+    let fits = |made: Timestamp| {
+        let after = made.duration_since(due);
+        // The clocks of a controller and an API server may differ by a minute.
+        (SignedDuration::from_mins(-1)..LATE).contains(&after)
+    };
+    (!name.is_empty() && created.is_none_or(fits)).then_some(name)
 }
 
 /// Pods by address, from one set of objects.
@@ -74,25 +95,82 @@ impl Index {
 }
 
 /// Asks for the pod behind an address that the agent's own objects do not name, and hands the answer to
-/// [`Remote::learn`] some time later. Must not block.
+/// [`Remote::learn`] or [`Remote::unanswered`] some time later. Must not block.
 pub trait Lookup: Send + Sync {
-    /// Asks. Is called at most once in [`KEEP`] for an address, unless it was forgotten for lack of room.
-    fn request(&self, address: IpAddr);
+    /// Asks. False when too many questions wait already: the address may be asked for again at once.
+    fn request(&self, address: IpAddr) -> bool;
 }
 
-/// How long an answer, or the question, stands.
-pub const KEEP: Duration = Duration::from_mins(1);
+/// How long the name of a pod stands: its address may be another pod's then.
+pub const KEEP: Duration = Duration::from_mins(5);
+/// How long it stands that an address is no pod's, and how long an answer may take.
+pub const KEEP_NOBODY: Duration = Duration::from_mins(10);
+/// The same the first time: a new pod connects before its kubelet has told its address.
+pub const KEEP_NOBODY_YET: Duration = Duration::from_secs(30);
+/// A question that failed is not asked again before.
+pub const KEEP_UNANSWERED: Duration = Duration::from_mins(1);
+
+/// What is known of an address.
+#[derive(Clone, Debug)]
+enum Known {
+    /// A question waits for its answer; whether it is the second one.
+    Asked { again: bool },
+    /// The question failed.
+    Unanswered,
+    /// A pod's.
+    Pod(Identity),
+    /// No pod's; whether that was said twice.
+    Nobody { twice: bool },
+}
+
+impl Known {
+    const fn stands(&self) -> Duration {
+        match self {
+            Self::Pod(_) => KEEP,
+            Self::Nobody { twice: false } => KEEP_NOBODY_YET,
+            Self::Nobody { twice: true } | Self::Asked { .. } => KEEP_NOBODY,
+            Self::Unanswered => KEEP_UNANSWERED,
+        }
+    }
+
+    fn identity(&self) -> Option<Identity> {
+        match self {
+            Self::Pod(identity) => Some(identity.clone()),
+            _ => None,
+        }
+    }
+}
 
 /// Remote pods, learned on demand; bounded.
 pub struct Remote {
     lookup: Option<Box<dyn Lookup>>,
-    known: Mutex<HashMap<IpAddr, (Instant, Option<Identity>)>>,
+    known: Mutex<HashMap<IpAddr, (Instant, Known)>>,
     capacity: usize,
 }
 
 impl std::fmt::Debug for Remote {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Remote").field("capacity", &self.capacity).finish_non_exhaustive()
+    }
+}
+
+/// Addresses that no pod has for others: of one link, of one machine, of groups.
+#[must_use]
+pub const fn may_be_pod(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => {
+            !(address.is_loopback()
+                || address.is_link_local()
+                || address.is_multicast()
+                || address.is_unspecified()
+                || address.is_broadcast())
+        }
+        IpAddr::V6(address) => {
+            !(address.is_loopback()
+                || address.is_unicast_link_local()
+                || address.is_multicast()
+                || address.is_unspecified())
+        }
     }
 }
 
@@ -103,45 +181,65 @@ impl Remote {
         Self { lookup, known: Mutex::default(), capacity }
     }
 
-    fn known(&self) -> MutexGuard<'_, HashMap<IpAddr, (Instant, Option<Identity>)>> {
+    fn known(&self) -> MutexGuard<'_, HashMap<IpAddr, (Instant, Known)>> {
         // Nothing is left half done under this lock.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Names that are not known can be asked for.
+    #[must_use]
+    pub fn asks(&self) -> bool {
+        self.lookup.is_some()
     }
 
     /// The pod behind an address, if it is known now; asks for it if not.
     pub fn get(&self, address: IpAddr, now: Instant) -> Option<Identity> {
         let lookup = self.lookup.as_ref()?;
+        if !may_be_pod(address) {
+            return None;
+        }
+        let stands =
+            |(since, known): &(Instant, Known)| now.saturating_duration_since(*since) < known.stands();
         {
-            let mut known = self.known();
-            match known.get(&address) {
-                Some((since, identity)) if now.saturating_duration_since(*since) < KEEP => {
-                    return identity.clone();
-                }
-                _ => {}
+            let mut all = self.known();
+            let before = all.get(&address);
+            if let Some(entry) = before.filter(|entry| stands(entry)) {
+                return entry.1.identity();
             }
-            if known.len() >= self.capacity {
-                known.retain(|_, (since, _)| now.saturating_duration_since(*since) < KEEP);
+            let again = matches!(before, Some((_, Known::Nobody { .. })));
+            if all.len() >= self.capacity {
+                all.retain(|_, entry| stands(entry));
             }
-            if known.len() >= self.capacity {
+            if all.len() >= self.capacity {
                 return None;
             }
-            known.insert(address, (now, None));
+            all.insert(address, (now, Known::Asked { again }));
         }
-        lookup.request(address);
+        if !lookup.request(address) {
+            self.known().remove(&address);
+        }
         None
     }
 
-    /// Takes an answer over; one that nobody asked for is ignored.
+    /// Takes an answer over; `None`: it is no pod's. One that nobody asked for is ignored.
     pub fn learn(&self, address: IpAddr, identity: Option<Identity>, now: Instant) {
         if let Some(entry) = self.known().get_mut(&address) {
-            *entry = (now, identity);
+            let twice = matches!(entry.1, Known::Asked { again: true });
+            *entry = (now, identity.map_or(Known::Nobody { twice }, Known::Pod));
+        }
+    }
+
+    /// The question could not be answered.
+    pub fn unanswered(&self, address: IpAddr, now: Instant) {
+        if let Some(entry) = self.known().get_mut(&address) {
+            *entry = (now, Known::Unanswered);
         }
     }
 
     /// The pod behind an address if an answer is there, without asking.
     #[must_use]
     pub fn peek(&self, address: IpAddr) -> Option<Identity> {
-        self.known().get(&address)?.1.clone()
+        self.known().get(&address)?.1.identity()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -12,9 +12,10 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::sys::socket::{setsockopt, sockopt};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use tokio::sync::Semaphore;
 use tracing::{debug, error, info};
 
@@ -25,6 +26,8 @@ mod routes;
 
 /// Connections at a time, for each listener; more wait to be accepted.
 const CONNECTIONS: usize = 32;
+/// Connections that the kernel keeps until they are accepted.
+const BACKLOG: u32 = 128;
 /// How long a client may take to ask, the first time and again.
 const ASK: Duration = Duration::from_secs(15);
 /// How long a connection of the address for scrapes may last: a scraper opens another one.
@@ -133,11 +136,29 @@ async fn unix(listener: UnixListener, service: Arc<Service>) {
     }
 }
 
+/// `[::]` is every address of both families, whatever the node's default is; where the kernel has no IPv6, of IPv4.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let everywhere = address.ip() == Ipv6Addr::UNSPECIFIED;
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+    let socket = match socket {
+        Err(error) if everywhere && error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+            return listen((Ipv4Addr::UNSPECIFIED, address.port()).into());
+        }
+        socket => socket?,
+    };
+    if everywhere {
+        setsockopt(&socket, sockopt::Ipv6V6Only, &false)?;
+    }
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
 async fn tcp(address: SocketAddr, service: Arc<Service>) {
     let mut told = false;
     // The agent before this one may still be going.
     let listener = loop {
-        match TcpListener::bind(address).await {
+        match listen(address) {
             Ok(listener) => break listener,
             Err(error) => {
                 if !told {

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use enforcer_common::Mode;
 use enforcer_tests::cluster::{Cluster, NODE_NAME, apply, report};
+use enforcer_tests::lab::Running;
 use enforcer_tests::{Lab, Pod, Topology, poll};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use kube::Client;
@@ -37,13 +38,19 @@ struct Arguments {
     /// Policy changes to measure
     #[arg(long, default_value_t = 200)]
     changes: usize,
+    /// Clients with interfaces of their own, as pods of another node, that connect to a pod of this one
+    #[arg(long, default_value_t = 20)]
+    clients: u8,
+    /// Seconds of their traffic
+    #[arg(long, default_value_t = 60)]
+    traffic: u64,
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     // One pod with an interface, whose policy is changed; all others are objects.
     let target = Pod::meshed("team-0", "target", 10);
-    let lab = Lab::with(Topology::default(), vec![target])?;
+    let mut lab = Lab::with(Topology::default(), vec![target])?;
     let cluster = Cluster::start(&lab)?;
     cluster.install(&["v1"])?;
     let start = Instant::now();
@@ -91,7 +98,46 @@ fn main() -> Result<()> {
     };
     println!("{:<42}{:>10.0} ms", "policy change to the map, median", at(0.5));
     println!("{:<42}{:>10.0} ms", "policy change to the map, 99th percentile", at(0.99));
+    traffic(&mut lab, &cluster, &agent, &arguments, idle)?;
     println!("{:<42}{:>10.1} MiB", "resident memory at the end", memory(agent.pid(), "VmRSS")?);
+    Ok(())
+}
+
+/// Plaintext connections from pods of another node, whose names the agent asks for. `idle`: requests a minute without it.
+fn traffic(
+    lab: &mut Lab,
+    cluster: &Cluster,
+    agent: &Running,
+    arguments: &Arguments,
+    idle: f64,
+) -> Result<()> {
+    let (server, _records) = lab.sidecar("target", 8080)?;
+    let url = format!("http://{}:8080", lab.pod("target").v4());
+    let mut clients = Vec::new();
+    for number in 0..arguments.clients {
+        let pod = Pod::new("team-1", &format!("client-{number}"), 100 + number);
+        lab.add_pod(pod.clone())?;
+        cluster.add_pod(&pod, "node-b", &pod.addresses())?;
+        let script =
+            format!("while :; do curl -s -o /dev/null -m 5 -w '%{{http_code}}\\n' {url}; sleep 0.5; done");
+        clients.push(lab.spawn(&pod.name, ["sh", "-c", &script])?);
+    }
+    let connections = || clients.iter().map(|client| client.output().lines().count()).sum::<usize>();
+    let (count, asked) = (connections(), requests(cluster)?);
+    let (cpu, start) = (ticks(agent.pid())?, Instant::now());
+    std::thread::sleep(Duration::from_secs(arguments.traffic));
+    let time = start.elapsed();
+    let used = (ticks(agent.pid())? - cpu) / time.as_secs_f64();
+    #[expect(clippy::cast_precision_loss, reason = "small")]
+    let rate = (connections() - count) as f64 / time.as_secs_f64();
+    println!("{:<42}{rate:>10.1} per second", "connections to a pod of the node");
+    println!("{:<42}{:>10.3} % of a core", "processor time meanwhile", used * 100.0);
+    let asked = per_minute(requests(cluster)? - asked, time) - idle;
+    println!("{:<42}{:>10.1} per minute", "requests to the API server meanwhile", asked.max(0.0));
+    let names = cluster.asked(|uri| uri.contains("status.podIP"))?.len();
+    println!("{:<42}{names:>10}", "of them for the names of clients, in all");
+    ensure!(names >= arguments.clients.into(), "{names} names were asked for");
+    drop(server);
     Ok(())
 }
 

@@ -123,3 +123,19 @@ pub fn get(stream: &mut (impl Read + Write), host: &str) -> Result<String> {
     stream.read_exact(&mut body)?;
     Ok(String::from_utf8(body)?)
 }
+
+impl Lab {
+    /// One request from a pod to another as its sidecar would make it: its own certificate, and Istio's own ALPN.
+    ///
+    /// # Errors
+    /// When it is not served.
+    pub fn mesh_get(&self, from: &str, to: &str, port: u16) -> Result<()> {
+        let shape = Shape::default();
+        let mut config = ClientConfig::clone(&*config(self, from, shape)?);
+        config.alpn_protocols = vec![b"istio-peer-exchange".to_vec(), b"istio".to_vec()];
+        let stream = self.connect(from, self.address(to, port, false))?;
+        let host = self.pod(to).host();
+        get(&mut start(stream, Arc::new(config), &host, shape)?, &host)?;
+        Ok(())
+    }
+}

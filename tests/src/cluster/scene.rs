@@ -27,11 +27,19 @@ impl KubeScene {
     /// # Errors
     /// When something does not come up.
     pub fn new(versions: &[&str]) -> Result<Self> {
+        Self::with(versions, &[])
+    }
+
+    /// The same with more arguments for the agent.
+    ///
+    /// # Errors
+    /// As [`KubeScene::new`].
+    pub fn with(versions: &[&str], more: &[&str]) -> Result<Self> {
         let lab = Lab::new()?;
         let cluster = Cluster::start(&lab)?;
         cluster.install(versions)?;
         cluster.describe(&lab)?;
-        let agent = cluster.agent(&lab, &[])?;
+        let agent = cluster.agent(&lab, more)?;
         Ok(Self { agent, cluster, lab })
     }
 
@@ -79,7 +87,15 @@ impl KubeScene {
     /// # Errors
     /// When that does not come within half a minute.
     pub fn wait_followed(&self, plural: &str, followed: bool) -> Result<()> {
-        poll::until(&format!("{plural} to be followed: {followed}"), Duration::from_secs(30), || {
+        self.wait_followed_within(plural, followed, Duration::from_secs(30))
+    }
+
+    /// The same within `limit`.
+    ///
+    /// # Errors
+    /// When it does not come.
+    pub fn wait_followed_within(&self, plural: &str, followed: bool, limit: Duration) -> Result<()> {
+        poll::until(&format!("{plural} to be followed: {followed}"), limit, || {
             let kind = self.kind(plural)?;
             ensure!(kind.failing_since.is_none() == followed, "{kind:?}");
             Ok(())

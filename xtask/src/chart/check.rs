@@ -35,6 +35,8 @@ fn refused() -> Vec<(&'static str, Value)> {
         ),
         ("a map size without entries", json!({"agent": {"mapSize": ["FLOWS"]}})),
         ("a digest that is none", json!({"image": {"digest": "sha256:1234"}})),
+        ("a name to listen at", json!({"metrics": {"address": "localhost"}})),
+        ("an address with its port", json!({"metrics": {"address": "127.0.0.1:9464"}})),
         ("a misspelt value", json!({"podmonitor": {"enabled": true}})),
     ]
 }
@@ -49,6 +51,8 @@ pub(crate) fn check() -> Result<u64> {
     flags()?;
     passed += 1;
     values_become_arguments()?;
+    passed += 1;
+    probes_find_the_agent()?;
     passed += 1;
     for (what, values) in refused() {
         ensure!(render(&values).is_err(), "the schema of the values accepts {what}: {values}");
@@ -129,6 +133,36 @@ fn values_become_arguments() -> Result<()> {
         );
     }
     ensure!(!text.contains("--log-format"), "a value of null must leave the flag out");
+    Ok(())
+}
+
+/// The probes ask where the agent listens.
+fn probes_find_the_agent() -> Result<()> {
+    for (address, listens, host) in [
+        ("::", "[::]", None),
+        ("[::]", "[::]", None),
+        ("0.0.0.0", "0.0.0.0", None),
+        ("127.0.0.1", "127.0.0.1", Some("127.0.0.1")),
+        ("::1", "[::1]", Some("::1")),
+        ("[fd00::7]", "[fd00::7]", Some("fd00::7")),
+    ] {
+        let rendered = render(&json!({"metrics": {"address": address}}))?;
+        let (_, text) = rendered
+            .iter()
+            .find(|(name, _)| name == "daemonset.yaml")
+            .context("the chart has no daemonset.yaml")?;
+        let count = |line: &str| text.lines().filter(|found| found.trim() == line).count();
+        ensure!(
+            count(&format!("- \"--metrics-address={listens}:9464\"")) == 1,
+            "metrics.address {address} gives no address to listen at"
+        );
+        let hosts = text.lines().filter(|line| line.trim().starts_with("host:")).count();
+        let wanted = host.map_or(0, |host| count(&format!("host: \"{host}\"")));
+        ensure!(
+            hosts == wanted && wanted == if host.is_some() { 2 } else { 0 },
+            "with metrics.address {address} the probes ask elsewhere"
+        );
+    }
     Ok(())
 }
 

@@ -19,6 +19,16 @@ const PATIENCE: Duration = Duration::from_mins(2);
 /// What is started, in the order in which one needs the other.
 const DAEMONS: [&str; 4] = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"];
 
+/// What is read of it, and how: tests ask whether that is cheap.
+const AUDIT: &str = "apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+  - level: Metadata
+    verbs: [list, watch]
+  - level: None
+";
+
 /// Controllers that the API alone is odd without: namespaces go away, service accounts and their tokens come.
 pub(crate) const FEW_CONTROLLERS: &str =
     "namespace,serviceaccount,serviceaccount-token,root-ca-cert-publisher,garbagecollector,podgc";
@@ -87,6 +97,8 @@ impl ControlPlane {
         let server = self.url("https", self.port);
         pki.kubeconfig("admin", "/O=system:masters/CN=admin", &server, &self.kubeconfig())?;
         self.start("etcd", &self.etcd())?;
+        let audit = self.folder.join("audit.yaml");
+        fs::write(&audit, AUDIT).with_context(|| format!("cannot write {}", audit.display()))?;
         self.start("kube-apiserver", &self.api_server(&pki))?;
         self.wait()?;
         if let Some(controllers) = &self.controllers {
@@ -152,6 +164,8 @@ impl ControlPlane {
             flag("service-account-key-file", file("sa.pub")),
             flag("authorization-mode", "Node,RBAC"),
             flag("allow-privileged", true),
+            flag("audit-policy-file", self.folder.join("audit.yaml").display()),
+            flag("audit-log-path", self.folder.join("audit.log").display()),
         ];
         arguments.extend(self.without_admission.map(|names| flag("disable-admission-plugins", names)));
         arguments

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 
+use self::config::Network;
 use super::binaries::{self, Part};
 use super::control_plane::{ControlPlane, down as plane_down, flag};
 use super::daemon::Daemon;
@@ -57,6 +58,9 @@ pub(crate) struct UpOptions {
     /// Archive of an image that the node gets; may be given several times
     #[arg(long, value_name = "FILE")]
     image: Vec<PathBuf>,
+    /// How pods are connected
+    #[arg(long, value_enum, default_value_t)]
+    network: Network,
 }
 
 /// Runs the task.
@@ -65,7 +69,7 @@ pub(crate) fn run(task: &Task) -> Result<()> {
     match task {
         Task::Up(options) => {
             let node = options.place.node()?;
-            if let Err(error) = node.up(&options.image) {
+            if let Err(error) = node.up(&options.image, options.network) {
                 // What half a node left would stop the next one.
                 node.down()?;
                 return Err(error);
@@ -111,7 +115,7 @@ impl Node {
         Daemon { folder: &self.plane.folder, name: "unshare" }
     }
 
-    fn up(&self, images: &[PathBuf]) -> Result<()> {
+    fn up(&self, images: &[PathBuf], network: Network) -> Result<()> {
         if self.daemon().pid().is_some() {
             bail!("the node {} is up: end it first (`cargo xtask kube node down`)", self.name);
         }
@@ -135,7 +139,7 @@ impl Node {
             .with_context(|| format!("cannot create {}", self.folder.display()))?;
         let subject = format!("/O=system:nodes/CN=system:node:{NODE}");
         pki.kubeconfig("node", &subject, &server, &self.folder.join("node.kubeconfig"))?;
-        config::write(&self.folder, &self.plane.programs, &self.name, &pki.path("ca.crt"))?;
+        config::write(&self.folder, &self.plane.programs, &self.name, &pki.path("ca.crt"), network)?;
         cgroups::make(&self.name)?;
         let pause = self.pause()?;
         self.start(std::iter::once(&pause).chain(images))?;

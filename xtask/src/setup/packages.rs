@@ -14,6 +14,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("bpftool", "bpftool"),
     ("ethtool", "ethtool"),
     ("tcpdump", "tcpdump"),
+    ("nft", "nftables"),
     ("python3", "python3"),
     ("pip3", "python3-pip"),
     ("nginx", "nginx-light"),

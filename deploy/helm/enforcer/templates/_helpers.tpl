@@ -45,3 +45,22 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- end }}
 {{- end }}
+
+{{- /* Where metrics and health are served: an IPv6 address is written in brackets before a port. */ -}}
+{{- define "enforcer.bind" -}}
+{{- $address := trimAll "[]" .Values.metrics.address -}}
+{{ if contains ":" $address }}{{ printf "[%s]" $address }}{{ else }}{{ $address }}{{ end }}
+{{- end }}
+
+{{- /* The kubelet asks at the pod's address, which is the node's, unless it is told another one. */ -}}
+{{- define "enforcer.probeHost" -}}
+{{- $address := trimAll "[]" .Values.metrics.address -}}
+{{- if not (has $address (list "::" "0.0.0.0")) -}}
+host: {{ $address | quote }}
+{{- end }}
+{{- end }}
+
+{{- /* How commands from outside find the agents, where that is not the default. */ -}}
+{{- define "enforcer.remote" -}}
+{{- if ne .Release.Namespace "enforcer-system" }} --agent-namespace {{ .Release.Namespace }}{{ end }}
+{{- end }}

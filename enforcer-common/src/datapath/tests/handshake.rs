@@ -116,8 +116,7 @@ fn data_of_a_syn_is_trimmed() {
 #[test]
 fn what_is_over_of_the_pods_own_makes_room_and_still_passes() {
     let own = |talk: &Conversation| {
-        let (live, over) =
-            (talk.model.outbound_entry(&talk.key), talk.model.outbound_ended_entry(&talk.key));
+        let (live, over) = (talk.model.outbound_entry(&talk.key), talk.model.outbound_ended_entry(&talk.key));
         (live.is_some(), over.is_some())
     };
     let talk = Conversation::new(Mode::STRICT);

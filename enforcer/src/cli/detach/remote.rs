@@ -27,11 +27,18 @@ pub struct RemoteArgs {
     #[arg(long, env = "ENFORCER_CONTEXT", value_name = "NAME")]
     pub context: Option<String>,
     /// Namespace of the agents.
-    #[arg(long, default_value = "enforcer-system", value_name = "NAMESPACE", requires = "kube")]
+    #[arg(
+        long = "agent-namespace",
+        alias = "namespace",
+        default_value = "enforcer-system",
+        value_name = "NAMESPACE",
+        requires = "kube"
+    )]
     pub namespace: String,
     /// Labels of the agents' pods.
     #[arg(
-        long,
+        long = "agent-selector",
+        alias = "selector",
         default_value = "app.kubernetes.io/name=enforcer",
         value_name = "LABEL=VALUE,…",
         requires = "kube"
@@ -48,13 +55,13 @@ pub(super) async fn announce(args: &RemoteArgs) -> anyhow::Result<()> {
     let pods: Api<Pod> = Api::namespaced(access.client()?, &args.namespace);
     let list = pods.list(&ListParams::default().labels(&args.selector)).await.with_context(|| {
         format!(
-            "cannot list the pods of namespace {}: give --namespace and the right to list pods",
+            "cannot list the pods of namespace {}: give --agent-namespace and the right to list pods",
             args.namespace
         )
     })?;
     ensure!(
         !list.items.is_empty(),
-        "no pod in namespace {} has the labels {}: give --namespace and --selector of the agents",
+        "no pod in namespace {} has the labels {}: give --agent-namespace and --agent-selector",
         args.namespace,
         args.selector
     );

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use enforcer_common::map::{Flow as Entry, FlowKey, FlowState};
-use enforcer_common::{Reason, Verdict};
+use enforcer_common::{Direction, Reason, Verdict};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::agent::monotonic_ns;
@@ -37,7 +37,11 @@ fn flow(node: &Node, epoch: Timestamp, key: &FlowKey, entry: &Entry) -> Flow {
     let after = SignedDuration::try_from(Duration::from_nanos(then)).unwrap_or(SignedDuration::ZERO);
     let address = IpAddr::from(key.pod);
     let endpoint = node.state.endpoints.iter().find(|endpoint| endpoint.address == address);
-    let decision = endpoint.filter(|endpoint| endpoint.workload == entry.workload).and_then(|endpoint| {
+    // Judged by an earlier policy: which one is not known any more.
+    let judged_by = endpoint.filter(|endpoint| {
+        (endpoint.workload, endpoint.generation) == (entry.workload, Some(entry.generation))
+    });
+    let decision = judged_by.and_then(|endpoint| {
         let of_port = endpoint.decided_by.iter().rfind(|decision| decision.port == Some(key.pod_port));
         of_port.or_else(|| endpoint.decided_by.iter().rfind(|decision| decision.port.is_none()))
     });
@@ -52,7 +56,7 @@ fn flow(node: &Node, epoch: Timestamp, key: &FlowKey, entry: &Entry) -> Flow {
     let refused = matches!(entry.verdict, Verdict::RESET | Verdict::DROP | Verdict::WOULD_RESET);
     Flow {
         time: epoch.checked_add(after).unwrap_or(epoch),
-        direction: Word::Borrowed("to_pod"),
+        direction: Word::Borrowed(direction(entry)),
         client,
         pod,
         class: Word::Borrowed(class(entry)),
@@ -81,6 +85,18 @@ fn name(node: &Node, peer: &mut Peer, workload: u32) {
     peer.namespace = Some(namespace.into());
     peer.pod = Some(name.into());
     peer.workload = Some(node.state.owners.get(pod).map_or(name, String::as_str).into());
+}
+
+/// Which packet decided. The table does not tell; most reasons do.
+fn direction(entry: &Entry) -> &'static str {
+    match entry.reason {
+        Reason::SERVER_FIRST | Reason::SERVER_NOT_TLS => Direction::FROM_POD.name(),
+        Reason::PLAINTEXT_PERMITTED if entry.fault == Reason::SERVER_FIRST => Direction::FROM_POD.name(),
+        Reason::TLS | Reason::MESH_TLS | Reason::PLAINTEXT | Reason::PLAINTEXT_PERMITTED => {
+            Direction::TO_POD.name()
+        }
+        _ => "unknown",
+    }
 }
 
 /// What the client speaks, as far as the table tells.

@@ -1,5 +1,6 @@
 //! Running the command line beside an agent: `exec` in its pod.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -9,6 +10,7 @@ use kube::api::{Api, AttachParams, AttachedProcess, ListParams};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use super::RemoteArgs;
+use super::missing::{self, Missing};
 use crate::cli::EXIT_USAGE;
 use crate::source::kube::Access;
 
@@ -30,9 +32,12 @@ pub struct Answer {
 
 /// The agents of a cluster.
 pub struct Agents {
+    client: kube::Client,
     pods: Api<Pod>,
     /// Node and pod, by node.
     found: Vec<(String, String)>,
+    /// Nodes without one.
+    missing: Missing,
 }
 
 impl Agents {
@@ -41,8 +46,11 @@ impl Agents {
     /// # Errors
     /// When the cluster cannot be asked, or there are none.
     pub async fn find(access: Access, args: &RemoteArgs) -> anyhow::Result<Self> {
-        let pods: Api<Pod> = Api::namespaced(access.client()?, &args.namespace);
-        let list = pods.list(&ListParams::default().labels(&args.selector)).await.with_context(|| {
+        let client = access.client()?;
+        let pods: Api<Pod> = Api::namespaced(client.clone(), &args.namespace);
+        let query = ListParams::default().labels(&args.selector);
+        let list = tokio::time::timeout(PATIENCE, pods.list(&query)).await;
+        let list = list.context("the API server does not answer in time")?.with_context(|| {
             format!(
                 "cannot list the agents in namespace {}: give --agent-namespace and the right to list pods",
                 args.namespace
@@ -61,7 +69,29 @@ impl Agents {
             args.namespace,
             args.selector
         );
-        Ok(Self { pods, found })
+        let nodes: BTreeSet<&str> = found.iter().map(|(node, _)| node.as_str()).collect();
+        let missing = match args.node {
+            Some(_) => Missing::default(),
+            None => missing::find(&client, args, &nodes).await,
+        };
+        Ok(Self { client, pods, found, missing })
+    }
+
+    /// How the cluster is asked.
+    #[must_use]
+    pub fn client(&self) -> kube::Client {
+        self.client.clone()
+    }
+
+    /// The nodes with an agent.
+    pub fn nodes(&self) -> impl Iterator<Item = &str> {
+        self.found.iter().map(|(node, _)| node.as_str())
+    }
+
+    /// Nodes of the cluster that have no agent to ask.
+    #[must_use]
+    pub const fn missing(&self) -> &Missing {
+        &self.missing
     }
 
     /// Asks all of them, at once.

@@ -1,6 +1,7 @@
 use clap::Parser;
 
-use super::{Form, RemoteArgs, form, is_plugin, remote, words};
+use super::{Answer, Form, RemoteArgs, form, is_plugin, readiness, remote, silent, words};
+use crate::telemetry::readiness::Absent;
 
 #[derive(Parser)]
 struct Root {
@@ -61,4 +62,32 @@ fn the_name_of_the_program_makes_it_a_plugin() {
     assert!(is_plugin(Some(&"/usr/local/bin/kubectl-enforcer".into())));
     assert!(!is_plugin(Some(&"/usr/local/bin/enforcer".into())));
     assert!(!is_plugin(None));
+}
+
+#[test]
+fn a_node_that_gave_no_answer_is_merged_as_such() {
+    let answer = |node: &str, said: Result<&str, &str>, code| Answer {
+        node: node.to_owned(),
+        said: said.map(str::to_owned).map_err(|error| anyhow::anyhow!("{error}")),
+        complained: "nothing is pinned".to_owned(),
+        code,
+    };
+    let answers = [answer("a", Ok("{}"), 1), answer("b", Err("no way"), 2), answer("c", Ok(""), 2)];
+    let silent = silent(&answers);
+    assert_eq!(silent.get("b").map(String::as_str), Some("no way"));
+    assert_eq!(silent.get("c").map(String::as_str), Some("its agent says: nothing is pinned"));
+    assert_eq!(silent.len(), 2);
+    let absent = [Absent { node: "b".into(), why: "no way".into(), workloads: None }];
+    let mut line = Vec::new();
+    let words = vec!["readiness".to_owned(), "--min-watched=1h".to_owned()];
+    let code = readiness(&answers, &absent, words, |merged| {
+        line = merged;
+        Ok(std::process::ExitCode::SUCCESS)
+    });
+    assert!(code.is_ok());
+    assert_eq!(line[..3], ["enforcer", "readiness", "--min-watched=1h"]);
+    assert_eq!(line[3], r#"--absent={"node":"b","why":"no way","workloads":null}"#);
+    assert_eq!((line[4].as_str(), line.len()), ("--merge", 6));
+    let none = readiness(&answers[1..], &[], Vec::new(), |_| unreachable!("nothing to merge"));
+    assert!(none.expect_err("no answer").to_string().contains("node b (no way)"));
 }

@@ -6,13 +6,16 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use enforcer_common::Mode;
 use serde::Serialize;
 
-use super::{Reading, load, nothing_read, warn};
+use super::{Reading, all_read, load, plural, warn};
 use crate::cli::EXIT_NO;
 use crate::cli::output::{OutputFormat, print_json, print_table, table};
 use crate::object::{Map, ObjectName};
-use crate::policy::diff::{Change, Side, Subject, diff};
+use crate::policy::age;
+use crate::policy::diff::{Change, Comparison, Side, Subject, diff};
+use crate::policy::problem::Problem;
 use crate::source::manifest::Loaded;
 
 /// Arguments of `enforcer policy diff`.
@@ -29,7 +32,7 @@ pub(super) struct Args {
     manifests: Vec<PathBuf>,
     #[command(flatten)]
     reading: Reading,
-    /// Exit with 1 when a mode changes.
+    /// Exit with 1 when a mode changes, as always when a document of the new side is refused.
     #[arg(long)]
     exit_code: bool,
     /// Form of the output.
@@ -42,6 +45,10 @@ pub(super) struct Report {
     changes: Vec<Entry>,
     /// Pods that were compared; 0 when none was given and `labels` stand for them.
     pods: usize,
+    /// Pods that were left out, because no policy is held there on either side.
+    left_out: usize,
+    /// Why documents of the new side are refused. Their objects were compared as they are on the old side.
+    refused: Vec<Problem>,
 }
 
 #[derive(Serialize, schemars::JsonSchema)]
@@ -56,8 +63,10 @@ struct Entry {
     port: Option<u16>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     except: Vec<u16>,
-    old: &'static str,
-    new: &'static str,
+    /// `None` where no policy is held.
+    old: Option<&'static str>,
+    /// `None` where no policy is held.
+    new: Option<&'static str>,
     old_policy: Option<String>,
     new_policy: Option<String>,
 }
@@ -76,8 +85,8 @@ impl From<&Change> for Entry {
             labels,
             port: change.port,
             except: change.except.clone(),
-            old: change.old.name(),
-            new: change.new.name(),
+            old: change.old.map(Mode::name),
+            new: change.new.map(Mode::name),
             old_policy: text(&change.old_policy),
             new_policy: text(&change.new_policy),
         }
@@ -91,35 +100,64 @@ fn side(path: &Path, common: &[PathBuf]) -> anyhow::Result<Loaded> {
         fs::metadata(path).with_context(|| format!("{} cannot be read; check the path", path.display()))?;
     }
     let loaded = load(&paths);
-    nothing_read(&loaded)?;
-    for problem in &loaded.problems {
-        warn(problem)?;
+    all_read(&loaded)?;
+    for warning in loaded.warnings.iter().filter(|warning| matches!(warning.rule, "folder-skipped" | "empty"))
+    {
+        warn(warning)?;
     }
     Ok(loaded)
 }
 
+/// Gives both sides what a cluster would: times to policies that have none, and to the new side the old version of what is
+/// refused there.
+fn settle(old: &mut Loaded, new: &mut Loaded) {
+    let mut known = new.dated.clone();
+    known.extend(old.dated.clone());
+    let refused = |name: &ObjectName| new.refused.contains(&format!("PeerAuthentication {name}"));
+    for (name, policy) in &old.objects.policies {
+        if new.nameless || refused(name) {
+            new.objects.policies.entry(name.clone()).or_insert_with(|| policy.clone());
+        }
+    }
+    for side in [old, new] {
+        age::settle(&mut side.objects, &known);
+    }
+}
+
 /// Runs the subcommand.
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let old = side(&args.old, &args.manifests)?;
-    let new = side(&args.new, &args.manifests)?;
+    let mut old = side(&args.old, &args.manifests)?;
+    let mut new = side(&args.new, &args.manifests)?;
+    settle(&mut old, &mut new);
+    for problem in &old.problems {
+        warn(problem)?;
+    }
+    for problem in &new.problems {
+        writeln!(io::stderr(), "refused: {problem}; its object is compared as it is on the old side")?;
+    }
     let (before, after) = (args.reading.composer(&old), args.reading.composer(&new));
-    let (changes, compared) = diff(
+    let found = diff(
         Side { objects: &old.objects, composer: &before },
         Side { objects: &new.objects, composer: &after },
     );
     let with_pods = !old.objects.pods.is_empty() || !new.objects.pods.is_empty();
+    let refused = !new.problems.is_empty();
+    let no = refused || (args.exit_code && !found.changes.is_empty());
     match args.output {
         OutputFormat::Json => print_json(&Report {
-            changes: changes.iter().map(Entry::from).collect(),
-            pods: if with_pods { compared } else { 0 },
+            changes: found.changes.iter().map(Entry::from).collect(),
+            pods: if with_pods { found.compared } else { 0 },
+            left_out: found.left_out,
+            refused: new.problems,
         })?,
-        OutputFormat::Table => print(&changes, with_pods, compared)?,
+        OutputFormat::Table => print(&found, with_pods)?,
     }
-    let no = args.exit_code && !changes.is_empty();
     Ok(if no { ExitCode::from(EXIT_NO) } else { ExitCode::SUCCESS })
 }
 
-fn print(changes: &[Change], with_pods: bool, compared: usize) -> io::Result<()> {
+fn print(found: &Comparison, with_pods: bool) -> io::Result<()> {
+    let changes = &found.changes;
+    let mode = |mode: Option<Mode>| mode.map_or_else(|| "not held".to_owned(), |mode| mode.to_string());
     let mut rows = table(["POD", "PORT", "OLD", "NEW", "POLICY BEFORE", "POLICY AFTER"]);
     for change in changes {
         let subject = match &change.subject {
@@ -142,8 +180,8 @@ fn print(changes: &[Change], with_pods: bool, compared: usize) -> io::Result<()>
         rows.add_row([
             subject,
             change.port.map_or_else(others, |port| port.to_string()),
-            change.old.to_string(),
-            change.new.to_string(),
+            mode(change.old),
+            mode(change.new),
             named(&change.old_policy),
             named(&change.new_policy),
         ]);
@@ -153,7 +191,11 @@ fn print(changes: &[Change], with_pods: bool, compared: usize) -> io::Result<()>
         writeln!(io::stdout())?;
     }
     let what = if with_pods {
-        format!("{compared} pods compared")
+        let left_out = match found.left_out {
+            0 => String::new(),
+            count => format!(", {count} left out where no policy is held"),
+        };
+        format!("{}{left_out}", plural(found.compared, "pod") + " compared")
     } else {
         "no pods given, so each selector stands for a pod with its labels (add pods with --manifests)"
             .to_owned()

@@ -8,13 +8,13 @@ use std::process::ExitCode;
 use anyhow::{Context as _, bail};
 use serde::Serialize;
 
-use super::{Reading, ask_agent, load, nothing_read, warn};
+use super::{Reading, all_read, ask_agent, load, warn};
 use crate::agent::state::State;
 use crate::cli::output::{OutputFormat, print_json, print_table, table};
 use crate::object::{Map, ObjectName, Pod};
 use crate::policy::compose::{Effective, Level};
 use crate::policy::explain::{Explanation, Ruling, explain};
-use crate::policy::membership::{ExemptPorts, Membership, exempt_ports, membership};
+use crate::policy::membership::{ExemptPorts, MESH_PORTS, Membership, exempt_ports, membership};
 use crate::policy::problem::Problem;
 use crate::source::document::distance;
 use crate::source::manifest::Loaded;
@@ -83,8 +83,6 @@ struct Entry {
     level: &'static str,
     policy: String,
     mode: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    port: Option<u16>,
 }
 
 /// Runs the subcommand.
@@ -97,10 +95,19 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
         (loaded, args.reading.or_of(&state))
     } else {
-        let loaded = load(&args.manifests);
-        nothing_read(&loaded)?;
+        let mut loaded = load(&args.manifests);
+        all_read(&loaded)?;
         if loaded.files.is_empty() && !loaded.incomplete {
             writeln!(io::stderr(), "warning: the folders given hold no *.yaml, *.yml or *.json")?;
+        }
+        for warning in
+            loaded.warnings.iter().filter(|warning| matches!(warning.rule, "folder-skipped" | "empty"))
+        {
+            warn(warning)?;
+        }
+        // What Istio would make of them, as of all the rest: the question is not what gets in.
+        for policy in std::mem::take(&mut loaded.bypassed) {
+            loaded.objects.policies.insert(policy.name.clone(), policy);
         }
         (loaded, args.reading.or_of(&State::default()))
     };
@@ -116,13 +123,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             warn(problem)?;
         }
     }
+    refused_but_read(&loaded, namespace, reading.root_namespace())?;
     let composer = reading.composer(&loaded);
-    let mut explanation = explain(&loaded.objects, &composer, namespace, labels);
-    if let Some(port) = args.port {
-        let effective = &mut explanation.effective;
-        effective.ports.retain(|other, _| *other == port);
-        effective.decided_by.retain(|decision| decision.port.is_none_or(|other| other == port));
-    }
+    let explanation = explain(&loaded.objects, &composer, namespace, labels, args.port);
     match args.output {
         OutputFormat::Json => print_json(&report(pod, &explanation.effective))?,
         OutputFormat::Table => {
@@ -176,6 +179,20 @@ fn find<'a>(loaded: &'a Loaded, name: &ObjectName) -> anyhow::Result<&'a Pod> {
     bail!("no pod {name}; did you mean {}?", close.join(" or "))
 }
 
+/// Says of which refused policies the answer shows what Istio does with them where they got in.
+fn refused_but_read(loaded: &Loaded, namespace: &str, root: &str) -> io::Result<()> {
+    let near = |policy: &&ObjectName| policy.namespace == namespace || policy.namespace == root;
+    for name in loaded.objects.policies.keys().filter(near) {
+        if loaded.refused.contains(&format!("PeerAuthentication {name}")) {
+            writeln!(
+                io::stderr(),
+                "warning: PeerAuthentication {name} is refused by admission; the answer shows what it does where it got in nevertheless"
+            )?;
+        }
+    }
+    Ok(())
+}
+
 /// Whether a refused document could have changed the answer.
 fn matters(problem: &Problem, namespace: &str, root: &str) -> bool {
     let (kind, name) = problem.object.split_once(' ').unwrap_or_default();
@@ -200,7 +217,6 @@ fn report(pod: Option<&Pod>, effective: &Effective) -> Report {
                 level: decision.level.name(),
                 policy: decision.policy.to_string(),
                 mode: decision.mode.name(),
-                port: decision.port,
             })
             .collect(),
     }
@@ -239,7 +255,7 @@ fn print(subject: &str, labels: &Map, explanation: &Explanation, port: Option<u1
     let mut rows = table(["POLICY", "LEVEL", "SAYS", "RESULT"]);
     for ruling in &explanation.rulings {
         let level = ruling.level.map_or("-", Level::name);
-        rows.add_row([ruling.policy.to_string(), level.to_owned(), says(ruling), ruling.outcome.to_string()]);
+        rows.add_row([ruling.policy.to_string(), level.to_owned(), says(ruling), result(ruling, port)]);
     }
     print_table(&rows)?;
     if !explanation.elsewhere.is_empty() {
@@ -253,6 +269,19 @@ fn print(subject: &str, labels: &Map, explanation: &Explanation, port: Option<u1
         )?;
     }
     Ok(())
+}
+
+/// What became of a policy.
+fn result(ruling: &Ruling, port: Option<u16>) -> String {
+    let ports: Vec<_> = ruling.decides.iter().take(8).map(ToString::to_string).collect();
+    match (port, ports.as_slice()) {
+        (Some(_), _) | (None, []) => ruling.outcome.to_string(),
+        (None, [port]) => format!("{}; decides port {port}", ruling.outcome),
+        (None, _) => {
+            let more = if ruling.decides.len() > ports.len() { ", …" } else { "" };
+            format!("{}; decides ports {}{more}", ruling.outcome, ports.join(", "))
+        }
+    }
 }
 
 /// What a policy says, in short: the mode, then the ports.
@@ -282,18 +311,47 @@ fn notes(loaded: &Loaded, pod: &Pod, port: Option<u16>) -> io::Result<()> {
         Membership::NotMeshed => {
             Some("The pod is not in the mesh: nothing holds it to these modes.".to_owned())
         }
-        Membership::Unprotected { namespace } => Some(format!(
-            "The namespace is in the mesh ({namespace}), but the pod has no sidecar and ambient does not hold it: nothing holds it to these modes."
+        Membership::OutsideDataPlane { by } => {
+            Some(format!("The pod keeps the mesh's data plane off ({by}): nothing holds it to these modes."))
+        }
+        Membership::Unprotected { by } => Some(format!(
+            "The pod belongs to the mesh ({by}), but it has no sidecar and ambient does not hold it: nothing holds it to these modes."
         )),
     };
     if let Some(note) = note {
         writeln!(io::stdout(), "\n{note}")?;
     }
-    let ExemptPorts { ports, only } = exempt_ports(pod);
-    let exempt =
-        port.is_some_and(|port| ports.contains(&port) || only.is_some_and(|only| !only.contains(&port)));
-    if exempt {
-        writeln!(io::stdout(), "\nThe mesh never captures this port of the pod: no mode is held there.")?;
+    let exempt = exempt_ports(pod);
+    match port {
+        Some(port) if exempt.contains(port) => {
+            writeln!(io::stdout(), "\nThe mesh never captures this port of the pod: no mode is held there.")
+        }
+        Some(_) => Ok(()),
+        None => print_exempt(&exempt),
     }
-    Ok(())
+}
+
+/// Ports that the pod's annotations keep from its sidecar.
+fn print_exempt(exempt: &ExemptPorts) -> io::Result<()> {
+    let list =
+        |ports: &mut dyn Iterator<Item = &u16>| ports.map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let excluded = list(&mut exempt.ports.iter().filter(|port| !MESH_PORTS.contains(port)));
+    if !excluded.is_empty() {
+        writeln!(
+            io::stdout(),
+            "\nThe pod's annotations keep these ports from the mesh, so that no mode is held there: {excluded}."
+        )?;
+    }
+    match &exempt.only {
+        None => Ok(()),
+        Some(only) if only.is_empty() => writeln!(
+            io::stdout(),
+            "\nThe pod's annotations keep every port from the mesh: no mode is held anywhere."
+        ),
+        Some(only) => writeln!(
+            io::stdout(),
+            "\nThe pod's annotations give these ports alone to the mesh, so that no mode is held at others: {}.",
+            list(&mut only.iter())
+        ),
+    }
 }

@@ -1,5 +1,7 @@
 //! What a change of policies does.
 
+use enforcer_common::Mode;
+
 use super::{Side, Subject, diff};
 use crate::object::Objects;
 use crate::policy::compose::Composer;
@@ -12,12 +14,18 @@ fn objects(text: &str) -> Objects {
 }
 
 fn lines(old: &str, new: &str) -> Vec<String> {
+    compared(old, new).0
+}
+
+/// The changes, how many subjects were compared, and how many were left out.
+fn compared(old: &str, new: &str) -> (Vec<String>, usize, usize) {
     let (old, new) = (objects(old), objects(new));
     let before = Composer::new(old.policies.values(), "root", None);
     let after = Composer::new(new.policies.values(), "root", None);
-    let (changes, _) =
-        diff(Side { objects: &old, composer: &before }, Side { objects: &new, composer: &after });
-    changes
+    let found = diff(Side { objects: &old, composer: &before }, Side { objects: &new, composer: &after });
+    let mode = |mode: Option<Mode>| mode.map_or_else(|| "none".to_owned(), |mode| mode.to_string());
+    let lines = found
+        .changes
         .iter()
         .map(|change| {
             let subject = match &change.subject {
@@ -28,9 +36,10 @@ fn lines(old: &str, new: &str) -> Vec<String> {
             let others = || change.except.iter().fold("*".to_owned(), |text, port| format!("{text}-{port}"));
             let port = change.port.map_or_else(others, |port| port.to_string());
             let policy = change.new_policy.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string);
-            format!("{subject}:{port} {} -> {} by {policy}", change.old, change.new)
+            format!("{subject}:{port} {} -> {} by {policy}", mode(change.old), mode(change.new))
         })
-        .collect()
+        .collect();
+    (lines, found.compared, found.left_out)
 }
 
 const POD: &str = "
@@ -82,4 +91,79 @@ fn without_pods_selectors_stand_for_them() {
             "elsewhere:* PERMISSIVE -> STRICT by root/mesh",
         ]
     );
+}
+
+/// A pod that is meshed, with more metadata and spec.
+fn pod(metadata: &str, spec: &str) -> String {
+    format!(
+        "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: cart, namespace: shop, {metadata}}}, spec: {{{spec}}}}}\n"
+    )
+}
+
+const SIDECAR: &str = "labels: {app: a, security.istio.io/tlsMode: istio}";
+const NAMESPACE: &str = "
+---
+{apiVersion: v1, kind: Namespace, metadata: {name: shop}}
+";
+
+#[test]
+fn pods_at_which_nothing_is_held_are_left_out() {
+    let finished = "---\n{apiVersion: v1, kind: Pod, metadata: {name: cart, namespace: shop}, status: {phase: Succeeded}}\n";
+    for text in [
+        pod(SIDECAR, "hostNetwork: true"),
+        pod("labels: {enforcer.io/enforce: 'false'}", ""),
+        finished.to_owned(),
+        format!("{}{NAMESPACE}", pod("labels: {app: a}", "")),
+    ] {
+        assert_eq!(compared(&text, &format!("{text}{MESH}")), (vec![], 0, 1), "{text}");
+    }
+    // Where the Namespace is not given, the pod may be of a mesh.
+    let unknown = pod("labels: {app: a}", "");
+    assert_eq!(compared(&unknown, &format!("{unknown}{MESH}")).1, 1);
+}
+
+#[test]
+fn ports_that_the_sidecar_does_not_capture_do_not_change() {
+    let ports = "containers: [{ports: [{containerPort: 80}, {containerPort: 90}]}]";
+    let with = |annotation: &str| {
+        let annotation = format!("{SIDECAR}, annotations: {{traffic.sidecar.istio.io/{annotation}}}");
+        let pod = pod(&annotation, ports);
+        lines(&pod, &format!("{pod}{MESH}"))
+    };
+    assert_eq!(
+        with("excludeInboundPorts: '90'"),
+        [
+            "shop/cart:80 PERMISSIVE -> STRICT by root/mesh",
+            "shop/cart:*-90 PERMISSIVE -> STRICT by root/mesh"
+        ]
+    );
+    assert_eq!(with("includeInboundPorts: '90'"), ["shop/cart:90 PERMISSIVE -> STRICT by root/mesh"]);
+    assert!(with("includeInboundPorts: ''").is_empty());
+}
+
+#[test]
+fn a_pod_that_joins_or_leaves_the_mesh_changes() {
+    let (out, inside) = (format!("{}{NAMESPACE}{MESH}", pod("labels: {app: a}", "")), pod(SIDECAR, ""));
+    let inside = format!("{inside}{NAMESPACE}{MESH}");
+    assert_eq!(lines(&out, &inside), ["shop/cart:* none -> STRICT by root/mesh"]);
+    assert_eq!(lines(&inside, &out), ["shop/cart:* STRICT -> none by none"]);
+}
+
+#[test]
+fn a_pod_that_two_selectors_match_is_imagined_too() {
+    let policy = |name: &str, label: &str, mode: &str| {
+        format!(
+            "---\n{{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {{name: {name}, namespace: shop}}, spec: {{selector: {{matchLabels: {{{label}}}}}, mtls: {{mode: {mode}}}}}}}\n"
+        )
+    };
+    let old = policy("b", "app: a", "STRICT") + &policy("c", "tier: web", "PERMISSIVE");
+    // Renamed, it wins over the other one, which only pods with both labels feel.
+    let new = policy("b", "app: a", "STRICT") + &policy("a", "tier: web", "PERMISSIVE");
+    assert_eq!(
+        lines(&old, &new),
+        ["shop{\"app\": \"a\", \"tier\": \"web\"}:* STRICT -> PERMISSIVE by shop/a"]
+    );
+    // Selectors that contradict each other match no pod together.
+    let old = policy("b", "app: a", "STRICT") + &policy("c", "app: b", "PERMISSIVE");
+    assert!(lines(&old, &old.replace("name: c", "name: a")).is_empty());
 }

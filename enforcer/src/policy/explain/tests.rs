@@ -42,7 +42,7 @@ fn every_policy_has_its_reason() {
     let objects = objects();
     let composer = Composer::new(objects.policies.values(), "root", Some("stable"));
     let labels = Map::from([("app".to_owned(), "a".to_owned())]);
-    let explanation = explain(&objects, &composer, "shop", &labels);
+    let explanation = explain(&objects, &composer, "shop", &labels, None);
     let lines: Vec<_> = explanation
         .rulings
         .iter()
@@ -73,10 +73,37 @@ fn pods_of_the_root_namespace_know_the_mesh_policy_alone() {
     let objects = objects();
     let composer = Composer::new(objects.policies.values(), "root", None);
     let labels = Map::from([("app".to_owned(), "a".to_owned())]);
-    let outcomes: Vec<_> = explain(&objects, &composer, "root", &labels)
+    let outcomes: Vec<_> = explain(&objects, &composer, "root", &labels, None)
         .rulings
         .into_iter()
         .map(|ruling| ruling.outcome)
         .collect();
     assert_eq!(outcomes, [Outcome::Decides(enforcer_common::Mode::STRICT), Outcome::RootSelector]);
+}
+
+#[test]
+fn for_one_port_the_entry_decides_and_the_rest_is_overridden() {
+    let objects = objects();
+    let composer = Composer::new(objects.policies.values(), "root", Some("stable"));
+    let labels = Map::from([("app".to_owned(), "a".to_owned())]);
+    let outcomes = |port| {
+        let explanation = explain(&objects, &composer, "shop", &labels, Some(port));
+        let ruling = |name: &str| {
+            let found = explanation.rulings.iter().find(|ruling| ruling.policy.name == name);
+            found.expect("it is listed").outcome.to_string()
+        };
+        [ruling("mesh"), ruling("old"), ruling("b")]
+    };
+    assert_eq!(
+        outcomes(80),
+        [
+            "says STRICT, but for port 80 the entry of shop/b decides",
+            "wins its scope but sets no mode: the wider scope passes through",
+            "decides port 80: STRICT",
+        ]
+    );
+    assert_eq!(outcomes(81)[2], "decides: PERMISSIVE");
+    let all = explain(&objects, &composer, "shop", &labels, None);
+    let winner = all.rulings.iter().find(|ruling| ruling.policy.name == "b").expect("it is listed");
+    assert_eq!(winner.decides, [80]);
 }

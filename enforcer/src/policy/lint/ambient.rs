@@ -4,6 +4,7 @@ use enforcer_common::Mode;
 
 use super::{Linter, object};
 use crate::object::PeerAuthentication;
+use crate::policy::age::NOT_YET;
 use crate::policy::compose::selects;
 
 const RULE: &str = "ambient-differs";
@@ -39,9 +40,7 @@ impl Linter<'_> {
         let own = wide.first().copied();
         let own_mode = own.and_then(|policy| policy.mode);
         let inherited = own_mode.or(mesh) == Some(Mode::STRICT);
-        for pair in wide.windows(2).filter(|pair| pair[0].created == pair[1].created) {
-            self.tie(pair[0], pair[1]);
-        }
+        self.wide_ties(namespace);
         let selecting = self.composer.selecting(namespace);
         for (index, policy) in selecting.iter().enumerate() {
             let (earlier, _) = selecting.split_at(index);
@@ -50,6 +49,17 @@ impl Linter<'_> {
                     self.tie(winner, policy);
                 }
                 continue;
+            }
+            // On pods that both select, ambient takes either one.
+            let agree = |other: &PeerAuthentication| {
+                other
+                    .selector
+                    .iter()
+                    .all(|(key, value)| policy.selector.get(key).is_none_or(|own| own == value))
+            };
+            if let Some(winner) = earlier.iter().find(|other| other.created == policy.created && agree(other))
+            {
+                self.tie(winner, policy);
             }
             let has = |mode| policy.ports.values().any(|entry| *entry == Some(mode));
             let message = match policy.mode {
@@ -80,9 +90,18 @@ impl Linter<'_> {
         }
     }
 
+    /// Policies without selector that are as old as the one that wins.
+    fn wide_ties(&mut self, namespace: &str) {
+        if let Some((winner, losers)) = self.composer.wide(namespace).split_first() {
+            for loser in losers.iter().filter(|loser| loser.created == winner.created) {
+                self.tie(winner, loser);
+            }
+        }
+    }
+
     fn tie(&mut self, winner: &PeerAuthentication, loser: &PeerAuthentication) {
-        // Without times both come from files that never met a cluster, where they will differ.
-        if winner.created.is_some() {
+        // Without times both come from files that never met a cluster, where they may differ.
+        if winner.created.is_some_and(|created| created != NOT_YET) {
             let message = format!(
                 "was created in the same second as {}, and ambient picks either one: remove one",
                 winner.name
@@ -93,7 +112,8 @@ impl Linter<'_> {
 
     /// The mesh policy.
     pub(super) fn ambient_mesh(&mut self) {
-        let root = self.composer.root_namespace();
+        let composer = self.composer;
+        let root = composer.root_namespace();
         let Some(policy) = self.composer.wide(root).first().copied() else {
             return;
         };
@@ -105,6 +125,9 @@ impl Linter<'_> {
             .chain(self.objects.namespaces.keys().map(String::as_str))
             .peekable();
         let possible = names.peek().is_none() || names.any(|namespace| self.may_be_ambient(namespace));
+        if possible {
+            self.wide_ties(root);
+        }
         if possible && self.has_empty_selector(policy) {
             let message = format!(
                 "ambient ignores this mesh policy outside {root}, because its selector is present, though empty: remove the selector"

@@ -1,14 +1,12 @@
-//! Port entries against what the pods and Services declare, and STRICT ports that the API server must reach.
-
-use enforcer_common::Mode;
+//! Port entries against what the pods and Services declare.
 
 use super::Linter;
-use crate::object::{PeerAuthentication, Pod, Service, TargetPort};
+use crate::object::{ObjectName, PeerAuthentication, Pod, Service, TargetPort};
 use crate::policy::compose::selects;
-use crate::policy::membership::{MESH_PORTS, Membership, exempt_ports, membership};
+use crate::policy::membership::{MESH_PORTS, exempt_ports};
 
 /// The port of the pod that a Service's target means.
-fn resolve(target: &TargetPort, pod: Option<&Pod>) -> Option<u16> {
+pub(super) fn resolve(target: &TargetPort, pod: Option<&Pod>) -> Option<u16> {
     match target {
         TargetPort::Number(port) => Some(*port),
         TargetPort::Name(name) => {
@@ -21,11 +19,14 @@ impl Linter<'_> {
     /// The port entries of a policy; `governed` are the pods on which it is the workload policy.
     pub(super) fn ports(&mut self, policy: &PeerAuthentication, governed: &[&Pod]) {
         let namespace = policy.name.namespace.as_str();
+        let first = ObjectName::new(namespace, "");
         let services: Vec<&Service> = self
             .objects
             .services
-            .values()
-            .filter(|service| service.name.namespace == namespace && !service.selector.is_empty())
+            .range(first..)
+            .map(|(_, service)| service)
+            .take_while(|service| service.name.namespace == namespace)
+            .filter(|service| !service.selector.is_empty())
             .filter(|service| {
                 governed.iter().any(|pod| selects(&service.selector, &pod.labels))
                     || (governed.is_empty() && selects(&service.selector, &policy.selector))
@@ -52,6 +53,15 @@ impl Linter<'_> {
                 self.warn(policy, &field, "port-reserved", message);
                 continue;
             }
+            let excluding = governed.iter().find(|pod| exempt_ports(pod).contains(port));
+            if let Some(pod) = excluding {
+                let message = format!(
+                    "the sidecar of pod {} does not capture port {port} (its annotations excludeInboundPorts and includeInboundPorts), so no policy is held there: remove the entry, or capture the port",
+                    pod.name.name
+                );
+                self.warn(policy, &field, "port-excluded", message);
+                continue;
+            }
             if declared.contains(&port) || targets.iter().any(|(.., target)| *target == port) {
                 continue;
             }
@@ -71,44 +81,6 @@ impl Linter<'_> {
                     known.join(", ")
                 );
                 self.warn(policy, &field, "port-not-declared", message);
-            }
-        }
-    }
-
-    /// STRICT ports that the API server calls: it has no mesh certificate.
-    pub(super) fn api_server_clients(&mut self) {
-        for client in &self.objects.api_server_clients {
-            let Some(service) = self.objects.services.get(&client.service) else {
-                continue;
-            };
-            if service.selector.is_empty() {
-                continue;
-            }
-            let pods =
-                self.pods(&service.name.namespace).filter(|pod| selects(&service.selector, &pod.labels));
-            for pod in pods {
-                let target = service.ports.iter().find(|port| port.port == client.port);
-                let Some(port) = target.and_then(|target| resolve(&target.target, Some(pod))) else {
-                    continue;
-                };
-                let namespace = self.objects.namespaces.get(&pod.name.namespace);
-                let exempt = exempt_ports(pod);
-                let captured = matches!(membership(pod, namespace), Membership::Enforced { .. })
-                    && !exempt.ports.contains(&port)
-                    && exempt.only.is_none_or(|only| only.contains(&port));
-                let effective = self.composer.effective(&pod.name.namespace, &pod.labels);
-                if !captured || effective.mode(port) != Mode::STRICT {
-                    continue;
-                }
-                let decider = effective.decision(Some(port)).map(|decision| &decision.policy);
-                let Some(policy) = decider.and_then(|name| self.objects.policies.get(name)) else {
-                    continue;
-                };
-                let message = format!(
-                    "makes port {port} of pods behind Service {} STRICT, but {} makes the API server call it, which has no mesh certificate: add a PERMISSIVE port entry for {port}",
-                    service.name, client.description
-                );
-                self.warn(policy, "", "api-server-locked-out", message);
             }
         }
     }

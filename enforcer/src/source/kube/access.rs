@@ -9,6 +9,9 @@ use thiserror::Error;
 
 /// How long to wait for a connection to the API server.
 const CONNECT: Duration = Duration::from_secs(5);
+/// The same where nothing but its being there is asked for, again and again: an attempt begun while it was away must not
+/// hold up the next one.
+const CONNECT_PULSE: Duration = Duration::from_secs(2);
 
 /// Why a cluster cannot be asked.
 #[derive(Debug, Error)]
@@ -76,6 +79,12 @@ impl Access {
         // Whoever asks has intervals of his own.
         config.default_retry = false;
         Self { config, description }
+    }
+
+    /// The same with little patience.
+    pub(super) fn for_pulse(mut self) -> Self {
+        self.config.connect_timeout = Some(CONNECT_PULSE);
+        self
     }
 
     /// Which cluster it is, in words.

@@ -42,6 +42,11 @@ impl Failure {
         }
     }
 
+    /// The API server does not answer in time.
+    pub(super) fn silent() -> Self {
+        Self::Unreachable("it does not answer in time".to_owned())
+    }
+
     pub(super) fn of(kind: Kind, error: &kube::Error) -> Self {
         match error {
             kube::Error::Api(status) => Self::of_status(kind, status),

@@ -1,7 +1,6 @@
 //! Follows one kind: list, watch, and after every failure the same again, at growing intervals.
 
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,21 +9,19 @@ use kube::Client;
 use kube::api::DynamicObject;
 use kube::runtime::watcher::{Event, watcher};
 use serde_json::Value;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::backoff::Backoff;
 use super::failure::Failure;
 use super::kind::Kind;
+use super::pulse::Pulse;
 use super::store::{Change, Entry};
 use super::{Options, served};
 use crate::object::Origin;
 use crate::source::document;
 use crate::source::manifest::FileContent;
 
-/// The first wait after a failure; each further one is twice as long.
-const SHORTEST: Duration = Duration::from_millis(250);
-/// The longest. Every node waits its own time, by chance.
-const LONGEST: Duration = Duration::from_secs(10);
 /// How long a list may stand still.
 const LIST_PATIENCE: Duration = Duration::from_secs(30);
 /// How long removals of policies are held back to see whether the definition goes with them.
@@ -39,8 +36,7 @@ pub(super) struct Follower {
     pub(super) kind: Kind,
     pub(super) options: Arc<Options>,
     pub(super) tell: mpsc::Sender<Told>,
-    /// Told when a list is complete: the server is back, so others need not wait any longer.
-    pub(super) back: Arc<Notify>,
+    pub(super) pulse: Arc<Pulse>,
 }
 
 /// Nobody listens any more.
@@ -49,25 +45,37 @@ struct Done;
 impl Follower {
     /// Runs until the receiver is gone.
     pub(super) async fn run(self) {
-        let mut wait = SHORTEST;
+        let mut backoff = Backoff::default();
+        // The server had forgotten the past, and nothing was listed since.
+        let mut forgotten = false;
         loop {
-            let failure = match self.round(&mut wait).await {
-                Ok(Some(failure)) => failure,
-                // The server has forgotten the past: that is no failure, and the list is read at once.
-                Ok(None) => {
-                    wait = wait.max(SHORTEST);
-                    tokio::time::sleep(SHORTEST).await;
-                    continue;
-                }
+            let mut listed = None;
+            let end = tokio::select! {
+                end = self.round(&mut listed) => end,
+                () = self.pulse.lost() => Ok(Some(Failure::silent())),
+            };
+            let failure = match end {
+                // That is no failure, and the list is read anew; but not where it is all that ever happens.
+                Ok(None) if forgotten && listed.is_none() => Some(Failure::Other(
+                    self.kind,
+                    "the API server forgets what it lists before it is read".to_owned(),
+                )),
+                Ok(failure) => failure,
                 Err(Done) => return,
             };
-            if self.tell(Change::Failed(failure)).await.is_err() {
-                return;
+            forgotten = failure.is_none();
+            if let Some(failure) = failure {
+                if matches!(failure, Failure::Unreachable(_)) {
+                    self.pulse.suspect();
+                }
+                if self.tell(Change::Failed(failure)).await.is_err() {
+                    return;
+                }
             }
-            let spread = u32::try_from(RandomState::new().hash_one(0) % 500).unwrap_or(0);
+            let wait = backoff.next(listed.map_or(Duration::ZERO, |listed: Instant| listed.elapsed()));
             tokio::select! {
-                () = tokio::time::sleep(wait * (750 + spread) / 1000) => wait = (wait * 2).min(LONGEST),
-                () = self.back.notified() => {}
+                () = tokio::time::sleep(wait) => {}
+                () = self.pulse.back() => backoff.reset(),
             }
         }
     }
@@ -76,8 +84,9 @@ impl Follower {
         self.tell.send((self.kind, change)).await.map_err(|_| Done)
     }
 
-    /// One list and the watch behind it, to its failure.
-    async fn round(&self, wait: &mut Duration) -> Result<Option<Failure>, Done> {
+    /// One list and the watch behind it, to its failure; `None`: the server has forgotten the past. `since`: when the list
+    /// was complete.
+    async fn round(&self, since: &mut Option<Instant>) -> Result<Option<Failure>, Done> {
         let version = match self.kind {
             Kind::Policies => match served::version(&self.client).await {
                 Ok(version) => version,
@@ -110,7 +119,7 @@ impl Follower {
                     continue;
                 }
                 Err(_) => {
-                    return Ok(Some(Failure::Unreachable("it does not answer a list in time".to_owned())));
+                    return Ok(Some(Failure::silent()));
                 }
             };
             match event {
@@ -125,8 +134,8 @@ impl Follower {
                         return Ok(Some(failure));
                     }
                     listed = true;
-                    *wait = SHORTEST;
-                    self.back.notify_waiters();
+                    since.get_or_insert_with(Instant::now);
+                    self.pulse.answered();
                     self.tell(Change::Complete(version)).await?;
                 }
                 Event::Apply(object) => {

@@ -7,6 +7,10 @@ use kube::{Api, Client};
 
 use super::Options;
 
+/// How long one watch of an essential kind lasts, seconds; the next goes on where it ended. A connection that dies alone is
+/// noticed then: this is how long policy may be out of date unnoticed. Others last as long as the library has it, 290 s.
+const WATCH: u32 = 120;
+
 /// A kind of object.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Kind {
@@ -84,13 +88,20 @@ impl Kind {
     /// What is asked for.
     pub(super) fn query(self, options: &Options) -> watcher::Config {
         let query = watcher::Config::default();
+        let query = if self.is_essential() { query.timeout(WATCH) } else { query };
         match self {
+            // The newest, from the store: what is in force must not go back to an older list of another API server.
             Self::Policies | Self::Namespaces => query,
-            // From the API server's cache: a quorum read of every pod of the cluster by every node would be felt.
-            Self::Pods => query.fields(&format!("spec.nodeName={}", options.node)).any_semantic(),
+            Self::Pods => cached(query.fields(&format!("spec.nodeName={}", options.node))),
             Self::Bundle => query.fields(&format!("metadata.name={}", options.bundle)),
             Self::Revocations => query.fields(&format!("metadata.name={}", options.revocations)),
-            Self::Services => query.any_semantic(),
+            Self::Services => cached(query),
         }
     }
+}
+
+/// From the API server's cache: a read of every object of the cluster from its store, by every node, would be felt. In one
+/// piece: a list in pages is read from the store, whatever else is asked for.
+fn cached(query: watcher::Config) -> watcher::Config {
+    watcher::Config { page_size: None, ..query.any_semantic() }
 }

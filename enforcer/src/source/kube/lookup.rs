@@ -1,4 +1,4 @@
-//! Names for addresses of pods on other nodes: asked of the API server when a flow shows one, a few at a time.
+//! Names for addresses of pods on other nodes: asked of the API server when a flow shows one, one a second at most.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -16,19 +16,17 @@ use crate::telemetry::names::{Identity, Lookup};
 
 /// Questions that may wait; what is beyond stays without a name until it is asked again.
 const WAITING: usize = 256;
-/// The shortest time between two questions: ten a second burden no API server.
-const PACE: Duration = Duration::from_millis(100);
+/// The shortest time between two questions: each makes the API server look through all pods in its cache.
+const PACE: Duration = Duration::from_secs(1);
 /// How long an answer is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Pods that are read of an answer: those that ended may still show the address.
-const CANDIDATES: u32 = 20;
 
 struct Asked(mpsc::Sender<IpAddr>);
 
 impl Lookup for Asked {
-    fn request(&self, address: IpAddr) {
+    fn request(&self, address: IpAddr) -> bool {
         // A full queue leaves the address without a name for now, which is no harm.
-        let _ = self.0.try_send(address);
+        self.0.try_send(address).is_ok()
     }
 }
 
@@ -43,11 +41,18 @@ pub fn channel() -> (Box<dyn Lookup>, mpsc::Receiver<IpAddr>) {
 pub async fn answer(client: Client, shared: Arc<Shared>, mut questions: mpsc::Receiver<IpAddr>) {
     let pods: Api<Pod> = Api::all(client);
     while let Some(address) = questions.recv().await {
-        let query = ListParams::default().fields(&format!("status.podIP={address}")).limit(CANDIDATES);
+        // As the cache has it, and whole: a list in pages is read from the store.
+        let query = ListParams::default().fields(&format!("status.podIP={address}")).match_any();
         match tokio::time::timeout(PATIENCE, pods.list(&query)).await {
             Ok(Ok(found)) => shared.remote.learn(address, found.iter().find_map(identity), Instant::now()),
-            Ok(Err(error)) => debug!(%address, "the pod behind an address cannot be asked for: {error}"),
-            Err(_) => debug!(%address, "the API server does not say in time which pod has an address"),
+            Ok(Err(error)) => {
+                debug!(%address, "the pod behind an address cannot be asked for: {error}");
+                shared.remote.unanswered(address, Instant::now());
+            }
+            Err(_) => {
+                debug!(%address, "the API server does not say in time which pod has an address");
+                shared.remote.unanswered(address, Instant::now());
+            }
         }
         tokio::time::sleep(PACE).await;
     }

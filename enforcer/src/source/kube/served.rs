@@ -1,9 +1,11 @@
 //! Under which version a cluster serves `PeerAuthentication`, if at all.
 
 use kube::Client;
+use tokio::time::timeout;
 
 use super::failure::Failure;
 use super::kind::Kind;
+use super::pulse::PATIENCE;
 
 /// The best first.
 const VERSIONS: [&str; 2] = ["security.istio.io/v1", "security.istio.io/v1beta1"];
@@ -13,7 +15,8 @@ const VERSIONS: [&str; 2] = ["security.istio.io/v1", "security.istio.io/v1beta1"
 /// what anybody wants.
 pub(super) async fn version(client: &Client) -> Result<&'static str, Failure> {
     for version in VERSIONS {
-        match client.list_api_group_resources(version).await {
+        let answer = timeout(PATIENCE, client.list_api_group_resources(version));
+        match answer.await.map_err(|_| Failure::silent())? {
             Ok(list) => {
                 let resource =
                     list.resources.iter().find(|resource| resource.name == Kind::Policies.plural());

@@ -110,6 +110,27 @@ fn a_gap_leaves_what_came_before() {
 }
 
 #[test]
+fn each_connection_says_once_what_its_whole_hello_said() {
+    let now = Instant::now();
+    let stream = hello();
+    let fresh = |ready: &[Ready]| ready.iter().map(|ready| ready.fresh).collect::<Vec<_>>();
+    let mut open = Connections::new(8);
+    assert!(open.chunk(id(1), 0, &stream).is_empty());
+    assert_eq!(fresh(&open.verdict(id(1), event(EventKind::VERDICT, 1), true, None, now)), [true]);
+    assert_eq!(fresh(&open.verdict(id(1), event(EventKind::VERDICT, 1), true, None, now)), [false]);
+    assert_eq!(fresh(&open.end(id(1), event(EventKind::END, 1))), [false]);
+    // Its verdict was not told: then the end says it.
+    assert!(open.chunk(id(2), 0, &stream).is_empty());
+    assert_eq!(fresh(&open.end(id(2), event(EventKind::END, 2))), [true]);
+    // Half a hello says nothing: what it offers may come later.
+    assert!(open.chunk(id(3), 0, &stream[..45]).is_empty());
+    assert!(open.verdict(id(3), event(EventKind::VERDICT, 3), true, None, now).is_empty());
+    let ready = open.overdue(now + PATIENCE);
+    assert!(ready[0].known.hello.is_some());
+    assert_eq!(fresh(&ready), [false]);
+}
+
+#[test]
 fn plaintext_waits_for_nothing_and_its_protocol_stays() {
     let mut open = Connections::new(8);
     let ready = open.verdict(id(1), event(EventKind::VERDICT, 1), false, Some("http/1"), Instant::now());

@@ -1,6 +1,6 @@
-use enforcer_common::Mode;
 use enforcer_common::event::{Event, EventKind};
 use enforcer_common::map::PortMode;
+use enforcer_common::{Address, Mode};
 
 use super::*;
 use crate::agent::state::State;
@@ -12,7 +12,7 @@ use crate::telemetry::connections::tests::event;
 use crate::telemetry::hello::Hello;
 use crate::telemetry::names::Index;
 
-fn plan(mode: Mode, policy: &str) -> EndpointPlan {
+pub(crate) fn plan(mode: Mode, policy: &str) -> EndpointPlan {
     let decision = |level, policy: &str, mode, port| Decision {
         level,
         policy: ObjectName::new("shop", policy),
@@ -64,13 +64,18 @@ fn view(generation: u16, mode: Mode, policy: &str) -> Arc<View> {
 
 fn flow_of(event: Event, known: Known, ended: bool) -> Flow {
     let views = [view(2, Mode::STRICT, "new"), view(1, Mode::PERMISSIVE, "old")];
+    let plans = Plans::default();
+    let address = Address::from(IpAddr::from([10, 0, 0, 1]));
+    plans.enter(0, [(address, 1, &plan(Mode::PERMISSIVE, "old"))].into_iter());
+    plans.enter(1, [(address, 2, &plan(Mode::STRICT, "new"))].into_iter());
     let describer = Describer {
         views: &views,
+        plans: &plans,
         remote: &Remote::new(None, 0),
         epoch: "2026-01-01T00:00:00Z".parse().expect("a time"),
         now: Instant::now(),
     };
-    describer.flow(&Ready { event, known }, ended)
+    describer.flow(&Ready { event, known, fresh: false }, ended)
 }
 
 fn reset() -> Event {
@@ -110,9 +115,10 @@ fn an_event_is_held_against_the_policy_of_its_generation() {
     let older = Event { generation: 1, ..reset() };
     let flow = flow_of(older, Known::default(), false);
     assert_eq!((flow.policy.as_deref(), flow.mode.as_deref()), (Some("shop/old"), Some("PERMISSIVE")));
-    // Older than what is remembered: the newest is the best guess.
+    // Not known: rather no policy than a wrong one, and the pod by its id.
     let flow = flow_of(Event { generation: 9, ..reset() }, Known::default(), false);
-    assert_eq!(flow.policy.as_deref(), Some("shop/new"));
+    assert_eq!((flow.policy, flow.level, flow.mode), (None, None, None));
+    assert_eq!(flow.pod.pod.as_deref(), Some("web-6d4-abc"));
 }
 
 #[test]

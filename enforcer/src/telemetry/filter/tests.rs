@@ -40,6 +40,7 @@ fn filters_combine() {
         "",
         "verdict=reset",
         "reason=plaintext&port=8080",
+        "class=plaintext",
         "pod=shop/web",
         "pod=legacy%2Fsleep&verdict=RESET",
         "namespace=shop",
@@ -51,6 +52,7 @@ fn filters_combine() {
     for query in [
         "verdict=allow",
         "reason=TLS",
+        "class=mesh_tls",
         "port=4000",
         "pod=web",
         "namespace=other",
@@ -70,9 +72,10 @@ fn what_is_missing_is_always_told() {
 #[test]
 fn queries_come_back() {
     let filter = Filter {
-        verdict: Some("reset".into()),
-        reason: Some("a b&c=d%é".into()),
-        pod: Some("shop/web".into()),
+        verdict: Some(Verdict::RESET),
+        reason: Some(Reason::PLAINTEXT),
+        pod: Some("a b&c=d%é".into()),
+        class: Some("mesh_tls"),
         namespace: Some("shop".into()),
         port: Some(80),
         since: Some("2026-01-01T00:00:11.5Z".parse().expect("a time")),
@@ -90,6 +93,25 @@ fn what_is_no_query_is_named() {
     assert_eq!(message("port=http"), "parameter port: \"http\" is no port number");
     assert_eq!(message("since=yesterday"), "parameter since: \"yesterday\" is no time");
     assert!(message("follow=maybe").contains("1 or 0"));
+    let wrong = message("verdict=resett");
+    assert!(wrong.contains("\"resett\"") && wrong.contains("allow, reset, drop, would_reset"), "{wrong}");
+    assert!(message("reason=FOO").contains("PLAINTEXT_PERMITTED"));
+    assert!(message("class=tsl").contains("mesh_tls"));
+    for never in ["verdict=wait", "reason=out_of_order"] {
+        assert!(message(never).contains("never recorded"), "{never}");
+    }
+}
+
+#[test]
+fn every_word_of_a_record_can_be_filtered_by() {
+    for one in Verdict::ALL.into_iter().filter(|one| *one != Verdict::WAIT) {
+        assert_eq!(verdict(one.name()), Ok(one));
+    }
+    for one in
+        Reason::ALL.iter().filter(|one| !one.name().starts_with("OUT") && !one.name().starts_with("SYN"))
+    {
+        assert_eq!(reason(&one.name().to_lowercase()), Ok(*one));
+    }
 }
 
 #[test]

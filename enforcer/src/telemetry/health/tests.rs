@@ -55,6 +55,9 @@ fn a_node_where_all_is_hooked_is_ready() {
     let mut placed = snapshot(&[("web", 3), ("db", 0)], &[3, 4]);
     placed.placed.insert(4);
     assert_eq!(missing(&placed).len(), 1, "behind 4 is another pod");
+    let db = *placed.wanted.endpoints.keys().last().expect("two endpoints");
+    placed.shared.insert(db);
+    assert_eq!(missing(&placed), Vec::<String>::new(), "behind both: enforced on both");
 }
 
 #[test]
@@ -63,10 +66,10 @@ fn what_is_missing_is_named() {
         [one] => one.clone(),
         other => panic!("not one: {other:?}"),
     };
-    assert_eq!(only(&Snapshot::default()), "no policy has been loaded yet");
+    assert!(only(&Snapshot::default()).starts_with("no policy has been loaded yet"));
     assert!(only(&snapshot(&[("web", 3)], &[])).contains("shop/web (10.0.0.1) is behind interface 3"));
     let mut lost = snapshot(&[("web", 3), ("db", 0)], &[3]);
-    assert!(only(&lost).starts_with("shop/db (10.0.0.2) is behind no interface"));
+    assert!(only(&lost).starts_with("shop/db (10.0.0.2) is not enforced, it is behind no interface"));
     lost.state.unsupported_interfaces.push("nk0 (netkit)".into());
     assert!(only(&lost).ends_with("cannot be hooked: nk0 (netkit)"));
     let mut refused = snapshot(&[("web", 3)], &[3]);
@@ -88,6 +91,8 @@ fn pods_outside_the_mesh_do_not_count() {
 
 #[test]
 fn silence_is_death() {
+    assert_eq!(hangs(Duration::from_secs(5)), None);
+    assert!(hangs(Duration::from_mins(1)).is_some_and(|problem| problem.contains("60 s")));
     assert!(alive(Duration::from_secs(1)).is_ok());
     assert!(alive(Duration::from_mins(1)).is_err_and(|problem| problem.contains("60 s")));
 }

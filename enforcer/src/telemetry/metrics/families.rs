@@ -106,6 +106,13 @@ fn connections(n: &Numbers, to: &mut Writer<'_>) -> fmt::Result {
             family.counter(&[("verdict", verdict), ("reason", reason), ("namespace", namespace), ("workload", workload)], *value)
         })
     })?;
+    to.counters("tls_hellos", "TLS connections whose hello was read since the agent's start, those to the mesh's tunnel port excepted: class mesh_tls offers Istio's ALPN, tls does not; what is counted as TLS and missing here was not read", |family| {
+        n.hellos.iter().try_for_each(|((namespace, workload), tally)| {
+            [("mesh_tls", tally.mesh), ("tls", tally.other)].into_iter().try_for_each(|(class, value)| {
+                family.counter(&[("class", class), ("namespace", namespace), ("workload", workload)], value)
+            })
+        })
+    })?;
     to.counters("node_verdicts", "Connections of this node that got a verdict", |family| {
         n.verdicts().iter().try_for_each(|((verdict, reason), value)| {
             family.counter(&[("verdict", verdict.name()), ("reason", reason.name())], *value)
@@ -142,22 +149,33 @@ fn fill(n: &Numbers, to: &mut Writer<'_>) -> fmt::Result {
     to.gauge(
         "flow_table_capacity",
         "Judged TLS connections that the kernel side can keep",
-        n.map("FLOWS").map(|fill| fill.capacity),
+        n.map("FLOWS").and_then(|fill| usize::try_from(fill.capacity).ok()),
     )?;
     to.gauges("map_entries", "Entries of a map", |family| {
-        n.maps.iter().try_for_each(|(map, fill)| match fill.entries {
-            Some(entries) => family.gauge(&[("map", *map)], entries as f64),
+        n.maps.iter().try_for_each(|fill| match fill.entries {
+            Some(entries) => family.gauge(&[("map", fill.name.as_str())], entries as f64),
             None => Ok(()),
         })
     })?;
     to.gauges("map_capacity", "Entries that a map can have", |family| {
-        n.maps.iter().try_for_each(|(map, fill)| family.gauge(&[("map", *map)], fill.capacity as f64))
+        let mut counted = n.maps.iter().filter(|fill| fill.entries.is_some());
+        counted.try_for_each(|fill| family.gauge(&[("map", fill.name.as_str())], f64::from(fill.capacity)))
+    })?;
+    to.gauges("map_memory_bytes", "Kernel memory of a map", |family| {
+        n.maps
+            .iter()
+            .try_for_each(|fill| family.gauge(&[("map", fill.name.as_str())], fill.memory_bytes as f64))
     })?;
     to.counter("events_lost", "Events that found the ring buffer full", n.events.map(|events| events.lost))?;
     to.counter(
         "events_suppressed",
-        "Events beyond the limit per second",
+        "Verdicts and ends of connections beyond the limit per second: records that are missing",
         n.events.map(|events| events.suppressed),
+    )?;
+    to.counter(
+        "hellos_suppressed",
+        "Pieces of clients' hellos beyond the limit per second: records that lack what the hello says",
+        n.events.map(|events| events.hellos_suppressed),
     )?;
     to.counter("flow_records", "Records written to the flow log", Some(n.flow_records))?;
     Ok(())
@@ -184,11 +202,7 @@ fn state(n: &Numbers, to: &mut Writer<'_>) -> fmt::Result {
         "Interfaces of pods that should be hooked and are not",
         Some(n.unhooked),
     )?;
-    to.gauge(
-        "problems",
-        "What enforcer status lists as a problem: manifests, interfaces, maps",
-        Some(n.problems),
-    )?;
+    to.gauge("problems", "What needs a person on this node, as enforcer status lists it", n.problems)?;
     to.real("policy_applied_timestamp_seconds", "When policy was last put in force", n.policy_applied)?;
     to.real("start_time_seconds", "When the agent started", n.started)?;
     to.gauge(

@@ -3,17 +3,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use enforcer_common::map::{Counter, CounterKey, EventBudget, endpoint_flags};
+use anyhow::Context as _;
+use enforcer_common::map::{Counter, CounterKey, EventBudget, WorkloadCounterKey, endpoint_flags};
 use enforcer_common::settings::{Action, Enforcement, UnknownPods};
 use enforcer_common::{Mode, Reason, Verdict};
 
+use super::slots::{Slots, Workload, other, unknown};
+use crate::agent::monotonic_ns;
+use crate::agent::state::{RetiredCount, State};
 use crate::certificate::report::CertificateReport;
 use crate::certificate::state::State as CertificateState;
+use crate::datapath::fill::{self, MapFill};
 use crate::datapath::load::Pinned;
-use crate::datapath::maps::{
-    Counters, Endpoints, Exempt, Flows, HalfOpens, Outbounds, PortModes, SettingsMap, WorkloadCounters,
-    capacity, event_budget,
-};
+use crate::datapath::look;
+use crate::datapath::maps::{Counters, Endpoints, SettingsMap, WorkloadCounters, event_budget};
+use crate::telemetry::hellos::Tally;
+use crate::telemetry::problems::{self, Seen};
 use crate::telemetry::{Shared, health};
 
 /// What connections are counted under.
@@ -23,13 +28,6 @@ pub(super) struct ConnectionKey {
     pub(super) workload: String,
     pub(super) verdict: Verdict,
     pub(super) reason: Reason,
-}
-
-/// How full a map is; `None` where that says nothing.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Fill {
-    pub(super) entries: Option<usize>,
-    pub(super) capacity: usize,
 }
 
 /// The check of a port's server, the worst over the pod's addresses.
@@ -44,16 +42,18 @@ pub(super) struct Check {
 pub(super) struct Numbers {
     pub(super) settings: Option<[&'static str; 3]>,
     pub(super) connections: BTreeMap<ConnectionKey, u64>,
+    /// By namespace and workload: what hellos said since the agent's start.
+    pub(super) hellos: BTreeMap<(String, String), Tally>,
     pub(super) node: Vec<(CounterKey, Counter)>,
     pub(super) endpoints: BTreeMap<Mode, usize>,
     pub(super) unprotected_pods: usize,
-    pub(super) maps: Vec<(&'static str, Fill)>,
+    pub(super) maps: Vec<MapFill>,
     pub(super) events: Option<EventBudget>,
     pub(super) flow_records: u64,
     pub(super) attached: usize,
     pub(super) unsupported: usize,
     pub(super) unhooked: usize,
-    pub(super) problems: usize,
+    pub(super) problems: Option<usize>,
     pub(super) policy_applied: Option<f64>,
     pub(super) started: Option<f64>,
     pub(super) ready: bool,
@@ -65,32 +65,37 @@ pub(super) struct Numbers {
     pub(super) cpu_seconds: Option<f64>,
 }
 
-/// Which workloads have series of their own. Who has them keeps them, so that no counter ever goes down.
-#[derive(Debug)]
-pub(super) struct Slots {
-    most: usize,
-    taken: BTreeSet<(String, String)>,
+/// Connections by workload: what the map holds, and what it held for pods that are gone. `live` are the workloads that have
+/// pods. No sum of a series falls as long as there is the series.
+pub(super) fn connections(
+    totals: &[(WorkloadCounterKey, Counter)],
+    state: &State,
+    live: &BTreeSet<Workload>,
+    slots: &mut Slots,
+) -> BTreeMap<ConnectionKey, u64> {
+    let names: BTreeMap<u32, &str> = state.workloads.iter().map(|(pod, id)| (*id, pod.as_str())).collect();
+    // The busiest get series of their own first.
+    let mut totals: Vec<_> = totals.iter().collect();
+    totals.sort_by_key(|(key, counter)| (std::cmp::Reverse(counter.connections), key.workload));
+    let of_pod = |id: u32| names.get(&id).and_then(|pod| state.workload_of(pod));
+    let counted = totals.into_iter().map(|(key, counter)| {
+        (of_pod(key.workload).unwrap_or_else(unknown), key.verdict, key.reason, counter.connections)
+    });
+    let counts: Vec<_> = counted.chain(state.retired.iter().filter_map(RetiredCount::read)).collect();
+    slots.arrange(counts.iter().map(|(workload, ..)| workload), live);
+    let mut connections = BTreeMap::new();
+    for (workload, verdict, reason, number) in counts {
+        let (namespace, workload) = if slots.has(&workload) { workload } else { other() };
+        *connections.entry(ConnectionKey { namespace, workload, verdict, reason }).or_insert(0) += number;
+    }
+    connections
 }
 
-/// Stands for all workloads without series of their own.
-const OTHER: &str = "other";
-
-impl Slots {
-    pub(super) fn new(most: usize) -> Self {
-        Self { most, taken: BTreeSet::new() }
-    }
-
-    /// The names to count a workload under.
-    pub(super) fn place(&mut self, namespace: &str, workload: &str) -> (String, String) {
-        let name = (namespace.to_owned(), workload.to_owned());
-        if self.taken.contains(&name) {
-            return name;
-        }
-        if self.taken.len() < self.most {
-            self.taken.insert(name.clone());
-            return name;
-        }
-        (OTHER.to_owned(), OTHER.to_owned())
+/// The results of the checks; none where nothing was checked yet, or nothing is to be.
+fn read_certificates(file: &Path) -> anyhow::Result<CertificateReport> {
+    match CertificateReport::read(file) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(CertificateReport::default()),
+        read => read.with_context(|| file.display().to_string()),
     }
 }
 
@@ -120,12 +125,14 @@ impl Numbers {
                 note(numbers.of_node(&pinned));
                 note(numbers.of_workloads(&pinned, shared, slots));
                 note(numbers.of_endpoints(&pinned));
-                note(numbers.of_maps(&pinned));
                 note(numbers.of_events(&pinned));
             }
             Err(error) => note(Err(error.into())),
         }
-        note(numbers.of_certificates(certificates));
+        let mut report = CertificateReport::default();
+        note(read_certificates(certificates).map(|read| report = read));
+        note(numbers.of_node_as_a_whole(bpffs, shared, &report));
+        numbers.of_certificates(report);
         note(numbers.of_process());
         (numbers, problems)
     }
@@ -139,8 +146,8 @@ impl Numbers {
         verdicts
     }
 
-    pub(super) fn map(&self, name: &str) -> Option<Fill> {
-        self.maps.iter().find(|(map, _)| *map == name).map(|(_, fill)| *fill)
+    pub(super) fn map(&self, name: &str) -> Option<&MapFill> {
+        self.maps.iter().find(|map| map.name == name)
     }
 
     fn of_snapshot(&mut self, shared: &Shared) {
@@ -150,7 +157,6 @@ impl Numbers {
         self.attached = state.interfaces.len();
         self.unsupported = state.unsupported_interfaces.len();
         self.unhooked = view.snapshot.unhooked.len();
-        self.problems = state.problems.len();
         self.policy_applied = state.policy_applied.map(seconds);
         self.started = state.started.map(seconds);
         self.ready = health::missing(&view.snapshot).is_empty();
@@ -183,24 +189,21 @@ impl Numbers {
     }
 
     fn of_workloads(&mut self, pinned: &Pinned, shared: &Shared, slots: &mut Slots) -> anyhow::Result<()> {
-        let view = shared.view();
+        // Counters of pods that are gone move from the map to the state meanwhile or not at all.
+        let (view, totals) = {
+            let _still = shared.counting();
+            let map = WorkloadCounters::new("WORKLOAD_COUNTERS", pinned.map("WORKLOAD_COUNTERS")?)?;
+            (shared.view(), map.totals()?)
+        };
         let state = &view.snapshot.state;
-        let names: BTreeMap<u32, &str> =
-            state.workloads.iter().map(|(pod, id)| (*id, pod.as_str())).collect();
-        let map = WorkloadCounters::new("WORKLOAD_COUNTERS", pinned.map("WORKLOAD_COUNTERS")?)?;
-        let mut totals = map.totals()?;
-        // The busiest get series of their own first.
-        totals.sort_by_key(|(key, counter)| (std::cmp::Reverse(counter.connections), key.workload));
-        for (key, counter) in totals {
-            let (namespace, workload) = match names.get(&key.workload).and_then(|pod| pod.split_once('/')) {
-                Some((namespace, pod)) => {
-                    let owner = state.owners.get(&format!("{namespace}/{pod}"));
-                    slots.place(namespace, owner.map_or(pod, String::as_str))
-                }
-                None => slots.place("unknown", "unknown"),
-            };
-            let key = ConnectionKey { namespace, workload, verdict: key.verdict, reason: key.reason };
-            *self.connections.entry(key).or_insert(0) += counter.connections;
+        let pods = view.snapshot.wanted.endpoints.values();
+        let live = pods.filter_map(|plan| state.workload_of(&plan.pod.to_string())).collect();
+        self.connections = connections(&totals, state, &live, slots);
+        for (id, tally) in shared.hellos.totals() {
+            let pod = state.workloads.iter().find(|(_, known)| **known == id);
+            let workload = pod.and_then(|(pod, _)| state.workload_of(pod)).unwrap_or_else(unknown);
+            let place = if slots.has(&workload) { workload } else { other() };
+            self.hellos.entry(place).or_default().add(tally, u64::MAX);
         }
         Ok(())
     }
@@ -216,32 +219,33 @@ impl Numbers {
         Ok(())
     }
 
-    fn of_maps(&mut self, pinned: &Pinned) -> anyhow::Result<()> {
-        for name in [
-            "ENDPOINTS",
-            "PORT_MODES",
-            "EXEMPT",
-            "HALF_OPEN",
-            "FLOWS",
-            "TRANSIENT",
-            "OUTBOUND",
-            "COUNTERS",
-            "WORKLOAD_COUNTERS",
-        ] {
-            let map = pinned.map(name)?;
-            let Some(capacity) = capacity(&map) else { continue };
-            let entries = match name {
-                "ENDPOINTS" => Endpoints::new(name, map)?.len(),
-                "PORT_MODES" => PortModes::new(name, map)?.len(),
-                "EXEMPT" => Exempt::new(map)?.entries()?.len(),
-                "HALF_OPEN" => HalfOpens::new(name, map)?.len(),
-                "FLOWS" | "TRANSIENT" => Flows::new(name, map)?.len(),
-                "OUTBOUND" => Outbounds::new(name, map)?.len(),
-                "COUNTERS" => Counters::new(name, map)?.len(),
-                _ => WorkloadCounters::new(name, map)?.len(),
-            };
-            self.maps.push((name, Fill { entries: Some(entries), capacity }));
-        }
+    /// How full the maps are, and what needs a person.
+    fn of_node_as_a_whole(
+        &mut self,
+        bpffs: &Path,
+        shared: &Shared,
+        certificates: &CertificateReport,
+    ) -> anyhow::Result<()> {
+        let pinned = Pinned::open(bpffs)?;
+        self.maps = fill::all(&pinned)?;
+        let view = shared.view();
+        let state = &view.snapshot.state;
+        let programs = pinned.programs()?;
+        let interfaces = state.interfaces.iter();
+        let looks: Vec<_> = interfaces.map(|state| look::look(state.index, &state.name, &programs)).collect();
+        let heartbeat_ns = SettingsMap::new(pinned.map("SETTINGS")?)?.get()?.heartbeat_ns;
+        let age = std::time::Duration::from_nanos(monotonic_ns().saturating_sub(heartbeat_ns));
+        let agent = if heartbeat_ns == 0 { None } else { health::hangs(age) };
+        let problems = problems::find(&Seen {
+            state,
+            agent: agent.as_deref(),
+            programs: &programs,
+            interfaces: &looks,
+            maps: &self.maps,
+            certificates,
+            now: jiff::Timestamp::now(),
+        });
+        self.problems = Some(problems.len());
         Ok(())
     }
 
@@ -250,13 +254,7 @@ impl Numbers {
         Ok(())
     }
 
-    fn of_certificates(&mut self, file: &Path) -> anyhow::Result<()> {
-        let report = match CertificateReport::read(file) {
-            Ok(report) => report,
-            // Nothing was checked yet, or nothing is to be.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(anyhow::Error::new(error).context(file.display().to_string())),
-        };
+    fn of_certificates(&mut self, report: CertificateReport) {
         self.blocked_ports = report.blocked().len();
         self.check_overdue = std::time::Duration::from_millis(report.overdue_ms).as_secs_f64();
         for entry in report.entries {
@@ -264,7 +262,6 @@ impl Numbers {
             let name = (entry.namespace, entry.pod, entry.port);
             self.certificates.entry(name).and_modify(|held| *held = worse(*held, check)).or_insert(check);
         }
-        Ok(())
     }
 
     fn of_process(&mut self) -> anyhow::Result<()> {

@@ -1,7 +1,12 @@
-use super::numbers::{Check, ConnectionKey, Fill};
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::numbers::{Check, ConnectionKey, connections};
 use super::*;
+use crate::agent::retired::Kept;
+use crate::agent::state::State;
 use crate::certificate::state::State as CertificateState;
-use enforcer_common::map::{Counter, CounterKey, EventBudget};
+use crate::datapath::fill::MapFill;
+use enforcer_common::map::{Counter, CounterKey, EventBudget, WorkloadCounterKey};
 use enforcer_common::{Direction, Mode, Reason, Verdict};
 
 #[derive(Debug)]
@@ -28,8 +33,16 @@ fn numbers() -> Numbers {
         connections: [(key("web"), 3), (key("other"), 4)].into(),
         node: vec![(count(Direction::TO_POD), counter(5)), (count(Direction::FROM_POD), counter(2))],
         endpoints: [(Mode::STRICT, 2)].into(),
-        maps: vec![("FLOWS", Fill { entries: Some(9), capacity: 100 })],
-        events: Some(EventBudget { window_ns: 0, sent: 1, suppressed: 2, lost: 3 }),
+        maps: vec![MapFill { name: "FLOWS".into(), entries: Some(9), capacity: 100, memory_bytes: 4096 }],
+        problems: Some(0),
+        events: Some(EventBudget {
+            window_ns: 0,
+            sent: 1,
+            hellos_sent: 5,
+            suppressed: 2,
+            hellos_suppressed: 4,
+            lost: 3,
+        }),
         certificates: [(("shop".to_owned(), "web".to_owned(), 8080), check)].into(),
         policy_applied: Some(1_700_000_000.5),
         cpu_seconds: Some(0.25),
@@ -60,8 +73,12 @@ fn every_number_has_its_name() {
         "enforcer_flows 9",
         "enforcer_flow_table_capacity 100",
         "enforcer_map_entries{map=\"FLOWS\"} 9",
+        "enforcer_map_capacity{map=\"FLOWS\"} 100",
+        "enforcer_map_memory_bytes{map=\"FLOWS\"} 4096",
+        "enforcer_problems 0",
         "enforcer_events_lost_total 3",
         "enforcer_events_suppressed_total 2",
+        "enforcer_hellos_suppressed_total 4",
         "enforcer_certificate_check{namespace=\"shop\",pod=\"web\",port=\"8080\",state=\"expiring\"} 1",
         "enforcer_certificate_expiry_timestamp_seconds{namespace=\"shop\",pod=\"web\",port=\"8080\"} 1800000000",
         "enforcer_policy_applied_timestamp_seconds 1700000000.5",
@@ -90,13 +107,85 @@ fn a_scraper_gets_what_it_asks_for() {
     assert_eq!(Format::of_accept(""), Format::Classic);
 }
 
+/// Pods of 40 workloads come and go, connections are counted, counters of pods that are gone are added up and removed, and
+/// there are 10 series: whatever happens, no series falls, nor does their sum.
 #[test]
-fn workloads_keep_their_place_and_the_rest_is_one() {
-    let mut slots = Slots::new(2);
-    let name = |place: (String, String)| format!("{}/{}", place.0, place.1);
-    assert_eq!(name(slots.place("shop", "a")), "shop/a");
-    assert_eq!(name(slots.place("shop", "b")), "shop/b");
-    assert_eq!(name(slots.place("shop", "c")), "other/other");
-    assert_eq!(name(slots.place("shop", "a")), "shop/a");
-    assert_eq!(name(slots.place("shop", "c")), "other/other");
+fn counters_are_monotone_over_pod_churn() {
+    let mut seed = 1_u64;
+    let mut random = move |below: u64| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) % below
+    };
+    let mut slots = Slots::new(10);
+    let mut state = State::default();
+    let mut kept = Kept::default();
+    let mut totals: BTreeMap<u32, (WorkloadCounterKey, Counter)> = BTreeMap::new();
+    let mut live: BTreeMap<u32, String> = BTreeMap::new();
+    let (mut next, mut counted) = (1_u32, 0);
+    let mut before: BTreeMap<ConnectionKey, u64> = BTreeMap::new();
+    let (mut own, mut ended) = (BTreeSet::new(), 0);
+    for _ in 0..5000 {
+        match random(10) {
+            0 => {
+                let workload = format!("w{}", random(40));
+                let pod = format!("shop/{workload}-{next}");
+                state.workloads.insert(pod.clone(), next);
+                state.owners.insert(pod.clone(), workload);
+                live.insert(next, pod);
+                next += 1;
+            }
+            // A pod goes; its counters stay.
+            1 if live.len() > 5 => {
+                live.pop_first();
+            }
+            // The map is crowded: those of pods that are gone go.
+            2 if random(10) == 0 => {
+                let gone: Vec<String> = state
+                    .workloads
+                    .iter()
+                    .filter(|(_, id)| !live.contains_key(*id))
+                    .map(|(pod, _)| pod.clone())
+                    .collect();
+                for pod in gone {
+                    let workload = state.workload_of(&pod).expect("a name");
+                    let id = state.workloads.remove(&pod).expect("an id");
+                    state.owners.remove(&pod);
+                    if let Some((key, counter)) = totals.remove(&id) {
+                        kept.add(workload, key.verdict, key.reason, counter.connections);
+                    }
+                }
+                let known = state.workloads.keys().filter_map(|pod| state.workload_of(pod)).collect();
+                kept.bound(10, &known);
+                state.retired = kept.counts();
+            }
+            _ => {
+                let which = usize::try_from(random(live.len().max(1) as u64)).expect("small");
+                let Some(id) = live.keys().nth(which).copied() else { continue };
+                let key = WorkloadCounterKey {
+                    workload: id,
+                    verdict: Verdict::ALLOW,
+                    reason: Reason::TLS,
+                    direction: Direction::TO_POD,
+                };
+                let entry =
+                    totals.entry(id).or_insert((key, Counter { connections: 0, packets: 0, bytes: 0 }));
+                entry.1.connections += 1;
+                counted += 1;
+            }
+        }
+        let names = live.values().filter_map(|pod| state.workload_of(pod)).collect();
+        let all: Vec<_> = totals.values().copied().collect();
+        let now = connections(&all, &state, &names, &mut slots);
+        for (key, value) in &before {
+            match now.get(key) {
+                Some(now) => assert!(now >= value, "{key:?} fell from {value} to {now}"),
+                None => ended += 1,
+            }
+        }
+        assert_eq!(now.values().sum::<u64>(), counted);
+        assert!(now.len() <= 11, "{now:?}");
+        own.extend(now.keys().map(|key| key.workload.clone()));
+        before = now;
+    }
+    assert!(own.len() > 20 && ended > 10, "places were given on: {} {ended}", own.len());
 }

@@ -26,9 +26,28 @@ fn workloads_are_named_as_their_controllers_are() {
             "log-agent",
         ),
         ("backup-28391-abcde", &[("job-name", "backup-28391")], "backup-28391"),
+        ("sync-28391040-abcde", &[("batch.kubernetes.io/job-name", "sync-28391040")], "sync"),
+        ("-28391040-abcde", &[("job-name", "-28391040")], "-28391040"),
+        ("sync-2839104a-abcde", &[("job-name", "sync-2839104a")], "sync-2839104a"),
         ("frontend", &[("app", "frontend.shop.svc.cluster.local")], "frontend"),
     ] {
         assert_eq!(workload_name(&pod(name, labels)), workload, "{name}");
+    }
+}
+
+#[test]
+fn a_job_is_a_cron_jobs_only_when_its_time_fits() {
+    // The minute 28391040 is 2023-12-25T00:00:00Z.
+    for (made, workload) in [
+        ("2023-12-25T00:00:01Z", "sync"),
+        ("2023-12-24T23:59:30Z", "sync"),
+        ("2023-12-27T00:00:00Z", "sync"),
+        ("2023-12-24T12:00:00Z", "sync-28391040"),
+        ("2024-03-01T00:00:00Z", "sync-28391040"),
+    ] {
+        let created = Some(made.parse().expect("a time"));
+        let pod = Pod { created, ..pod("sync-28391040-abcde", &[("job-name", "sync-28391040")]) };
+        assert_eq!(workload_name(&pod), workload, "{made}");
     }
 }
 
@@ -50,8 +69,10 @@ fn addresses_of_the_host_and_of_finished_pods_are_nobodys() {
 struct Asked(Arc<Mutex<Vec<IpAddr>>>);
 
 impl Lookup for Asked {
-    fn request(&self, address: IpAddr) {
-        self.0.lock().expect("no thread panicked").push(address);
+    fn request(&self, address: IpAddr) -> bool {
+        let mut asked = self.0.lock().expect("no thread panicked");
+        asked.push(address);
+        asked.len() < 20
     }
 }
 
@@ -81,6 +102,66 @@ fn remote_pods_are_asked_for_once_and_bounded() {
     assert_eq!(remote.get(address(3), later), None);
     assert_eq!(remote.get(address(1), later), None);
     assert_eq!(asks(), [address(1), address(2), address(3), address(1)]);
+}
+
+#[test]
+fn nobody_is_asked_for_again_soon_once_and_then_rarely() {
+    let asked = Asked::default();
+    let asks = || asked.0.lock().expect("no thread panicked").len();
+    let remote = Remote::new(Some(Box::new(asked.clone())), 9);
+    let address = IpAddr::from([203, 0, 113, 7]);
+    let mut now = Instant::now();
+    remote.get(address, now);
+    remote.learn(address, None, now);
+    now += KEEP_NOBODY_YET / 2;
+    remote.get(address, now);
+    assert_eq!(asks(), 1);
+    now += KEEP_NOBODY_YET;
+    remote.get(address, now);
+    assert_eq!(asks(), 2, "a pod may have got the address meanwhile");
+    remote.learn(address, None, now);
+    now += KEEP_NOBODY * 9 / 10;
+    remote.get(address, now);
+    assert_eq!(asks(), 2);
+    now += KEEP_NOBODY / 5;
+    remote.get(address, now);
+    assert_eq!(asks(), 3);
+    remote.unanswered(address, now);
+    remote.get(address, now + KEEP_UNANSWERED / 2);
+    assert_eq!(asks(), 3);
+    remote.get(address, now + KEEP_UNANSWERED);
+    assert_eq!(asks(), 4);
+}
+
+#[test]
+fn what_no_pod_can_have_is_not_asked_for_and_a_full_queue_forgets_nothing() {
+    let asked = Asked::default();
+    let asks = || asked.0.lock().expect("no thread panicked").len();
+    let remote = Remote::new(Some(Box::new(asked.clone())), 99);
+    let now = Instant::now();
+    for text in [
+        "127.0.0.1",
+        "169.254.7.127",
+        "224.0.0.1",
+        "0.0.0.0",
+        "255.255.255.255",
+        "::1",
+        "fe80::1",
+        "ff02::1",
+        "::",
+    ] {
+        remote.get(text.parse().expect("an address"), now);
+    }
+    assert_eq!(asks(), 0);
+    for number in 0..25 {
+        remote.get(IpAddr::from([10, 1, 0, number]), now);
+    }
+    assert_eq!(asks(), 25);
+    // Those that found no place are asked for again; the others wait for their answer.
+    for number in 0..25 {
+        remote.get(IpAddr::from([10, 1, 0, number]), now);
+    }
+    assert_eq!(asks(), 25 + 6);
 }
 
 #[test]

@@ -12,13 +12,20 @@ use enforcer_common::{Reason, Verdict};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use self::entries::Entries;
 use super::spans::{Span, Spans};
-use super::{Class, ClientData, Labels, NodeData, PodData, Posture};
+use super::{Class, ClientData, Labels, Mark, NodeData, PodData, Posture};
+use crate::telemetry::hellos::Hellos;
+
+mod entries;
 
 /// Pods that are remembered at most; those that are gone longest are forgotten first.
 const MOST_PODS: usize = 8192;
 /// Stretches of one pod that are remembered at most; the oldest are forgotten, so that less counts as watched.
 const MOST_STRETCHES: usize = 256;
+
+/// A watch whose last look is longer ago has stopped.
+const LOOK_AGE_NS: u64 = 30_000_000_000;
 
 /// Extension of the history's file, beside the state file's.
 pub const EXTENSION: &str = "readiness.json";
@@ -43,8 +50,10 @@ pub struct ObservedPod {
     pub labels: Labels,
     /// What is in force for it.
     pub posture: Posture,
-    /// Every connection to it passes the hooks.
-    pub hooked: bool,
+    /// Why not every connection to it passes the hooks, one sentence; `None` when all do.
+    pub unwatched: Option<String>,
+    /// A sidecar or ambient holds it.
+    pub data_plane: bool,
     /// When it was made; `None` when that is not known.
     pub created: Option<Timestamp>,
 }
@@ -106,6 +115,10 @@ struct PodHistory {
     labels: Labels,
     posture: Posture,
     present: bool,
+    #[serde(default)]
+    unwatched: Option<String>,
+    #[serde(default)]
+    data_plane: bool,
     watched: Vec<Stretch>,
     blind: Vec<Stretch>,
 }
@@ -122,10 +135,8 @@ pub struct History {
     crowded_ns: Option<u64>,
     /// By workload id.
     pods: BTreeMap<u32, PodHistory>,
-    /// Who had the address of a client when it was active last.
-    names: BTreeMap<IpAddr, String>,
-    /// Clients that showed the mesh's ALPN: workload id, port, address.
-    mesh: BTreeSet<(u32, u16, IpAddr)>,
+    /// The entries of `CLIENTS`.
+    entries: Entries,
     policies: BTreeMap<String, BTreeSet<String>>,
 }
 
@@ -142,8 +153,8 @@ fn extend(stretches: &mut Vec<Stretch>, from: u64, to: u64) {
 }
 
 impl History {
-    /// Takes a look in.
-    pub fn look(&mut self, look: &Look<'_>, observed: &Observed, clients: &[Seen]) {
+    /// Takes a look in. `hellos`: what those said that were read since the last one, before `clients` were.
+    pub fn look(&mut self, look: &Look<'_>, observed: &Observed, clients: &[Seen], hellos: &Hellos) {
         if self.boot != look.boot || look.now_ns < self.seen_ns {
             *self = Self { boot: look.boot.to_owned(), ..Self::default() };
         }
@@ -164,14 +175,14 @@ impl History {
             if look.first {
                 let unseen = if known { before } else { monotonic(look, seen.created) };
                 extend(&mut blind, unseen, now);
-            } else if seen.hooked {
+            } else if seen.unwatched.is_none() {
                 // One that was made before the last look, and comes only now, was behind no hook until now.
                 if let Some(made) = missed {
                     extend(&mut blind, made, now);
                 }
                 extend(&mut watched, since, now);
             }
-            if !seen.hooked {
+            if seen.unwatched.is_some() {
                 extend(&mut blind, since, now.max(since + 1));
             }
             if look.crowded {
@@ -184,6 +195,8 @@ impl History {
                 labels: seen.labels.clone(),
                 posture: seen.posture.clone(),
                 present: true,
+                unwatched: seen.unwatched.clone(),
+                data_plane: seen.data_plane,
                 watched,
                 blind,
             };
@@ -192,21 +205,13 @@ impl History {
         if look.crowded {
             self.crowded_ns = Some(now);
         }
-        self.remember(before, observed, clients);
+        self.entries.look((before, now), &observed.names, clients, hellos);
+        self.bound();
         self.policies.clone_from(&observed.policies);
         self.seen_ns = now;
     }
 
-    /// Names of clients that were active since the last look; what no map entry needs any more is forgotten.
-    fn remember(&mut self, before: u64, observed: &Observed, clients: &[Seen]) {
-        for client in clients.iter().filter(|client| client.last_ns >= before) {
-            if let Some(name) = observed.names.get(&client.client) {
-                self.names.insert(client.client, name.clone());
-            }
-        }
-        let needed: BTreeSet<IpAddr> = clients.iter().map(|client| client.client).collect();
-        self.names.retain(|address, _| needed.contains(address));
-        self.mesh.retain(|(_, _, address)| needed.contains(address));
+    fn bound(&mut self) {
         while self.pods.len() > MOST_PODS {
             let end = |pod: &PodHistory| pod.watched.last().map_or(0, |stretch| stretch.to);
             let gone = self.pods.iter().filter(|(_, pod)| !pod.present).min_by_key(|(_, pod)| end(pod));
@@ -215,21 +220,10 @@ impl History {
         }
     }
 
-    /// Notes that a client showed the mesh's ALPN to a port of a workload.
-    pub fn note_mesh(&mut self, workload: u32, port: u16, client: IpAddr) {
-        self.mesh.insert((workload, port, client));
-    }
-
-    /// Who a client is, where that was seen.
-    #[must_use]
-    pub fn name(&self, client: IpAddr) -> Option<&str> {
-        self.names.get(&client).map(String::as_str)
-    }
-
     /// How many clients have a name.
     #[must_use]
     pub fn named(&self) -> usize {
-        self.names.len()
+        self.entries.named()
     }
 
     /// True for the history of this boot.
@@ -238,14 +232,61 @@ impl History {
         self.boot == boot
     }
 
+    /// An entry of `CLIENTS` with what is remembered of it.
+    #[must_use]
+    pub fn client(&self, reading: &Reading, seen: &Seen) -> ClientData {
+        let entry = self.entries.of(seen);
+        let marks = entry.map_or(&[][..], |entry| &entry.marks).iter().map(|mark| Mark {
+            time: reading.wall_of(mark.at_ns),
+            connections: mark.connections,
+            mesh_hellos: mark.hellos.mesh,
+            other_hellos: mark.hellos.other,
+        });
+        let hellos = entry.map(|entry| entry.hellos).unwrap_or_default();
+        ClientData {
+            port: seen.port,
+            class: seen.class,
+            address: seen.client,
+            name: entry.and_then(|entry| entry.name.clone()),
+            connections: seen.connections,
+            mesh_hellos: hellos.mesh,
+            other_hellos: hellos.other,
+            first: reading.wall_of(seen.first_ns),
+            last: reading.wall_of(seen.last_ns),
+            marks: marks.collect(),
+        }
+    }
+
+    /// Who the client of an entry of `CLIENTS` is, where that was seen.
+    #[must_use]
+    pub fn name(&self, seen: &Seen) -> Option<&str> {
+        self.entries.of(seen)?.name.as_deref()
+    }
+
+    /// Connections of an entry of `CLIENTS` that are known to be the mesh's.
+    #[must_use]
+    pub fn mesh(&self, seen: &Seen) -> u64 {
+        match seen.class {
+            Class::MeshTls => seen.connections,
+            Class::Tls => self.entries.of(seen).map_or(0, |entry| entry.hellos.mesh),
+            Class::Plaintext | Class::Existing => 0,
+        }
+    }
+
+    /// Pods are watched at the moment of a reading.
+    fn is_watching(&self, reading: &Reading) -> bool {
+        reading.alive && self.seen_ns != 0 && reading.now_ns.saturating_sub(self.seen_ns) <= LOOK_AGE_NS
+    }
+
     /// The node's data at one moment.
     #[must_use]
     pub fn data(&self, node: &str, reading: &Reading, clients: &[Seen]) -> NodeData {
         let time = |ns: u64| reading.wall_of(ns);
+        let watching = self.is_watching(reading);
         let spans = |stretches: &[Stretch], present: bool| -> Spans {
             let to = |stretch: &Stretch| {
                 // The agent lives and has only not looked yet.
-                let goes_on = reading.alive && present && stretch.to == self.seen_ns;
+                let goes_on = watching && present && stretch.to == self.seen_ns;
                 if goes_on { reading.wall } else { time(stretch.to) }
             };
             stretches
@@ -260,16 +301,7 @@ impl History {
         };
         let mut of: BTreeMap<u32, Vec<ClientData>> = BTreeMap::new();
         for seen in clients {
-            let mesh = self.mesh.contains(&(seen.workload, seen.port, seen.client));
-            of.entry(seen.workload).or_default().push(ClientData {
-                port: seen.port,
-                class: if mesh && seen.class == Class::Tls { Class::MeshTls } else { seen.class },
-                address: seen.client,
-                name: self.names.get(&seen.client).cloned(),
-                connections: seen.connections,
-                first: time(seen.first_ns),
-                last: time(seen.last_ns),
-            });
+            of.entry(seen.workload).or_default().push(self.client(reading, seen));
         }
         let pods = self.pods.iter().map(|(id, pod)| {
             let mut clients = of.remove(id).unwrap_or_default();
@@ -280,9 +312,16 @@ impl History {
                 workload: pod.workload.clone(),
                 labels: pod.labels.clone(),
                 present: pod.present,
+                unwatched: pod.unwatched.clone(),
+                data_plane: pod.data_plane,
                 posture: pod.posture.clone(),
                 watched: spans(&pod.watched, pod.present),
-                blind: spans(&pod.blind, false),
+                // While nobody looks, its connections are counted, but another pod of its kind may be behind no hook.
+                blind: spans(&pod.blind, false).union(&if pod.present && !watching {
+                    Spans::one(time(self.seen_ns), reading.wall)
+                } else {
+                    Spans::default()
+                }),
                 clients,
             }
         });
@@ -296,6 +335,8 @@ impl History {
         NodeData {
             time: reading.wall,
             node: node.to_owned(),
+            looked: (self.seen_ns != 0).then(|| if watching { reading.wall } else { time(self.seen_ns) }),
+            watching,
             enforcing: reading.enforcing,
             notes,
             pods: pods.collect(),

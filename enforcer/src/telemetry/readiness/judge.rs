@@ -8,7 +8,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::spans::Spans;
-use super::{Class, ClientData, Mode, NodeData, Nodes, PodData};
+use super::{Absent, Class, Mode, NodeData, Nodes, PodData};
+
+use self::port::{Circumstances, judge_port};
+
+mod port;
 
 /// What is asked before anything is called ready.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
@@ -21,6 +25,10 @@ pub struct Criteria {
     pub min_watched_seconds: u64,
     /// The fewest TLS connections that a port must have had.
     pub min_connections: u64,
+    /// A node that was asked longer ago is not called ready.
+    pub max_age_seconds: u64,
+    /// TLS without the mesh's ALPN keeps no port from being ready.
+    pub tls_is_enough: bool,
 }
 
 impl Criteria {
@@ -78,6 +86,8 @@ pub struct Workload {
     pub gaps: usize,
     /// Their length altogether.
     pub gap_seconds: u64,
+    /// Its connections through the mesh's tunnel (HBONE, port 15008), whatever port they are for inside.
+    pub tunnel: u64,
     /// Its ports that could turn STRICT.
     pub ports: Vec<Port>,
 }
@@ -95,9 +105,11 @@ pub struct Port {
     pub why: String,
     /// The pods declare it.
     pub declared: bool,
-    /// Connections as TLS, as far as they are not known to be the mesh's, of clients in the window.
+    /// Connections as TLS in the window that are not known to be the mesh's.
     pub tls: u64,
-    /// Connections as TLS of the mesh.
+    /// Of these, those whose hello was not read: it is not known whose they are.
+    pub tls_unread: u64,
+    /// Connections as TLS of the mesh: its ALPN, or its tunnel port.
     pub mesh_tls: u64,
     /// Connections in plaintext.
     pub plaintext: u64,
@@ -109,21 +121,81 @@ pub struct Port {
     pub last: Option<Timestamp>,
     /// Who speaks plaintext, the latest first.
     pub plaintext_clients: Vec<Client>,
+    /// Who speaks TLS and did not show the mesh's ALPN, the latest first: a sidecar or ambient serves them under STRICT only
+    /// with a certificate of the mesh, which cannot be seen.
+    pub tls_clients: Vec<Client>,
 }
 
-/// A client that would break.
+/// A client that would break, or might.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, JsonSchema)]
 pub struct Client {
     /// Who it is (`namespace/name`), where that is known.
     pub name: Option<String>,
     /// Its address.
     pub address: IpAddr,
-    /// Its plaintext connections.
+    /// Its connections of this kind in the window.
     pub connections: u64,
-    /// The first of them.
+    /// From when on they are counted: a moment before the window, else the first of them.
+    pub counted_from: Timestamp,
+    /// The first of them, also before the window.
     pub first: Timestamp,
     /// The last of them.
     pub last: Timestamp,
+}
+
+/// The whole answer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Answer {
+    /// The worst of the workloads, and at best `NOT_ENOUGH_DATA` where the answer is not complete.
+    pub verdict: Readiness,
+    /// What keeps it from being complete, one sentence each.
+    pub incomplete: Vec<String>,
+    /// The workloads that could turn STRICT, in order of namespace and name.
+    pub workloads: Vec<Workload>,
+}
+
+/// The answer for all workloads, or those of one namespace. Ready is only what is proven: somebody must have seen the pods.
+#[must_use]
+pub fn answer(nodes: &Nodes, criteria: &Criteria, namespace: Option<&str>) -> Answer {
+    let mut workloads = judge(nodes, criteria);
+    workloads.retain(|workload| namespace.is_none_or(|wanted| wanted == workload.namespace));
+    let mut incomplete: Vec<String> = nodes.iter().filter_map(|node| stale(node, criteria)).collect();
+    incomplete.extend(nodes.absent().map(|absent| format!("node {}: {}", absent.node, absent.why)));
+    let seen = nodes.iter().flat_map(|node| &node.pods).filter(|pod| pod.present);
+    if !seen.into_iter().any(|pod| namespace.is_none_or(|wanted| wanted == pod.namespace)) {
+        incomplete.push(match namespace {
+            Some(name) => format!("no meshed pod of namespace {name} was seen: check the name"),
+            None => "no meshed pod was seen: nothing says that nobody would break".to_owned(),
+        });
+    }
+    let best = if incomplete.is_empty() { Readiness::Ready } else { Readiness::NotEnoughData };
+    let verdict = workloads.iter().map(|workload| workload.verdict).fold(best, Readiness::max);
+    Answer { verdict, incomplete, workloads }
+}
+
+/// Why what a node says does not hold at this moment.
+fn stale(node: &NodeData, criteria: &Criteria) -> Option<String> {
+    let age = |time: Timestamp| {
+        duration(u64::try_from(criteria.now.duration_since(time).as_secs()).unwrap_or_default())
+    };
+    let Some(looked) = node.looked else {
+        return Some(format!(
+            "node {}: nothing was watched yet: ask again some seconds after the agent's start, and with its --state-dir and --bpffs",
+            node.node
+        ));
+    };
+    if !node.watching {
+        return Some(format!("node {}: nobody has watched it for {}", node.node, age(looked)));
+    }
+    let asked = u64::try_from(criteria.now.duration_since(node.time).as_secs()).unwrap_or_default();
+    (asked > criteria.max_age_seconds).then(|| {
+        format!(
+            "node {}: it was asked {} ago, longer than {}: ask it again, or give a longer --max-age",
+            node.node,
+            age(node.time),
+            duration(criteria.max_age_seconds)
+        )
+    })
 }
 
 /// The workloads that could turn STRICT, in order of namespace and name.
@@ -135,7 +207,57 @@ pub fn judge(nodes: &Nodes, criteria: &Criteria) -> Vec<Workload> {
             workloads.entry((&pod.namespace, &pod.workload)).or_default().push((node, pod));
         }
     }
-    workloads.values().filter_map(|pods| workload(pods, criteria)).collect()
+    let mut all: Vec<Workload> = workloads.values().filter_map(|pods| workload(pods, criteria)).collect();
+    for workload in &mut all {
+        let name = format!("{}/{}", workload.namespace, workload.workload);
+        let unseen = nodes
+            .absent()
+            .find(|absent| absent.workloads.as_ref().is_none_or(|workloads| workloads.contains(&name)));
+        if let Some(Absent { node, why, .. }) = unseen {
+            workload.doubt(&format!("it may have pods on node {node}: {why}"));
+        }
+    }
+    all
+}
+
+impl Workload {
+    /// It is not ready as long as this is so.
+    fn doubt(&mut self, why: &str) {
+        for port in self.ports.iter_mut().filter(|port| port.verdict == Readiness::Ready) {
+            port.verdict = Readiness::NotEnoughData;
+            why.clone_into(&mut port.why);
+        }
+        if self.verdict == Readiness::Ready {
+            self.verdict = Readiness::NotEnoughData;
+            why.clone_into(&mut self.why);
+        }
+    }
+}
+
+/// Why a workload's pods are not all watched at this moment.
+fn unwatched(pods: &[(&NodeData, &PodData)], criteria: &Criteria) -> Option<String> {
+    pods.iter().filter(|(_, pod)| pod.present).find_map(|(node, pod)| match &pod.unwatched {
+        Some(why) => Some(format!("pod {}: {why}", pod.pod)),
+        None => stale(node, criteria),
+    })
+}
+
+/// When pods may have had connections that were not seen.
+fn blind(node: &NodeData, pod: &PodData, criteria: &Criteria) -> Spans {
+    match node.looked {
+        // What was after the last look, nobody knows.
+        Some(looked) if pod.present => pod.blind.union(&Spans::one(looked, criteria.now)),
+        _ => pod.blind.clone(),
+    }
+}
+
+/// Connections through the mesh's tunnel. Its port is exempt: what arrives there has shown a certificate of the mesh.
+fn tunnel(pods: &[(&NodeData, &PodData)], criteria: &Criteria) -> u64 {
+    let since = criteria.since();
+    let clients = pods.iter().flat_map(|(_, pod)| &pod.clients);
+    clients
+        .filter(|client| client.class == Class::MeshTls && client.last >= since)
+        .fold(0, |sum, client| sum.saturating_add(client.within(since).connections))
 }
 
 /// The mode of a port that could turn STRICT; `None` where it is STRICT already, DISABLE by somebody's will, or exempt.
@@ -172,15 +294,20 @@ fn workload(pods: &[(&NodeData, &PodData)], criteria: &Criteria) -> Option<Workl
     if open.is_empty() && !live().any(|(node, pod)| open_mode(node, pod, None).is_some()) {
         return None;
     }
-    let all = |spans: fn(&PodData) -> &Spans| {
-        pods.iter().fold(Spans::default(), |sum, (_, pod)| sum.union(spans(pod)))
-    };
-    let watched = all(|pod| &pod.watched).minus(&all(|pod| &pod.blind));
+    let watched = pods.iter().fold(Spans::default(), |sum, (_, pod)| sum.union(&pod.watched));
+    let blind = pods.iter().fold(Spans::default(), |sum, (node, pod)| sum.union(&blind(node, pod, criteria)));
+    let watched = watched.minus(&blind);
     let watched = watched.within(criteria.since(), criteria.now);
     let seconds = watched.seconds();
     let (gaps, gap_seconds) = watched.gaps();
+    let circumstances = Circumstances {
+        watched: seconds,
+        unwatched: unwatched(pods, criteria),
+        tunnel: tunnel(pods, criteria),
+        data_plane: live().any(|(_, pod)| pod.data_plane),
+    };
     let ports: Vec<Port> =
-        open.into_iter().map(|(port, mode)| judge_port(pods, port, mode, seconds, criteria)).collect();
+        open.into_iter().map(|(port, mode)| judge_port(pods, port, mode, &circumstances, criteria)).collect();
     let verdict = ports.iter().map(|port| port.verdict).max().unwrap_or(Readiness::NotEnoughData);
     let worst = ports.iter().find(|port| port.verdict == verdict);
     Some(Workload {
@@ -188,7 +315,7 @@ fn workload(pods: &[(&NodeData, &PodData)], criteria: &Criteria) -> Option<Workl
         workload: first.workload.clone(),
         verdict,
         why: worst.map_or_else(
-            || "no connection was seen, and the pods declare no port".to_owned(),
+            || circumstances.unwatched.clone().unwrap_or_else(nothing_seen),
             |port| format!("port {}: {}", port.port, port.why),
         ),
         pods: present.len(),
@@ -197,102 +324,13 @@ fn workload(pods: &[(&NodeData, &PodData)], criteria: &Criteria) -> Option<Workl
         watched_since: watched.start(),
         gaps,
         gap_seconds,
+        tunnel: circumstances.tunnel,
         ports,
     })
 }
 
-fn judge_port(
-    pods: &[(&NodeData, &PodData)],
-    port: u16,
-    mode: Mode,
-    watched: u64,
-    criteria: &Criteria,
-) -> Port {
-    let since = criteria.since();
-    let clients: Vec<&ClientData> = pods
-        .iter()
-        .flat_map(|(_, pod)| &pod.clients)
-        .filter(|client| client.port == port && client.last >= since)
-        .collect();
-    let count = |class| {
-        clients.iter().filter(|c| c.class == class).fold(0_u64, |sum, c| sum.saturating_add(c.connections))
-    };
-    let (tls, mesh_tls, plaintext, existing) =
-        (count(Class::Tls), count(Class::MeshTls), count(Class::Plaintext), count(Class::Existing));
-    let plaintext_clients = plaintext_clients(&clients);
-    let unknown = unknown(&clients);
-    let (verdict, why) = if !plaintext_clients.is_empty() {
-        let who = plaintext_clients.len();
-        (Readiness::NotReady, format!("{who} {} plaintext, {plaintext} connections", speak(who)))
-    } else if unknown > 0 {
-        let why = format!(
-            "{unknown} {} connections from before the watch: what is spoken there shows when they connect again",
-            hold(unknown)
-        );
-        (Readiness::NotEnoughData, why)
-    } else if watched < criteria.min_watched_seconds {
-        let why = format!("watched for {} of {}", duration(watched), duration(criteria.min_watched_seconds));
-        (Readiness::NotEnoughData, why)
-    } else if tls.saturating_add(mesh_tls) < criteria.min_connections {
-        let seen = tls.saturating_add(mesh_tls);
-        let why =
-            format!("{seen} connections in {}, fewer than {}", duration(watched), criteria.min_connections);
-        (Readiness::NotEnoughData, why)
-    } else {
-        (Readiness::Ready, format!("no plaintext in {}", duration(watched)))
-    };
-    Port {
-        port,
-        mode,
-        verdict,
-        why,
-        declared: pods.iter().any(|(_, pod)| pod.present && pod.posture.declared.contains(&port)),
-        tls,
-        mesh_tls,
-        plaintext,
-        existing,
-        first: clients.iter().map(|client| client.first).min(),
-        last: clients.iter().map(|client| client.last).max(),
-        plaintext_clients,
-    }
-}
-
-fn speak(clients: usize) -> &'static str {
-    if clients == 1 { "client speaks" } else { "clients speak" }
-}
-
-fn hold(clients: usize) -> &'static str {
-    if clients == 1 { "client holds" } else { "clients hold" }
-}
-
-/// One entry per client address, over all pods of the workload.
-fn plaintext_clients(clients: &[&ClientData]) -> Vec<Client> {
-    let mut found: BTreeMap<IpAddr, Client> = BTreeMap::new();
-    for client in clients.iter().filter(|client| client.class == Class::Plaintext) {
-        let entry = found.entry(client.address).or_insert(Client {
-            name: None,
-            address: client.address,
-            connections: 0,
-            first: client.first,
-            last: client.last,
-        });
-        entry.name = entry.name.take().max(client.name.clone());
-        entry.connections = entry.connections.saturating_add(client.connections);
-        entry.first = entry.first.min(client.first);
-        entry.last = entry.last.max(client.last);
-    }
-    let mut all: Vec<_> = found.into_values().collect();
-    all.sort_by(|a, b| b.last.cmp(&a.last).then(a.address.cmp(&b.address)));
-    all
-}
-
-/// Clients of whom nothing is known but connections from before the watch.
-fn unknown(clients: &[&ClientData]) -> usize {
-    let of = |existing: bool| -> BTreeSet<IpAddr> {
-        let of_kind = clients.iter().filter(|client| (client.class == Class::Existing) == existing);
-        of_kind.map(|client| client.address).collect()
-    };
-    of(true).difference(&of(false)).count()
+fn nothing_seen() -> String {
+    "no connection was seen, and the pods declare no port".to_owned()
 }
 
 /// A length of time in its two largest units: `2d 3h`, `40m 0s`.

@@ -15,10 +15,12 @@ use super::clients::{Table, boot_id};
 use super::history::{EXTENSION, History, Look, Observed, ObservedPod};
 use super::{Governing, Posture};
 use crate::agent::{monotonic_ns, state};
-use crate::datapath::desired::{Desired, EndpointPlan};
+use crate::datapath::desired::EndpointPlan;
 use crate::datapath::load::Pinned;
-use crate::object::Objects;
+use crate::object::{Objects, Pod};
 use crate::policy::compose::Level;
+use crate::policy::membership::{Membership, Via, membership};
+use crate::telemetry::hellos::Hellos;
 use crate::telemetry::names::workload_name;
 use crate::telemetry::{Shared, Snapshot};
 
@@ -28,8 +30,6 @@ const EVERY: Duration = Duration::from_secs(5);
 const WRITE_EVERY: Duration = Duration::from_secs(15);
 /// How long after the first policy the places of the pods that were there are known.
 const SETTLE: Duration = Duration::from_secs(2);
-/// Flow records that are read at once.
-const BATCH: usize = 1024;
 
 /// The history's file that belongs to a pin folder.
 #[must_use]
@@ -47,6 +47,12 @@ pub fn read(path: &Path) -> io::Result<History> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(History::default()),
         Err(error) => Err(error),
     }
+}
+
+/// Reads the history of this boot, for names and hellos: a missing, broken or older one says nothing.
+#[must_use]
+pub fn read_of_boot(path: &Path) -> History {
+    read(path).ok().filter(|history| history.is_of(&boot_id())).unwrap_or_default()
 }
 
 fn write(history: &History, path: &Path) -> io::Result<()> {
@@ -67,15 +73,19 @@ struct Watch {
     history: History,
     /// There was a look: from then on a pod that is new has come under our eyes.
     begun: bool,
-    /// Number of the next flow record.
-    next: u64,
+    /// What hellos said since the last look.
+    hellos: Hellos,
+    /// Name of this node.
+    node: Option<String>,
     written: Option<Instant>,
     pods: BTreeSet<u32>,
     told: bool,
 }
 
 /// Watches for as long as the agent lives.
-pub async fn run(shared: Arc<Shared>, bpffs: PathBuf, state_dir: PathBuf) {
+///
+/// `node`: the name of this node, where it is known; pods that are on another one are not its to watch.
+pub async fn run(shared: Arc<Shared>, bpffs: PathBuf, state_dir: PathBuf, node: Option<String>) {
     let path = path(&state_dir, &bpffs);
     let history = read(&path).unwrap_or_else(|error| {
         warn!("{}: {error}: readiness starts anew", path.display());
@@ -88,7 +98,8 @@ pub async fn run(shared: Arc<Shared>, bpffs: PathBuf, state_dir: PathBuf) {
         boot: boot_id(),
         history,
         begun: false,
-        next: 0,
+        hellos: Hellos::default(),
+        node,
         written: None,
         pods: BTreeSet::new(),
         told: false,
@@ -116,6 +127,8 @@ pub async fn run(shared: Arc<Shared>, bpffs: PathBuf, state_dir: PathBuf) {
 impl Watch {
     fn look(&mut self) {
         let view = self.shared.view();
+        // Before the table: a connection is in it before its hello comes.
+        self.hellos.extend(self.shared.hellos.take());
         let table = match Pinned::open(&self.bpffs).map_err(anyhow::Error::from).and_then(|p| Table::read(&p))
         {
             Ok(table) => table,
@@ -124,7 +137,7 @@ impl Watch {
                 return;
             }
         };
-        let mut observed = observe(&view.snapshot);
+        let mut observed = observe(&view.snapshot, self.node.as_deref());
         for client in &table.clients {
             if let Some(pod) = view.index.get(client.client) {
                 observed.names.insert(client.client, format!("{}/{}", pod.namespace, pod.pod));
@@ -142,34 +155,14 @@ impl Watch {
             crowded: table.is_crowded(),
         };
         let named = self.history.named();
-        self.history.look(&look, &observed, &table.clients);
+        self.history.look(&look, &observed, &table.clients, &self.hellos);
+        self.hellos.clear();
         let news = named != self.history.named();
         self.begun = true;
-        self.note_mesh(&observed);
         let pods: BTreeSet<u32> = observed.pods.keys().copied().collect();
         if news || pods != self.pods || self.written.is_none_or(|then| then.elapsed() >= WRITE_EVERY) {
             self.pods = pods;
             self.save();
-        }
-    }
-
-    /// Which clients are the mesh's own only their hellos say, which come with the flow records.
-    fn note_mesh(&mut self, observed: &Observed) {
-        let ids: BTreeMap<String, u32> =
-            observed.pods.iter().map(|(id, pod)| (format!("{}/{}", pod.namespace, pod.pod), *id)).collect();
-        loop {
-            let batch = self.shared.log.read(self.next, BATCH);
-            self.next = batch.next;
-            if batch.records.is_empty() {
-                return;
-            }
-            for flow in batch.records.iter().filter_map(|record| record.line.flow()) {
-                if flow.class == "mesh_tls"
-                    && let Some(id) = flow.pod.pod_name().and_then(|name| ids.get(&name))
-                {
-                    self.history.note_mesh(*id, flow.pod.port, flow.client.address);
-                }
-            }
         }
     }
 
@@ -189,15 +182,19 @@ impl Watch {
     }
 }
 
-/// What the policy loop published, as far as it matters here: the meshed pods that live on this node.
-fn observe(snapshot: &Snapshot) -> Observed {
+/// What the policy loop published, as far as it matters here: the meshed pods of this node.
+fn observe(snapshot: &Snapshot, node: Option<&str>) -> Observed {
     let Snapshot { objects, wanted, .. } = snapshot;
     let mut observed = Observed::default();
-    let plans: BTreeMap<u32, &EndpointPlan> = plans(wanted);
-    for (id, plan) in plans {
+    let unhooked = unhooked(snapshot, node);
+    for plan in wanted.endpoints.values().filter(|plan| plan.meshed) {
         let Some(pod) = objects.pods.get(&plan.pod) else { continue };
+        if is_elsewhere(pod, plan, node) {
+            continue;
+        }
+        let membership = membership(pod, objects.namespaces.get(&pod.name.namespace));
         observed.pods.insert(
-            id,
+            plan.workload,
             ObservedPod {
                 namespace: pod.name.namespace.clone(),
                 pod: pod.name.name.clone(),
@@ -208,7 +205,8 @@ fn observe(snapshot: &Snapshot) -> Observed {
                     pod.ports.iter().filter(|port| port.tcp).map(|port| port.port),
                     objects,
                 ),
-                hooked: true,
+                unwatched: unhooked.get(&plan.workload).cloned(),
+                data_plane: matches!(membership, Membership::Enforced { via: Via::Sidecar | Via::Ambient }),
                 created: pod.created,
             },
         );
@@ -220,10 +218,34 @@ fn observe(snapshot: &Snapshot) -> Observed {
     observed
 }
 
-/// One plan per meshed pod whose interface is known. The others live elsewhere, or `status` tells of them.
-fn plans(wanted: &Desired) -> BTreeMap<u32, &EndpointPlan> {
-    let here = wanted.endpoints.values().filter(|plan| plan.meshed && plan.ifindex != 0);
-    here.map(|plan| (plan.workload, plan)).collect()
+/// The pod runs on another node, as far as can be told: behind none of this node's interfaces, and under another node's name.
+fn is_elsewhere(pod: &Pod, plan: &EndpointPlan, node: Option<&str>) -> bool {
+    plan.ifindex == 0 && pod.node.as_deref().is_some_and(|name| node != Some(name))
+}
+
+/// Workload ids of the pods of this node that are not behind a hook with all their addresses, with the reason.
+fn unhooked(snapshot: &Snapshot, node: Option<&str>) -> BTreeMap<u32, String> {
+    let hooked: BTreeSet<u32> = snapshot.state.interfaces.iter().map(|interface| interface.index).collect();
+    let mut unhooked = BTreeMap::new();
+    let mut unplaced = BTreeMap::new();
+    for (address, plan) in snapshot.wanted.endpoints.iter().filter(|(_, plan)| plan.meshed) {
+        let Some(pod) = snapshot.objects.pods.get(&plan.pod) else { continue };
+        if is_elsewhere(pod, plan, node) {
+            continue;
+        }
+        if plan.ifindex == 0 {
+            let why = format!("its address {address} is behind no interface that is hooked");
+            unplaced.entry(plan.workload).or_insert(why);
+        } else if !hooked.contains(&plan.ifindex) {
+            let why = format!("its interface {} is not hooked", plan.ifindex);
+            unhooked.insert(plan.workload, why);
+        }
+    }
+    // As for readiness of the agent: behind an interface whose other end cannot be looked at there is one of them.
+    if unplaced.len() > hooked.difference(&snapshot.placed).count() {
+        unhooked.extend(unplaced);
+    }
+    unhooked
 }
 
 fn posture(plan: &EndpointPlan, declared: impl Iterator<Item = u16>, objects: &Objects) -> Posture {

@@ -7,6 +7,26 @@ use anyhow::{Context, Result};
 
 use super::ADDRESS;
 
+/// How pods are connected to the node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
+pub(crate) enum Network {
+    /// All on one bridge.
+    #[default]
+    Bridge,
+    /// Each by a pair of its own and a route, as Calico and the plug-ins of AWS and Google do.
+    Ptp,
+}
+
+impl Network {
+    /// The plug-in's own fields.
+    const fn plugin(self) -> &'static str {
+        match self {
+            Self::Bridge => r#""type":"bridge","bridge":"cni0","isGateway":true"#,
+            Self::Ptp => r#""type":"ptp""#,
+        }
+    }
+}
+
 /// The image that holds a pod's namespaces.
 pub(super) const PAUSE: &str = "localhost/pause:1";
 
@@ -21,10 +41,16 @@ pub(super) const PLACES: [&str; 6] = [
 ];
 
 /// Writes all of it into the node's folder. `authority` signs the certificates of those who may ask the kubelet.
-pub(super) fn write(folder: &Path, programs: &Path, cgroup: &str, authority: &Path) -> Result<()> {
-    let (home, programs) = (folder.display(), programs.display());
+pub(super) fn write(
+    folder: &Path,
+    programs: &Path,
+    cgroup: &str,
+    authority: &Path,
+    network: Network,
+) -> Result<()> {
+    let (home, programs, network) = (folder.display(), programs.display(), network.plugin());
     let plugin = format!(
-        r#"{{"cniVersion":"0.4.0","name":"pods","plugins":[{{"type":"bridge","bridge":"cni0","isGateway":true,"ipMasq":false,
+        r#"{{"cniVersion":"0.4.0","name":"pods","plugins":[{{{network},"ipMasq":false,
 "ipam":{{"type":"host-local","dataDir":"{home}/ipam","ranges":[[{{"subnet":"10.244.0.0/24"}}]],"routes":[{{"dst":"0.0.0.0/0"}}]}}}}]}}
 "#
     );

@@ -1,6 +1,6 @@
 use std::time::{Duration, Instant};
 
-use super::{AGAIN, Budget, PER_MINUTE, REMEMBERED, event, key};
+use super::{AGAIN, Budget, PER_MINUTE, PER_POD, REMEMBERED, event, key};
 use crate::telemetry::record::Flow;
 
 fn flow(verdict: &str, client_port: u16) -> Flow {
@@ -32,15 +32,33 @@ fn an_event_says_who_what_why_and_what_to_do() {
 }
 
 #[test]
-fn a_refusal_is_told_once_an_hour_whatever_port_the_client_has() {
+fn a_refusal_is_told_once_an_hour_whatever_port_or_name_the_client_has() {
     let mut budget = Budget::default();
     let start = Instant::now();
-    let one = key(&flow("reset", 1), "uid");
-    assert_eq!(one, key(&flow("reset", 2), "uid"));
-    assert_ne!(one, key(&flow("reset", 1), "another pod of the same name"));
-    assert!(budget.may_tell(&one, start));
-    assert!(!budget.may_tell(&one, start + AGAIN / 2));
-    assert!(budget.may_tell(&one, start + AGAIN));
+    let one = key(&flow("reset", 1));
+    assert_eq!(one, key(&flow("reset", 2)));
+    let mut unnamed = flow("reset", 1);
+    (unnamed.client.pod, unnamed.client.namespace) = (None, None);
+    assert_eq!(one, key(&unnamed), "its name comes later");
+    assert!(budget.may_tell("uid", &one, start));
+    assert!(!budget.may_tell("uid", &one, start + AGAIN / 2));
+    assert!(budget.may_tell("another pod of the same name", &one, start + AGAIN / 2));
+    assert!(budget.may_tell("uid", &one, start + AGAIN));
+}
+
+#[test]
+fn a_pod_that_is_stormed_leaves_the_others_theirs() {
+    let mut budget = Budget::default();
+    let start = Instant::now();
+    let told = |budget: &mut Budget, uid: &str, now: Instant| {
+        (0..100).filter(|number| budget.may_tell(uid, &format!("{number}"), now)).count()
+    };
+    assert_eq!(told(&mut budget, "stormed", start), PER_POD as usize);
+    assert_eq!(told(&mut budget, "quiet", start), PER_POD as usize);
+    assert_eq!(told(&mut budget, "third", start), PER_POD as usize);
+    assert_eq!(told(&mut budget, "fourth", start), PER_MINUTE as usize - 3 * PER_POD as usize);
+    let later = start + Duration::from_mins(1);
+    assert_eq!(told(&mut budget, "stormed", later), PER_POD as usize);
 }
 
 #[test]
@@ -49,7 +67,10 @@ fn a_storm_of_different_refusals_is_bounded() {
     let start = Instant::now();
     let told = |budget: &mut Budget, minute: u32| {
         let now = start + Duration::from_mins(1) * minute;
-        (0..100).filter(|number| budget.may_tell(&format!("{minute}-{number}"), now)).count()
+        let all = (0..100).filter(|number| {
+            budget.may_tell(&format!("{}", number % 10), &format!("{minute}-{number}"), now)
+        });
+        all.count()
     };
     let per_minute = PER_MINUTE as usize;
     for minute in 0..59 {

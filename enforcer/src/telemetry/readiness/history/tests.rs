@@ -16,7 +16,8 @@ fn pod(hooked: bool, created: Option<i64>) -> ObservedPod {
             declared: BTreeSet::new(),
             governed_by: None,
         },
-        hooked,
+        unwatched: (!hooked).then(|| "its interface 3 is not hooked".to_owned()),
+        data_plane: true,
         created: created.map(|second| Timestamp::from_second(second).expect("in range")),
     }
 }
@@ -58,10 +59,10 @@ fn watched(history: &History, now: u64) -> Vec<(i64, i64)> {
 fn the_watch_begins_with_the_agent_and_stops_with_it() {
     let mut history = History::default();
     let pods = observed(&[(1, pod(true, None))]);
-    history.look(&look(100, true), &pods, &[]);
+    history.look(&look(100, true), &pods, &[], &Hellos::default());
     assert_eq!(watched(&history, 100), []);
-    history.look(&look(110, false), &pods, &[]);
-    history.look(&look(120, false), &pods, &[]);
+    history.look(&look(110, false), &pods, &[], &Hellos::default());
+    history.look(&look(120, false), &pods, &[], &Hellos::default());
     assert_eq!(watched(&history, 500), [(100, 120)], "what comes after the last look is not known");
     let alive = Reading {
         wall: look(125, false).wall,
@@ -72,15 +73,15 @@ fn the_watch_begins_with_the_agent_and_stops_with_it() {
     };
     assert_eq!(history.data("n1", &alive, &[]).pods[0].watched.seconds(), 25, "the agent lives: until now");
     // A new agent: the time between was not watched.
-    history.look(&look(200, true), &pods, &[]);
-    history.look(&look(230, false), &pods, &[]);
+    history.look(&look(200, true), &pods, &[], &Hellos::default());
+    history.look(&look(230, false), &pods, &[], &Hellos::default());
     assert_eq!(watched(&history, 230), [(100, 120), (200, 230)]);
 }
 
 #[test]
 fn a_pod_that_was_there_before_was_not_seen_since_it_was_made() {
     let mut history = History::default();
-    history.look(&look(100, true), &observed(&[(1, pod(true, Some(1040)))]), &[]);
+    history.look(&look(100, true), &observed(&[(1, pod(true, Some(1040)))]), &[], &Hellos::default());
     let blind = |history: &History| {
         data(history, 100, &[]).pods[0]
             .blind
@@ -91,24 +92,24 @@ fn a_pod_that_was_there_before_was_not_seen_since_it_was_made() {
     };
     assert_eq!(blind(&history), [(1040, 1100)]);
     let mut history = History::default();
-    history.look(&look(100, true), &observed(&[(1, pod(true, None))]), &[]);
+    history.look(&look(100, true), &observed(&[(1, pod(true, None))]), &[], &Hellos::default());
     assert_eq!(blind(&history), [(0, 1100)], "it may have been there for ever");
     let mut history = History::default();
-    history.look(&look(100, true), &observed(&[(1, pod(true, Some(400)))]), &[]);
+    history.look(&look(100, true), &observed(&[(1, pod(true, Some(400)))]), &[], &Hellos::default());
     assert_eq!(blind(&history), [(0, 1100)], "before this boot nothing was seen");
 }
 
 #[test]
 fn a_pod_that_comes_under_the_agents_eyes_misses_nothing() {
     let mut history = History::default();
-    history.look(&look(100, true), &Observed::default(), &[]);
-    history.look(&look(110, false), &observed(&[(1, pod(true, Some(1105)))]), &[]);
-    history.look(&look(120, false), &observed(&[(1, pod(true, Some(1105)))]), &[]);
+    history.look(&look(100, true), &Observed::default(), &[], &Hellos::default());
+    history.look(&look(110, false), &observed(&[(1, pod(true, Some(1105)))]), &[], &Hellos::default());
+    history.look(&look(120, false), &observed(&[(1, pod(true, Some(1105)))]), &[], &Hellos::default());
     assert_eq!(data(&history, 120, &[]).pods[0].blind, Spans::default());
     assert_eq!(watched(&history, 120), [(110, 120)]);
     // One that was made long before it was behind a hook.
     let late = ObservedPod { pod: "late-0".into(), ..pod(true, Some(1050)) };
-    history.look(&look(130, false), &observed(&[(2, late)]), &[]);
+    history.look(&look(130, false), &observed(&[(2, late)]), &[], &Hellos::default());
     let spans = &data(&history, 130, &[]).pods[1].blind;
     assert_eq!(spans.as_slice().len(), 1);
     assert_eq!(spans.start().map(Timestamp::as_second), Some(1050));
@@ -117,9 +118,9 @@ fn a_pod_that_comes_under_the_agents_eyes_misses_nothing() {
 #[test]
 fn a_pod_that_is_not_hooked_is_not_watched() {
     let mut history = History::default();
-    history.look(&look(100, true), &Observed::default(), &[]);
+    history.look(&look(100, true), &Observed::default(), &[], &Hellos::default());
     for (now, hooked) in [(110, true), (120, true), (130, false), (140, true), (150, true)] {
-        history.look(&look(now, false), &observed(&[(1, pod(hooked, None))]), &[]);
+        history.look(&look(now, false), &observed(&[(1, pod(hooked, None))]), &[], &Hellos::default());
     }
     assert_eq!(watched(&history, 150), [(110, 120), (130, 150)]);
 }
@@ -128,10 +129,10 @@ fn a_pod_that_is_not_hooked_is_not_watched() {
 fn a_crowded_map_makes_everything_before_unwatched() {
     let mut history = History::default();
     let pods = observed(&[(1, pod(true, None))]);
-    history.look(&look(100, true), &pods, &[]);
-    history.look(&look(110, false), &pods, &[]);
-    history.look(&Look { crowded: true, ..look(120, false) }, &pods, &[]);
-    history.look(&look(150, false), &pods, &[]);
+    history.look(&look(100, true), &pods, &[], &Hellos::default());
+    history.look(&look(110, false), &pods, &[], &Hellos::default());
+    history.look(&Look { crowded: true, ..look(120, false) }, &pods, &[], &Hellos::default());
+    history.look(&look(150, false), &pods, &[], &Hellos::default());
     assert_eq!(watched(&history, 150), [(120, 150)]);
     assert!(data(&history, 150, &[]).notes[0].contains("--map-size CLIENTS"));
 }
@@ -140,14 +141,14 @@ fn a_crowded_map_makes_everything_before_unwatched() {
 fn another_boot_starts_anew() {
     let mut history = History::default();
     let pods = observed(&[(1, pod(true, None))]);
-    history.look(&look(100, true), &pods, &[]);
-    history.look(&look(900, false), &pods, &[]);
+    history.look(&look(100, true), &pods, &[], &Hellos::default());
+    history.look(&look(900, false), &pods, &[], &Hellos::default());
     let mut other = history.clone();
-    other.look(&Look { boot: "b2", ..look(50, true) }, &pods, &[]);
+    other.look(&Look { boot: "b2", ..look(50, true) }, &pods, &[], &Hellos::default());
     assert!(other.is_of("b2") && !other.is_of("b1"));
     assert_eq!(watched(&other, 50), []);
     // The clock of the same boot cannot go back; if it does, the file is not what it seems.
-    history.look(&look(10, true), &pods, &[]);
+    history.look(&look(10, true), &pods, &[], &Hellos::default());
     assert_eq!(watched(&history, 10), []);
 }
 
@@ -155,9 +156,9 @@ fn another_boot_starts_anew() {
 fn a_pod_that_is_gone_keeps_its_clients_and_its_name_goes_with_its_id() {
     let mut history = History::default();
     let pods = observed(&[(1, pod(true, None))]);
-    history.look(&look(100, true), &pods, &[]);
-    history.look(&look(110, false), &pods, &[]);
-    history.look(&look(120, false), &Observed::default(), &[]);
+    history.look(&look(100, true), &pods, &[], &Hellos::default());
+    history.look(&look(110, false), &pods, &[], &Hellos::default());
+    history.look(&look(120, false), &Observed::default(), &[], &Hellos::default());
     let seen = Seen {
         workload: 1,
         port: 80,
@@ -174,45 +175,48 @@ fn a_pod_that_is_gone_keeps_its_clients_and_its_name_goes_with_its_id() {
     assert_eq!(told.pods[0].clients[0].first.as_second(), 1105);
     assert_eq!(told.pods[0].clients[0].last.as_second(), 1108);
     // It comes back after a time in which nobody can say what was.
-    history.look(&look(130, false), &pods, &[]);
-    history.look(&look(140, false), &pods, &[]);
+    history.look(&look(130, false), &pods, &[], &Hellos::default());
+    history.look(&look(140, false), &pods, &[], &Hellos::default());
     assert_eq!(watched(&history, 140), [(100, 110), (130, 140)]);
     // Another pod under the same id has nothing of the first one's.
     let other = ObservedPod { pod: "other-0".into(), ..pod(true, None) };
-    history.look(&look(150, false), &observed(&[(1, other)]), &[]);
+    history.look(&look(150, false), &observed(&[(1, other)]), &[], &Hellos::default());
     assert_eq!(watched(&history, 150), []);
 }
 
 #[test]
-fn clients_have_the_name_that_was_theirs_when_they_were_active() {
+fn who_is_not_watched_now_is_blind_since_the_last_look() {
     let mut history = History::default();
-    let address: IpAddr = [10, 0, 0, 9].into();
-    let seen = |class, last: u64| Seen {
-        workload: 1,
-        port: 80,
-        class,
-        client: address,
-        connections: 2,
-        first_ns: SECOND,
-        last_ns: last * SECOND,
-        verdict: Verdict::ALLOW,
-        reason: Reason::TLS,
+    let pods = observed(&[(1, pod(true, Some(1100)))]);
+    history.look(&look(100, false), &pods, &[], &Hellos::default());
+    history.look(&look(110, false), &pods, &[], &Hellos::default());
+    let reading = |now: u64, alive| Reading {
+        wall: look(now, false).wall,
+        now_ns: now * SECOND,
+        enforcing: true,
+        alive,
+        notes: Vec::new(),
     };
-    let named = |name: &str| Observed {
-        names: [(address, name.to_owned())].into(),
-        ..observed(&[(1, pod(true, None))])
-    };
-    history.look(&look(100, true), &named("a/sleep"), &[seen(Class::Plaintext, 99)]);
-    // The address went to another pod, which has not connected.
-    history.look(&look(110, false), &named("b/other"), &[seen(Class::Plaintext, 99)]);
-    let name = |history: &History, class| data(history, 110, &[seen(class, 99)]).pods[0].clients[0].clone();
-    assert_eq!(name(&history, Class::Plaintext).name.as_deref(), Some("a/sleep"));
-    history.note_mesh(1, 80, address);
-    assert_eq!(name(&history, Class::Tls).class, Class::MeshTls);
-    assert_eq!(name(&history, Class::Plaintext).class, Class::Plaintext);
-    history.look(&look(120, false), &named("b/other"), &[]);
-    assert_eq!(name(&history, Class::Tls).name, None, "forgotten with its map entry");
-    assert_eq!(name(&history, Class::Tls).class, Class::Tls);
+    let told = history.data("n1", &reading(120, true), &[]);
+    assert_eq!((told.looked, told.watching), (Some(look(120, false).wall), true));
+    assert_eq!(told.pods[0].blind, Spans::default());
+    // The agent is dead; or it lives, and its watch has stopped.
+    for (now, alive) in [(120, false), (200, true)] {
+        let told = history.data("n1", &reading(now, alive), &[]);
+        assert_eq!((told.looked, told.watching), (Some(look(110, false).wall), false));
+        assert_eq!(told.pods[0].blind, Spans::one(look(110, false).wall, look(now, false).wall));
+    }
+    let never = History::default().data("n1", &reading(120, true), &[]);
+    assert_eq!((never.looked, never.watching), (None, false));
+}
+
+#[test]
+fn a_pod_that_is_not_hooked_says_why() {
+    let mut history = History::default();
+    history.look(&look(100, false), &observed(&[(1, pod(false, None))]), &[], &Hellos::default());
+    let told = data(&history, 100, &[]);
+    assert_eq!(told.pods[0].unwatched.as_deref(), Some("its interface 3 is not hooked"));
+    assert!(told.pods[0].present);
 }
 
 #[test]
@@ -220,14 +224,14 @@ fn memory_is_bounded() {
     let mut history = History::default();
     let pods = observed(&[(1, pod(true, None))]);
     for start in 0..1000 {
-        history.look(&look(start * 10 + 1, true), &pods, &[]);
-        history.look(&look(start * 10 + 5, false), &pods, &[]);
+        history.look(&look(start * 10 + 1, true), &pods, &[], &Hellos::default());
+        history.look(&look(start * 10 + 5, false), &pods, &[], &Hellos::default());
     }
     assert!(history.pods[&1].watched.len() <= MOST_STRETCHES);
     let many: Vec<_> =
         (0..9000_u32).map(|id| (id, ObservedPod { pod: format!("p{id}"), ..pod(true, None) })).collect();
-    history.look(&look(20_000, false), &observed(&many), &[]);
-    history.look(&look(20_010, false), &pods, &[]);
+    history.look(&look(20_000, false), &observed(&many), &[], &Hellos::default());
+    history.look(&look(20_010, false), &pods, &[], &Hellos::default());
     assert!(history.pods.len() <= MOST_PODS);
     assert!(history.pods.contains_key(&1));
 }
