@@ -37,8 +37,9 @@ pub trait FlowTables {
 
     /// Looks a flow up in `FLOWS`, then in `TRANSIENT`.
     fn flow(&self, key: &FlowKey) -> Option<Self::FlowRef<'_>>;
-    /// Enters a new flow in `TRANSIENT`, unless there is one: another CPU may be quicker. False when the table does not take it.
-    fn open_flow(&self, key: &FlowKey, flow: &Flow) -> bool;
+    /// Enters a new flow in `TRANSIENT`, unless there is one: another CPU may be quicker. Gives the entry, `None` when the table
+    /// does not take it.
+    fn open_flow(&self, key: &FlowKey, flow: &Flow) -> Option<Self::FlowRef<'_>>;
     /// Enters a flow in `TRANSIENT`, in place of what is there.
     fn insert_flow(&self, key: &FlowKey, flow: &Flow);
     /// Moves a flow from `TRANSIENT` to `FLOWS`; false when that is full.
@@ -242,11 +243,9 @@ fn promote<'a, E: Env>(
     half_open: &HalfOpen,
 ) -> Option<E::FlowRef<'a>> {
     let flow = Flow::open(half_open, endpoint.workload, endpoint.generation, env.now_ns());
-    if !env.open_flow(key, &flow) {
-        return None;
-    }
+    let opened = env.open_flow(key, &flow)?;
     env.remove_half_open(key);
-    env.flow(key)
+    Some(opened)
 }
 
 #[inline(always)]

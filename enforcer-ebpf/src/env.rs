@@ -12,7 +12,7 @@ use enforcer_common::settings::{Action, Enforcement, OWN_PROBE_MARK, OWN_PROBE_M
 use enforcer_common::tcp::{Segment, overlap};
 
 use crate::skb::{Skb, bounded};
-use crate::tables::{self, BPF_NOEXIST, EEXIST, FLOWS, HALF_OPEN, OUTBOUND, OUTBOUND_ENDED, PORT_MODES, SettingsRef, TRANSIENT};
+use crate::tables::{self, BPF_NOEXIST, FLOWS, HALF_OPEN, OUTBOUND, OUTBOUND_ENDED, PORT_MODES, SettingsRef, TRANSIENT};
 
 /// The maps and one packet.
 pub struct SkbEnv<'a> {
@@ -67,11 +67,10 @@ macro_rules! flow_tables {
             }
 
             #[inline(always)]
-            fn open_flow(&self, key: &FlowKey, flow: &Flow) -> bool {
-                match TRANSIENT.insert(key, flow, BPF_NOEXIST) {
-                    Ok(()) => true,
-                    Err(error) => i64::from(error) == EEXIST,
-                }
+            fn open_flow(&self, key: &FlowKey, flow: &Flow) -> Option<FlowRef> {
+                // Refused when there is one, or when the table takes no more: the look-up tells which.
+                let _ = TRANSIENT.insert(key, flow, BPF_NOEXIST);
+                TRANSIENT.get_ptr_mut(key).map(FlowRef)
             }
 
             #[inline(always)]

@@ -30,6 +30,7 @@ use self::gap::Gaps;
 use self::pods::SourceState;
 use self::state::State;
 use self::tables::{ExistingFlows, Tables};
+use crate::certificate::report::PodPort;
 use crate::datapath::addresses::AddressWatch;
 use crate::datapath::desired::{self, Desired, Facts, GonePod, WorkloadIds};
 use crate::datapath::kubelet::KubeletCgroup;
@@ -322,10 +323,10 @@ impl Agent {
     /// Takes over what the certificate checks found: which ports are closed, and what a person should look at.
     fn take_checks(&mut self, certificates: &Certificates) -> anyhow::Result<()> {
         let (blocked, passed) = certificates.closed();
-        for (pod, port) in blocked.difference(&self.facts.blocked) {
+        for PodPort { pod, port, .. } in blocked.difference(&self.facts.blocked) {
             warn!(%pod, port, "port is blocked: its server failed the certificate check; see enforcer certs");
         }
-        for (pod, port) in self.facts.blocked.difference(&blocked) {
+        for PodPort { pod, port, .. } in self.facts.blocked.difference(&blocked) {
             info!(%pod, port, "port is open again: its server passed the certificate check");
         }
         self.checks_problem = certificates.problem();

@@ -11,6 +11,7 @@
 //! - [`client`]: the agent's own mesh certificate.
 //! - [`forbidden`]: the clients that a server must refuse.
 //! - [`probe`]: one check of one server, bounded in time and bytes.
+//! - [`target`]: one endpoint and port, and the names by which it is asked for. Pure.
 //! - [`state`]: findings into one state, and its consequence. Pure.
 //! - [`schedule`]: when which server is checked. Pure.
 //! - [`checker`]: the task that runs checks and publishes their results.
@@ -26,5 +27,6 @@ pub mod report;
 pub mod schedule;
 pub mod spiffe;
 pub mod state;
+pub mod target;
 pub mod verify;
 pub mod x509;

@@ -10,9 +10,13 @@ use enforcer::certificate::probe::Settings;
 use enforcer::certificate::state::State;
 
 #[expect(dead_code, reason = "shared with another test")]
+#[path = "certs_servers/own.rs"]
+mod own;
+#[expect(dead_code, reason = "shared with another test")]
 #[path = "certs_servers/support.rs"]
 mod support;
 
+use own::{Clients, Stream};
 use support::{Mesh, s_server, settings};
 
 const FAMILIES: [&str; 2] = ["127.0.0.1:0", "[::1]:0"];
@@ -181,4 +185,64 @@ fn a_long_chain_of_a_real_server_costs_bounded_time() {
     let checked = mesh.check(server.address, &short());
     checked.is(State::Untrusted);
     assert!(checked.took < BOUND, "{:?}", checked.took);
+}
+
+/// Bytes below the TLS of a connection.
+fn below(mut stream: Stream, bytes: &[u8], pause: Duration) {
+    while stream.sock.write_all(bytes).is_ok() {
+        std::thread::sleep(pause);
+    }
+}
+
+#[test]
+fn servers_that_misbehave_behind_the_handshake_cost_bounded_time_and_memory() {
+    let mesh = Mesh::new();
+    mesh.issue("server", |_| {});
+    let clients = Clients { anonymous: true, delay: Duration::ZERO };
+    type Behave = fn(Stream);
+    let cases: [(&str, Behave, Option<State>); 5] = [
+        (
+            "application data without end",
+            |stream| own::flood(stream, &[b'x'; 16 << 10]),
+            Some(State::NoClientAuth),
+        ),
+        (
+            "one byte of it now and then",
+            |mut stream| {
+                while stream.write_all(b"x").and_then(|()| stream.flush()).is_ok() {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+            },
+            Some(State::NoClientAuth),
+        ),
+        ("records that nobody can decrypt", |stream| below(stream, &record(&[7; 100]), Duration::ZERO), None),
+        (
+            "half a record, then nothing",
+            |mut stream| {
+                let _ = stream.sock.write_all(&[0x17, 3, 3, 0x40, 0]);
+                own::hold(stream);
+            },
+            None,
+        ),
+        (
+            "changes of the key without end",
+            |mut stream| {
+                while stream.conn.refresh_traffic_keys().is_ok()
+                    && stream.conn.complete_io(&mut stream.sock).is_ok()
+                {}
+            },
+            None,
+        ),
+    ];
+    mesh.check(own::serve(&mesh, clients, own::hold), &short());
+    let before = memory();
+    for (what, behave, state) in cases {
+        let checked = mesh.check(own::serve(&mesh, clients, behave), &short());
+        assert!(!checked.state.is_good(), "{what}: {:#?}", checked.probe);
+        assert!(state.is_none_or(|state| state == checked.state), "{what}: {:#?}", checked.probe);
+        // Three looks of two waits, and one with patience.
+        assert!(checked.took < BOUND + Duration::from_secs(3), "{what}: {:?}", checked.took);
+    }
+    let grown = memory().saturating_sub(before);
+    assert!(grown < 32 << 10, "memory grew by {grown} KiB");
 }

@@ -401,6 +401,15 @@ fn lint_leaves_out_what_is_not_wanted() {
     }
 }
 
+/// A repository holds what others read.
+#[test]
+fn lint_says_nothing_of_kinds_of_others() {
+    let folder =
+        folder(&[("issuer.yaml", "{apiVersion: cert-manager.io/v1, kind: Issuer, metadata: {name: a}}\n")]);
+    let output = run(&folder, &["lint", "--strict", "--manifests", "issuer.yaml"]);
+    assert_eq!((code(&output), stdout(&output).as_str()), (0, "0 errors, 0 warnings\n"));
+}
+
 #[test]
 fn lint_reads_the_revision_from_the_environment() {
     let canary = policy("a", None, "STRICT")

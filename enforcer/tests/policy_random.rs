@@ -109,7 +109,7 @@ fn document(policy: &Policy, random: &mut Random) -> Value {
     } else if random.chance(20) {
         spec.insert(
             "selector".to_owned(),
-            random.one(&[0, 1]).eq(&0).then(|| json!({})).unwrap_or_else(|| json!({"matchLabels": {}})),
+            if random.chance(50) { json!({}) } else { json!({"matchLabels": {}}) },
         );
     }
     if policy.mode != "UNSET" || random.chance(50) {

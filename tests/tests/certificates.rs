@@ -92,6 +92,33 @@ fn a_server_that_does_not_insist_is_blocked_until_it_does() -> Result<()> {
     Ok(())
 }
 
+/// Rules of network plug-ins write their own bits into the mark of every packet that leaves the node; what is left are those
+/// that none of them uses.
+const OTHERS_MARKS: &str =
+    "table inet plugins { chain out { type filter hook output priority mangle; policy accept;
+    meta l4proto tcp meta mark set meta mark and 0x000030ff
+    meta l4proto tcp meta mark set meta mark or 0xabcdcf00 } }";
+
+#[test]
+fn checks_stay_our_own_although_others_write_into_the_mark() -> Result<()> {
+    let lab = strict_lab()?;
+    lab.exec("node", ["nft", OTHERS_MARKS])?.success()?;
+    let bundle = lab.authority().certificate.display().to_string();
+    let lax = server(&lab, &["-verify", "2"])?;
+    let mut words = vec!["--trust-bundle", &bundle, "--on-certificate-failure", "block"];
+    words.extend(["--certificate-check-interval", "5"]);
+    let _agent = lab.agent_with(&words)?;
+    poll::until("the port to be blocked", LIMIT, || is_blocked(&lab))?;
+    drop(lax);
+    // Its checks reach the closed port, which opens.
+    let _strict = server(&lab, INSIST)?;
+    poll::until("the port to be open again", LIMIT, || is_open(&lab))?;
+    ensure!(lab.count(Verdict::ALLOW, Reason::PROBE)?.connections > 10, "no probes");
+    let rules = lab.exec("node", ["nft", "list", "table", "inet", "plugins"])?.success()?;
+    ensure!(rules.stdout.contains("0xabcdcf00"), "the rules are gone: {rules:?}");
+    Ok(())
+}
+
 #[test]
 fn unchecked_ports_stay_closed_until_the_first_good_check() -> Result<()> {
     let mut lab = strict_lab()?;
@@ -221,6 +248,15 @@ fn the_command_line_answers_with_its_exit_code() -> Result<()> {
         let good = probe("frontend", &[address, "--trust-bundle", &bundle, "--expect", &expect])?;
         ensure!(good.code == 0 && good.stdout.contains("mutual TLS is proven"), "{good:?}");
     }
+    // Without roots it is known of the clients only.
+    let half = probe("frontend", &["127.0.0.1:8080"])?;
+    ensure!(half.code == 1 && half.stdout.contains("clients are verified; chain not checked"), "{half:?}");
+    let half = probe("frontend", &["127.0.0.1:8080", "-o", "json"])?;
+    let answer: Value = serde_json::from_str(&half.stdout)?;
+    ensure!(
+        half.code == 1 && answer["mutual_tls"] == false && answer["clients_verified"] == true,
+        "{half:?}"
+    );
     let other = lab.pod("adservice").spiffe();
     let words = ["127.0.0.1:8080", "--trust-bundle", &bundle, "--expect", &other, "-o", "json"];
     let wrong = probe("frontend", &words)?;
@@ -231,10 +267,17 @@ fn the_command_line_answers_with_its_exit_code() -> Result<()> {
         &["nonsense"][..],
         &["127.0.0.1:8080", "--trust-bundle", "/nonexistent"],
         &["127.0.0.1:8080", "--expect", "spiffe://x"],
+        &["127.0.0.1:8080", "--server-name", "no name"],
         &[],
     ] {
         let wrong = probe("frontend", words)?;
         ensure!(wrong.code == 2 && !wrong.stderr.contains("panicked"), "{wrong:?}");
     }
+    let manifests = lab.manifests().display().to_string();
+    let closes_nothing = lab.enforcer(&["run", "--manifests", &manifests, "--unchecked-ports", "block"])?;
+    ensure!(
+        closes_nothing.code == 2 && closes_nothing.stderr.contains("give --on-certificate-failure block too"),
+        "{closes_nothing:?}"
+    );
     Ok(())
 }

@@ -318,3 +318,85 @@ fn connections_before_the_window_are_left_out() -> Result<()> {
     assert!(client["counted_from"].as_str() > client["first"].as_str(), "{client}");
     Ok(())
 }
+
+fn page() -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/readiness.md")
+}
+
+/// The same but for times, lengths of time and the width of columns.
+fn without_times(text: &str) -> String {
+    let is_time = |word: &str| {
+        let digits = word.trim_end_matches([';', ',', ':']).trim_end_matches(['s', 'm', 'h', 'd']);
+        word.contains("T") && word.ends_with('Z')
+            || digits.len() < word.len() && digits.parse::<u64>().is_ok()
+    };
+    let line = |line: &str| {
+        let words = line.split_whitespace().map(|word| if is_time(word) { "TIME" } else { word });
+        let mut words: Vec<_> = words.collect();
+        words.dedup_by(|a, b| a == b && *a == "TIME");
+        words.join(" ")
+    };
+    text.lines().map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_page_shows_what_is_printed() -> Result<()> {
+    let scene = Scene::new(&[])?;
+    let lab = &scene.lab;
+    let (_frontend, _) = lab.sidecar("frontend", 8080)?;
+    let (_adservice, _) = lab.sidecar("adservice", 9555)?;
+    for _ in 0..9 {
+        lab.mesh_get("loadgenerator", "adservice", 9555)?;
+    }
+    for _ in 0..6 {
+        lab.mesh_get("loadgenerator", "frontend", 8080)?;
+    }
+    lab.mesh_curl("loadgenerator", &["-4", "https://frontend.hipstershopv1v2:8080"])?.success()?;
+    for _ in 0..4 {
+        lab.curl("sleep", &["-4", PLAIN_FRONTEND])?.success()?;
+    }
+    let mut report = Value::Null;
+    poll::until("the answer", PATIENCE, || {
+        let (_, found) = readiness(lab, &["--min-watched", "10s"])?;
+        ensure!(verdict(&found, "adservice")? == "READY", "{found}");
+        ensure!(workload(&found, "frontend")?["ports"][0]["mesh_tls"] == 6, "{found}");
+        report = found;
+        Ok(())
+    })?;
+    fs::write(lab.dir().join("n1.json"), report.to_string())?;
+    report["nodes"][0]["node"] = "n2".into();
+    for field in ["time", "looked"] {
+        let yesterday = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(24);
+        report["nodes"][0][field] = yesterday.to_string().into();
+    }
+    fs::write(lab.dir().join("n2.json"), report.to_string())?;
+
+    let program = enforcer_tests::agent::enforcer_binary()?.display().to_string();
+    let before = fs::read_to_string(page())?;
+    let mut after = String::new();
+    for (number, part) in before.split("```console\n").enumerate() {
+        if number == 0 {
+            after.push_str(part);
+            continue;
+        }
+        let (shown, rest) = part.split_once("```").context("an open block")?;
+        let (prompt, shown) = shown.split_once('\n').context("no command")?;
+        let command = prompt.strip_prefix("# enforcer").with_context(|| prompt.to_owned())?;
+        let script = format!("cd {}; {program}{command} {}", lab.dir().display(), lab.places().join(" "));
+        let printed = lab.exec(enforcer_tests::lab::NODE, ["sh", "-c", &script])?;
+        if std::env::var_os("UPDATE_DOCS").is_none() {
+            assert_eq!(
+                without_times(shown),
+                without_times(&printed.stdout),
+                "{command}: run UPDATE_DOCS=1 with this test; {}",
+                printed.stderr
+            );
+        }
+        after.push_str(&format!("```console\n{prompt}\n{}```{rest}", printed.stdout));
+    }
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(page(), after)?;
+    }
+    assert_eq!(before.matches("```console").count(), 3);
+    Ok(())
+}

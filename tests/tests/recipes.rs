@@ -79,7 +79,7 @@ fn every_recipe_works_as_it_is_printed() -> Result<()> {
 }
 
 /// The maps that bpftool prints, and those that it cannot.
-const DUMPED: [&str; 15] = [
+const DUMPED: [&str; 16] = [
     "ENDPOINTS",
     "PORT_MODES",
     "EXEMPT",
@@ -88,6 +88,7 @@ const DUMPED: [&str; 15] = [
     "TRANSIENT",
     "CLIENTS",
     "OUTBOUND",
+    "OUTBOUND_ENDED",
     "COUNTERS",
     "WORKLOAD_COUNTERS",
     "PENDING",
@@ -133,6 +134,7 @@ fn shape(value: &Value) -> String {
 fn fill(lab: &Lab) -> Result<(std::net::TcpStream, tls::Stream)> {
     lab.curl("sleep", &["-4", "http://frontend.hipstershopv1v2:8080"])?.success()?;
     assert_eq!(lab.curl("sleep", &["-4", "http://adservice.hipstershopv1v2:9555"])?.code, 56);
+    lab.mesh_get("loadgenerator", "frontend", 8080)?;
     let (shape, host) = (tls::Shape::default(), lab.pod("adservice").host());
     let stream = lab.connect("loadgenerator", lab.address("adservice", 9555, false))?;
     let mut open = tls::start(stream, tls::config(lab, "loadgenerator", shape)?, &host, shape)?;

@@ -7,6 +7,7 @@ use enforcer::telemetry::client;
 use enforcer_common::Mode;
 use enforcer_tests::agent::{FRONTEND_PERMISSIVE, MESH_STRICT, Scene};
 use enforcer_tests::lab::{NODE, Output};
+use enforcer_tests::neighbour::{Answer, Neighbour};
 use enforcer_tests::{Lab, poll};
 use serde_json::Value;
 
@@ -156,5 +157,22 @@ fn doctor_sees_the_running_agent_and_its_neighbours() -> Result<()> {
         "{interfaces}"
     );
     assert_eq!(check(&report, "other programs")?["outcome"], "ok", "{report}");
+    assert_eq!(check(&report, "capabilities")?["found"], "all that the agent can use", "{report}");
+    // What others put on clsact counts too.
+    let interface = scene.lab.pod("frontend").interface();
+    scene.lab.exec(NODE, ["tc", "qdisc", "add", "dev", &interface, "clsact"])?.success()?;
+    let program = Neighbour::load("police", Answer::Next)?;
+    let pin = scene.lab.bpffs().join("police");
+    program.pin(&pin)?;
+    let pin = pin.display().to_string();
+    let words = ["tc", "filter", "add", "dev", &interface, "egress", "bpf", "da", "object-pinned", &pin];
+    scene.lab.exec(NODE, words)?.success()?;
+    let others = check(&doctor(&scene.lab)?, "other programs")?;
+    assert_eq!(others["outcome"], "warn", "{others}");
+    let found = others["found"].as_str().context("found")?;
+    assert!(
+        found.starts_with("police") && found.ends_with(&format!("clsact) on {interface}, towards the pod")),
+        "{others}"
+    );
     Ok(())
 }

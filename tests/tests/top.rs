@@ -59,7 +59,7 @@ fn row<'a>(screen: &'a [String], start: &str) -> Option<&'a String> {
 }
 
 #[test]
-fn top_shows_pods_refusals_and_clients_and_obeys_its_keys() -> Result<()> {
+fn top_shows_workloads_refusals_and_clients_and_obeys_its_keys() -> Result<()> {
     let scene = Scene::new(&[("mesh.yaml", MESH_STRICT), ("frontend.yaml", FRONTEND_PERMISSIVE)])?;
     let lab = &scene.lab;
     lab.wait_mode("frontend", Mode::PERMISSIVE)?;
@@ -70,7 +70,7 @@ fn top_shows_pods_refusals_and_clients_and_obeys_its_keys() -> Result<()> {
         .chain(lab.places());
     let command: Vec<String> = words.map(|word| quote(&word)).collect();
     let terminal = Terminal::start(lab, &command.join(" "))?;
-    terminal.wait("the pods", |screen| row(screen, "hipstershopv1v2/frontend").is_some())?;
+    terminal.wait("the workloads", |screen| row(screen, "hipstershopv1v2/frontend").is_some())?;
 
     // Traffic shows.
     let refused = lab.curl("sleep", &["http://adservice.hipstershopv1v2:9555"])?;
@@ -82,7 +82,7 @@ fn top_shows_pods_refusals_and_clients_and_obeys_its_keys() -> Result<()> {
             line.contains("noistio/sleep") && line.contains("adservice:9555") && line.contains("PLAINTEXT")
         })
     })?;
-    assert!(screen[0].starts_with("enforcer top  agent running  mode enforce  3 pods"), "{screen:#?}");
+    assert!(screen[0].starts_with("enforcer top  agent running  mode enforce  3 workloads"), "{screen:#?}");
     assert!(screen.iter().all(|line| line.chars().count() <= 80), "{screen:#?}");
     let frontend = row(&screen, "hipstershopv1v2/frontend").context("the frontend")?;
     assert!(frontend.contains("PERMISSIVE") && frontend.contains('█'), "{screen:#?}");
@@ -106,7 +106,7 @@ fn top_shows_pods_refusals_and_clients_and_obeys_its_keys() -> Result<()> {
     let mesh = mesh_client(&clients).context("the mesh client")?;
     assert!(mesh.contains("TLS") && mesh.contains("allow"), "{clients:#?}");
     terminal.keys(&["Escape"])?;
-    terminal.wait("the pods again", |screen| row(screen, "POD ").is_some())?;
+    terminal.wait("the workloads again", |screen| row(screen, "WORKLOAD ").is_some())?;
     terminal.keys(&["q"])?;
     poll::until("the terminal to be given back", Duration::from_secs(10), || {
         ensure!(terminal.screen().is_err(), "it still runs");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use enforcer_common::settings::OWN_PROBE_MARK;
@@ -10,13 +10,14 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use self::inputs::Inputs;
-use self::targets::{Observed, targets};
-use crate::certificate::checker::{Checker, CheckerConfig, Target};
+use self::targets::{Names, Observed, targets};
+use crate::certificate::checker::{Checker, CheckerConfig};
 use crate::certificate::probe;
-use crate::certificate::report::CertificateReport;
+use crate::certificate::report::{CertificateReport, PodPort};
 use crate::certificate::schedule::ScheduleSettings;
 use crate::certificate::spiffe::TrustDomains;
 use crate::certificate::state::{Consequences, OnFailure, UncheckedPorts};
+use crate::certificate::target::Target;
 use crate::datapath::desired::Desired;
 use crate::object::{ObjectName, Objects};
 
@@ -24,7 +25,7 @@ mod inputs;
 mod targets;
 
 /// Ports of pods.
-type Ports = BTreeSet<(ObjectName, u16)>;
+type Ports = BTreeSet<PodPort>;
 
 /// How certificates are checked.
 #[derive(Clone, Debug, Default)]
@@ -43,6 +44,12 @@ pub struct CertificateOptions {
     pub trust_domain: String,
     /// Other trust domains that are accepted.
     pub aliases: Vec<String>,
+    /// The cluster's DNS domain, by which Services are asked for.
+    pub cluster_domain: String,
+    /// Ask by HTTP; see [`probe::Settings::http_probe`].
+    pub http_probe: bool,
+    /// See [`probe::Settings::alert_wait`].
+    pub alert_wait: Duration,
     /// The agent's own mesh certificate and key, which servers must accept.
     pub client: Option<(PathBuf, PathBuf)>,
     /// What follows from results.
@@ -88,7 +95,12 @@ impl Certificates {
             observed.note(&ObjectName::new(&*entry.namespace, &*entry.pod), entry.port);
         }
         let config = CheckerConfig {
-            probe: probe::Settings { mark: Some(OWN_PROBE_MARK), ..probe::Settings::default() },
+            probe: probe::Settings {
+                mark: Some(OWN_PROBE_MARK),
+                http_probe: options.http_probe,
+                alert_wait: options.alert_wait,
+                ..probe::Settings::default()
+            },
             schedule: options.schedule,
             consequences: options.consequences,
             trust_domain: Some(options.trust_domain.clone()),
@@ -119,13 +131,15 @@ impl Certificates {
         let bundle = self.inputs.bundle(objects, now);
         if self.inputs.has_bundle() || self.options.blocks_unchecked() {
             self.observed.retain(objects);
-            let targets = targets(objects, wanted, &self.observed, &self.domains);
+            let names = Names { domains: &self.domains, cluster: &self.options.cluster_domain };
+            let targets = targets(objects, wanted, &self.observed, names);
             if self.targets != targets {
                 self.checker.set_targets(targets.clone());
                 self.targets = targets;
                 self.earlier = None;
             }
         }
+        // Both at one time: the client's certificate is looked at by the bundle that comes with it.
         if let Some(client) = self.inputs.client(now) {
             self.checker.set_mesh_client(client);
         }
@@ -155,14 +169,14 @@ impl Certificates {
         let report = self.report.borrow();
         let no_bundle = "ports are to be closed for failed certificate checks, but there is no trust bundle, so that nothing is checked: give --trust-bundle, or see that the mesh's config map is among the objects";
         let blocks = self.options.consequences.on_failure == OnFailure::Block;
-        let kept = |problem: &String, what: &str| {
-            format!("{problem}; the last good {what}, if there was one, stays in use")
+        let kept = |problem: &String| {
+            format!("{problem}; the last good trust bundle, if there was one, stays in use")
         };
         let problems: Vec<String> = report
             .bundle_problem
             .iter()
-            .map(|problem| kept(problem, "trust bundle"))
-            .chain(report.client_problem.iter().map(|problem| kept(problem, "client certificate")))
+            .map(kept)
+            .chain(report.client_problem.clone())
             .chain((blocks && !self.inputs.has_bundle()).then(|| no_bundle.to_owned()))
             .collect();
         (!problems.is_empty()).then(|| problems.join("; "))

@@ -218,7 +218,11 @@ impl Tables {
     /// Enters a connection that was open before, where no other can push it out. What the kernel side has judged meanwhile stays
     /// as it is. Without room it goes where it can be pushed out.
     fn enter_existing(&mut self, key: &FlowKey, flow: &Flow) -> Result<(), MapsError> {
-        let judged = self.transient.get(key)?.is_some_and(|flow| flow.flags & flow_flags::ENDED == 0);
+        // A refused one stays refused, whatever its socket still looks like.
+        let stands = |flow: Flow| {
+            flow.flags & flow_flags::ENDED == 0 || !matches!(flow.verdict, Verdict::ALLOW | Verdict::NONE)
+        };
+        let judged = self.transient.get(key)?.is_some_and(stands);
         if judged {
             return Ok(());
         }

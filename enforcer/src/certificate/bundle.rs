@@ -79,11 +79,20 @@ struct Anchor {
     certificate: Certificate,
 }
 
+/// One revocation list.
+#[derive(Debug)]
+struct RevocationList {
+    list: CertRevocationList<'static>,
+    issuer: String,
+    /// When its successor was to be there.
+    next_update: Option<Timestamp>,
+}
+
 /// The trust anchors of a mesh, and its revocation lists, if it has any.
 #[derive(Debug)]
 pub struct TrustBundle {
     anchors: Vec<Anchor>,
-    revocation: Vec<CertRevocationList<'static>>,
+    revocation: Vec<RevocationList>,
     fingerprint: String,
 }
 
@@ -128,7 +137,9 @@ impl TrustBundle {
             let bad = |reason: String| BundleError::BadRevocationList { number, reason };
             let der = der.map_err(|error| bad(error.to_string()))?;
             let list = OwnedCertRevocationList::from_der(&der).map_err(|error| bad(error.to_string()))?;
-            self.revocation.push(list.into());
+            let (issuer, next_update) =
+                x509::list_issuer_and_end(&der).map_err(|error| bad(error.to_string()))?;
+            self.revocation.push(RevocationList { list: list.into(), issuer, next_update });
         }
         if self.revocation.is_empty() {
             return Err(BundleError::NoRevocationList);
@@ -172,7 +183,17 @@ impl TrustBundle {
     /// The revocation lists.
     #[must_use]
     pub fn revocation_lists(&self) -> Vec<&CertRevocationList<'static>> {
-        self.revocation.iter().collect()
+        self.revocation.iter().map(|known| &known.list).collect()
+    }
+
+    /// The revocation lists that are past their time for renewal, as people read it.
+    #[must_use]
+    pub fn old_revocation_lists(&self, now: Timestamp) -> Vec<String> {
+        let old = |known: &RevocationList| {
+            let end = known.next_update.filter(|end| *end < now)?;
+            Some(format!("that of {} was to be renewed by {end}", known.issuer))
+        };
+        self.revocation.iter().filter_map(old).collect()
     }
 
     /// Equal for bundles that say the same, whatever the order of their certificates.

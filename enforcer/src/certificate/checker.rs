@@ -10,45 +10,24 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rustls::sign::CertifiedKey;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::bundle::{BundleError, CurrentBundle, TrustBundle};
 use super::forbidden::{ForbiddenClients, GenerateError};
-use super::probe::{self, Probe, Request, Settings, istio_server_name};
+use super::probe::{self, Probe, Request, Settings};
 use super::report::{CertificateReport, Entry};
-use super::schedule::{Next, Schedule, ScheduleSettings};
-use super::spiffe::Expected;
+use super::schedule::{Ending, Next, Schedule, ScheduleSettings};
 use super::state::{self, Consequences, History};
+use super::target::Target;
 use super::verify;
-use crate::object::ObjectName;
+use own_client::OwnClient;
+use running::Running;
 
-/// The file is written at most this often.
+mod own_client;
+mod running;
+
+/// Results that change nothing are published at most this often, and the file is written no more often.
 const WRITE_PAUSE: Duration = Duration::from_secs(1);
-
-/// One endpoint and port that speaks for itself.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Target {
-    /// The pod.
-    pub pod: ObjectName,
-    /// Its address.
-    pub address: IpAddr,
-    /// The port.
-    pub port: u16,
-    /// The identity that it must have; see [`super::spiffe::TrustDomains::expected`].
-    pub expected: Expected,
-    /// A Service in front of it, for the server name; without one it is made of the pod's own name.
-    pub service: Option<Front>,
-}
-
-/// A Service in front of a port, by which mesh clients ask for it.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Front {
-    /// Name of the Service, in the pod's namespace.
-    pub name: String,
-    /// The Service's own port.
-    pub port: u16,
-}
 
 /// How the checker works.
 #[derive(Clone, Debug, Default)]
@@ -98,13 +77,13 @@ impl Checker {
             config,
             earlier: earlier.into_iter().map(|entry| ((entry.address, entry.port), entry)).collect(),
             forbidden: Arc::new(forbidden),
-            mesh_client: None,
-            mesh_client_problem: None,
+            mesh_client: OwnClient::default(),
             bundle: CurrentBundle::default(),
             targets: BTreeMap::new(),
             start: Instant::now(),
-            running: JoinSet::new(),
+            running: Running::new(),
             publish,
+            stale: false,
             dirty: false,
         };
         tokio::spawn(task.run(receiver));
@@ -142,11 +121,12 @@ type Key = (IpAddr, u16);
 struct Known {
     target: Target,
     entry: Entry,
+    /// Counts its checks: of several names each has its turn.
+    round: usize,
 }
 
 #[derive(Debug)]
 struct Done {
-    key: Key,
     /// The bundle that the check was made with, by its address: results of an older one say nothing.
     bundle: Option<Arc<TrustBundle>>,
     target: Target,
@@ -157,15 +137,17 @@ struct Task {
     config: CheckerConfig,
     schedule: Schedule<Key>,
     forbidden: Arc<ForbiddenClients>,
-    mesh_client: Option<Arc<CertifiedKey>>,
-    mesh_client_problem: Option<String>,
+    mesh_client: OwnClient,
     bundle: CurrentBundle,
     /// Results of an earlier checker that no target has claimed yet.
     earlier: BTreeMap<Key, Entry>,
     targets: BTreeMap<Key, Known>,
     start: Instant,
-    running: JoinSet<Done>,
+    running: Running<Key, Done>,
     publish: watch::Sender<CertificateReport>,
+    /// There are results that are not published.
+    stale: bool,
+    /// There are published results that are not in the file.
     dirty: bool,
 }
 
@@ -176,20 +158,33 @@ impl Task {
         loop {
             let wake = self.start_due();
             tokio::select! {
-                command = commands.recv() => match command {
-                    Some(command) => self.obey(command),
-                    None => break,
-                },
-                Some(done) = self.running.join_next() => {
-                    // A check does not panic, and none is cancelled while this runs.
-                    if let Ok(done) = done {
-                        self.take(done);
+                command = commands.recv() => {
+                    let Some(command) = command else { break };
+                    self.obey(command);
+                    // What was told at one time is one change: a new certificate comes with a new bundle.
+                    while let Ok(command) = commands.try_recv() {
+                        self.obey(command);
+                    }
+                    self.review_client();
+                    self.publish();
+                }
+                Some((key, done)) = self.running.next() => self.take(key, done),
+                () = sleep_until(wake) => {}
+                _ = write.tick() => {
+                    if self.stale {
+                        self.publish();
+                    }
+                    if self.dirty {
+                        self.write().await;
+                    }
+                    if self.mesh_client.is_due(Timestamp::now()) {
+                        self.review_client();
+                        self.publish();
                     }
                 }
-                () = sleep_until(wake) => {}
-                _ = write.tick(), if self.dirty => self.write().await,
             }
         }
+        self.publish();
         self.write().await;
     }
 
@@ -200,13 +195,12 @@ impl Task {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Targets(targets) => self.set_targets(targets),
-            Command::MeshClient(Ok(client)) => {
-                self.mesh_client = Some(client);
-                self.mesh_client_problem = None;
-            }
-            Command::MeshClient(Err(problem)) => {
-                tracing::warn!("{problem}; the last good client certificate stays in use");
-                self.mesh_client_problem = Some(problem);
+            Command::MeshClient(loaded) => {
+                let renewed = loaded.is_ok();
+                self.mesh_client.load(loaded);
+                if renewed {
+                    self.schedule.request_all(self.now());
+                }
             }
             Command::Bundle(loaded) => {
                 if let Err(problem) = &loaded {
@@ -217,7 +211,13 @@ impl Task {
                 }
             }
         }
-        self.published();
+    }
+
+    /// Has another look at the agent's own certificate; servers that were shown one that is not fit, or none, are checked anew.
+    fn review_client(&mut self) {
+        if self.mesh_client.review(self.bundle.good().map(Arc::as_ref), Timestamp::now()) {
+            self.schedule.request_all(self.now());
+        }
     }
 
     fn set_targets(&mut self, targets: Vec<Target>) {
@@ -228,13 +228,13 @@ impl Task {
             let known = match old.remove(&key) {
                 Some(known) if known.target == target => known,
                 // Asked for by another name, it is still the same server: a closed port stays closed.
-                Some(known) if known.target.pod == target.pod && known.target.expected == target.expected => {
+                Some(known) if target.is_same_server(&known.target) => {
                     self.schedule.request(key, now);
-                    Known { entry: known.entry, target }
+                    Known { target, ..known }
                 }
                 Some(_) | None => {
                     self.schedule.request(key, now);
-                    Known { entry: self.new_entry(key, &target), target }
+                    Known { entry: self.new_entry(key, &target), target, round: 0 }
                 }
             };
             self.targets.insert(key, known);
@@ -248,15 +248,18 @@ impl Task {
         let expected = target.expected.id.to_string();
         let earlier = self.earlier.remove(&key).filter(|earlier| {
             (&earlier.namespace, &earlier.pod) == (&target.pod.namespace, &target.pod.name)
+                && (earlier.uid == target.uid || earlier.uid.is_empty())
                 && earlier.expected.as_ref() == Some(&expected)
         });
         if let Some(mut earlier) = earlier {
             earlier.history.resume(self.config.consequences);
+            earlier.uid.clone_from(&target.uid);
             return earlier;
         }
         Entry {
             namespace: target.pod.namespace.clone(),
             pod: target.pod.name.clone(),
+            uid: target.uid.clone(),
             address: target.address,
             port: target.port,
             expected: Some(expected),
@@ -264,6 +267,7 @@ impl Task {
             checked: None,
             expires: None,
             probe: None,
+            doubts: Vec::new(),
         }
     }
 
@@ -279,79 +283,111 @@ impl Task {
                 Next::Wait(until) => return Some(self.start + until),
                 Next::Start(key) => match self.targets.get(&key) {
                     Some(known) => {
-                        let check = self.check(key, known.target.clone());
-                        self.running.spawn(check);
+                        let check = self.check(key, known);
+                        self.running.spawn(key, check);
                     }
-                    None => self.schedule.finished(&key, self.now(), true, None, 0),
+                    None => self.schedule.finished(&key, self.now(), Ending::Good, None, 0),
                 },
             }
         }
     }
 
-    fn check(&self, key: Key, target: Target) -> impl Future<Output = Done> + use<> {
-        let (forbidden, mesh_client) = (Arc::clone(&self.forbidden), self.mesh_client.clone());
+    fn check(&self, key: Key, known: &Known) -> impl Future<Output = Done> + use<> {
+        let (forbidden, mesh_client) = (Arc::clone(&self.forbidden), self.mesh_client.usable().cloned());
         let (bundle, settings) = (self.bundle.good().cloned(), self.config.probe.clone());
+        let target = known.target.clone();
+        let history = &known.entry.history;
+        // A server that was found good is asked by one of its names at a time: that is what keeps checks cheap.
+        let settled = history.known && history.state.is_good() && history.bad == 0;
+        let turn = settled.then(|| known.round.checked_rem(target.names.len()).unwrap_or_default());
         async move {
-            let (service, port) = match &target.service {
-                Some(front) => (front.name.as_str(), front.port),
-                None => (target.pod.name.as_str(), target.port),
+            let names = match turn {
+                Some(turn) => target.names.get(turn..=turn).unwrap_or_default(),
+                None => &target.names,
             };
-            let server_name = istio_server_name(port, service, &target.pod.namespace);
             let request = Request {
                 address: SocketAddr::from(key),
-                server_name: server_name.as_ref(),
-                names: &[],
-                tunnel: false,
+                server_name: target.server_name.as_ref(),
+                names,
+                tunnel: target.tunnel,
                 bundle: bundle.as_deref(),
                 expected: Some(&target.expected),
                 forbidden: &forbidden,
                 mesh_client: mesh_client.as_ref(),
             };
             let probe = probe::probe(request, &settings).await;
-            Done { key, bundle, target, probe }
+            Done { bundle, target, probe }
         }
     }
 
-    fn take(&mut self, done: Done) {
+    fn take(&mut self, key: Key, done: Option<Done>) {
         let (now, time) = (self.now(), Timestamp::now());
-        let state = state::judge(&done.probe.findings);
+        let Some(done) = done else {
+            tracing::error!(
+                "the certificate check of {} port {} panicked: it is repeated; please report it",
+                key.0,
+                key.1
+            );
+            self.schedule.finished(&key, now, Ending::Uncertain, None, chance());
+            return;
+        };
+        let findings = &done.probe.findings;
+        let (state, effect) = (state::judge(findings), state::effect(findings));
         let chain = done.probe.server.as_ref().map(|server| &server.chain[..]).unwrap_or_default();
         let change = verify::next_change(chain, self.config.probe.expiry, time);
         let change = change.map(|instant| now + time.duration_until(instant).unsigned_abs());
-        self.schedule.finished(&done.key, now, state.is_good(), change, chance());
+        let ending = match state {
+            state if state.is_good() => Ending::Good,
+            state if state.is_bad() => Ending::Bad,
+            _ => Ending::Uncertain,
+        };
+        self.schedule.finished(&key, now, ending, change, chance());
         let same_bundle = match (&done.bundle, self.bundle.good()) {
             (Some(used), Some(current)) => Arc::ptr_eq(used, current),
             (None, None) => true,
             _ => false,
         };
-        let Some(known) = self.targets.get_mut(&done.key) else {
+        let Some(known) = self.targets.get_mut(&key) else {
             return;
         };
         if !same_bundle || known.target != done.target {
             return;
         }
+        known.round = known.round.wrapping_add(1);
         let entry = &mut known.entry;
-        let changed =
-            entry.history.record(state, state::effect(&done.probe.findings), time, self.config.consequences);
+        let changed = entry.history.record(state, effect, time, self.config.consequences);
         entry.checked = Some(time);
-        entry.expires = chain.iter().map(|certificate| certificate.not_after).min();
-        entry.probe = Some(done.probe);
+        // A check that found out nothing takes nothing away of what is known.
+        if state.is_certain() || !entry.history.known {
+            entry.expires = chain.iter().map(|certificate| certificate.not_after).min();
+            entry.doubts = Vec::new();
+            entry.probe = Some(done.probe);
+        } else {
+            entry.doubts = done.probe.findings;
+        }
         if changed {
             log(entry);
+            self.publish();
+        } else {
+            self.stale = true;
         }
-        self.published();
     }
 
-    fn published(&mut self) {
+    fn publish(&mut self) {
+        let (now, time) = (self.now(), Timestamp::now());
+        let bundle = self.bundle.good();
         let report = CertificateReport {
-            time: Timestamp::now(),
-            bundle: self.bundle.good().map(|bundle| bundle.fingerprint().to_owned()),
+            time,
+            bundle: bundle.map(|bundle| bundle.fingerprint().to_owned()),
             bundle_problem: self.bundle.problem().map(ToString::to_string),
-            revocation_lists: self.bundle.good().map_or(0, |bundle| bundle.revocation_lists().len()),
-            client_problem: self.mesh_client_problem.clone(),
+            revocation_lists: bundle.map_or(0, |bundle| bundle.revocation_lists().len()),
+            old_revocation_lists: bundle.map(|bundle| bundle.old_revocation_lists(time)).unwrap_or_default(),
+            client_problem: self.mesh_client.problem(),
+            overdue_ms: u64::try_from(self.schedule.overdue(now).as_millis()).unwrap_or(u64::MAX),
             entries: self.targets.values().map(|known| known.entry.clone()).collect(),
         };
         self.publish.send_replace(report);
+        self.stale = false;
         self.dirty = self.config.file.is_some();
     }
 
@@ -375,8 +411,7 @@ impl Task {
 fn log(entry: &Entry) {
     let (state, remedy) = (entry.history.state, entry.history.state.remedy());
     let Entry { namespace, pod, address, port, .. } = entry;
-    let findings = entry.probe.iter().flat_map(|probe| &probe.findings);
-    let why = findings.map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    let why = entry.findings().map(ToString::to_string).collect::<Vec<_>>().join("; ");
     let blocked = entry.history.blocked;
     if state.is_good() && why.is_empty() {
         tracing::info!(blocked, "certificate check of {namespace}/{pod} {address} port {port}: {state}");

@@ -37,10 +37,6 @@ const MESH_ALPN: [&[u8]; 2] = [b"istio-peer-exchange", b"istio"];
 const TUNNEL_ALPN: [&[u8]; 1] = [b"h2"];
 /// ALPN of a client that is not of a mesh.
 const PLAIN_ALPN: [&[u8]; 1] = [b"http/1.1"];
-/// Mark of the agent's own connections (`SO_MARK`), by which the kernel side knows them. Avoids the bits that
-/// kube-proxy (0xc000), Cilium (0x0f00) and Calico (0xffff0000) use.
-pub const PROBE_MARK: u32 = enforcer_common::settings::OWN_PROBE_MARK;
-
 /// How checks are made.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Settings {
@@ -55,7 +51,8 @@ pub struct Settings {
     /// Ask a server that accepted a client in TLS, although it wants certificates, with `OPTIONS / HTTP/1.1`
     /// whether its HTTP layer refuses it (nginx with `ssl_verify_client on`).
     pub http_probe: bool,
-    /// `SO_MARK` of the connections; needs `CAP_NET_ADMIN`.
+    /// `SO_MARK` of the connections, by which the kernel side knows them
+    /// ([`enforcer_common::settings::OWN_PROBE_MARK`]); needs `CAP_NET_ADMIN`.
     pub mark: Option<u32>,
     /// When a certificate counts as near its end.
     pub expiry: ExpiryWarning,
@@ -79,7 +76,7 @@ impl Default for Settings {
 pub struct Request<'a> {
     /// The server.
     pub address: SocketAddr,
-    /// Server name to ask for; see [`istio_server_name`].
+    /// Server name to ask for; see [`super::target::istio_server_name`].
     pub server_name: Option<&'a DnsName<'static>>,
     /// Names of Services by which clients that are not of a mesh may ask for it too.
     pub names: &'a [DnsName<'static>],
@@ -143,13 +140,6 @@ pub struct Probe {
     pub server: Option<Server>,
     /// What each client got, in the order of the connections.
     pub clients: Vec<ClientResult>,
-}
-
-/// The server name that an Istio sidecar sends for a service,
-/// `outbound_.<service port>_._.<service>.<namespace>.svc.cluster.local`; `None` when that is no possible name.
-#[must_use]
-pub fn istio_server_name(port: u16, service: &str, namespace: &str) -> Option<DnsName<'static>> {
-    DnsName::try_from(format!("outbound_.{port}_._.{service}.{namespace}.svc.cluster.local")).ok()
 }
 
 /// Checks one server.

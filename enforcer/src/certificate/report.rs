@@ -8,6 +8,7 @@ use std::path::Path;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::finding::Finding;
 use super::probe::Probe;
 use super::state::{History, State};
 use crate::object::ObjectName;
@@ -19,6 +20,9 @@ pub struct Entry {
     pub namespace: String,
     /// Name of the pod.
     pub pod: String,
+    /// Its uid; empty in files without one.
+    #[serde(default)]
+    pub uid: String,
     /// Its address.
     pub address: IpAddr,
     /// The port.
@@ -32,8 +36,29 @@ pub struct Entry {
     pub checked: Option<Timestamp>,
     /// End of the validity of whatever in its chain ends first.
     pub expires: Option<Timestamp>,
-    /// The last check; `None` before the first one.
+    /// The last check that said something; else the last one. `None` before the first one.
     pub probe: Option<Probe>,
+    /// What kept the checks since then from saying anything.
+    #[serde(default)]
+    pub doubts: Vec<Finding>,
+}
+
+impl Entry {
+    /// All that was found: by the last check that said something, and by one that could not since.
+    pub fn findings(&self) -> impl Iterator<Item = &Finding> {
+        self.probe.iter().flat_map(|probe| &probe.findings).chain(&self.doubts)
+    }
+}
+
+/// A port of a pod.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct PodPort {
+    /// The pod.
+    pub pod: ObjectName,
+    /// Its uid: what is known of one pod says nothing about a later one of the same name. Empty where it is not known.
+    pub uid: String,
+    /// The port.
+    pub port: u16,
 }
 
 /// One pod's port, all addresses of the pod together: what metrics show.
@@ -63,9 +88,15 @@ pub struct CertificateReport {
     /// Revocation lists in use.
     #[serde(default)]
     pub revocation_lists: usize,
+    /// Those of them that are past their time for renewal: what was revoked since is not known.
+    #[serde(default)]
+    pub old_revocation_lists: Vec<String>,
     /// Why the agent's newest own mesh certificate is not used, if it is not.
     #[serde(default)]
     pub client_problem: Option<String>,
+    /// How long the check that has waited longest for its turn has done so, ms.
+    #[serde(default)]
+    pub overdue_ms: u64,
     /// All endpoints and ports, in a stable order.
     pub entries: Vec<Entry>,
 }
@@ -73,22 +104,27 @@ pub struct CertificateReport {
 impl CertificateReport {
     /// The ports that are closed.
     #[must_use]
-    pub fn blocked(&self) -> BTreeSet<(ObjectName, u16)> {
+    pub fn blocked(&self) -> BTreeSet<PodPort> {
         self.ports(|entry| entry.history.blocked)
     }
 
     /// The ports that are known and not closed at any address.
     #[must_use]
-    pub fn open(&self) -> BTreeSet<(ObjectName, u16)> {
+    pub fn open(&self) -> BTreeSet<PodPort> {
         let blocked = self.blocked();
         let mut open = self.ports(|entry| !entry.history.blocked);
         open.retain(|port| !blocked.contains(port));
         open
     }
 
-    fn ports(&self, wanted: impl Fn(&Entry) -> bool) -> BTreeSet<(ObjectName, u16)> {
+    fn ports(&self, wanted: impl Fn(&Entry) -> bool) -> BTreeSet<PodPort> {
         let entries = self.entries.iter().filter(|entry| wanted(entry));
-        entries.map(|entry| (ObjectName::new(&*entry.namespace, &*entry.pod), entry.port)).collect()
+        let port_of = |entry: &Entry| PodPort {
+            pod: ObjectName::new(&*entry.namespace, &*entry.pod),
+            uid: entry.uid.clone(),
+            port: entry.port,
+        };
+        entries.map(port_of).collect()
     }
 
     /// One sample per pod and port, in their order.
@@ -142,6 +178,7 @@ mod tests {
         Entry {
             namespace: "shop".to_owned(),
             pod: "web".to_owned(),
+            uid: "u".to_owned(),
             address: address.parse().expect("an address"),
             port,
             expected: None,
@@ -149,6 +186,7 @@ mod tests {
             checked: None,
             expires: expires.map(|second| Timestamp::from_second(second).expect("an instant")),
             probe: None,
+            doubts: Vec::new(),
         }
     }
 
@@ -174,7 +212,9 @@ mod tests {
             summary,
             [(80, State::NoClientAuth, Some(100), true), (81, State::Expiring, Some(7), false)]
         );
-        let web = |port| BTreeSet::from([(ObjectName::new("shop", "web"), port)]);
+        let web = |port| {
+            BTreeSet::from([PodPort { pod: ObjectName::new("shop", "web"), uid: "u".to_owned(), port }])
+        };
         assert_eq!((report.blocked(), report.open()), (web(80), web(81)));
     }
 }

@@ -2,9 +2,10 @@
 //!
 //! A new server is due at once, every server is due once per interval (with jitter, so that they do not march in
 //! step), and earlier when something changes: bundle, policy, the end of a validity. A check that was not good is
-//! repeated soon, then ever later, up to the interval. Starts are bounded in rate and in number at a time.
+//! repeated soon, then ever later, up to the interval; one that found out nothing stays soon. Starts are bounded in rate and in number at a time.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// The bounds.
@@ -14,8 +15,13 @@ pub struct ScheduleSettings {
     pub interval: Duration,
     /// First repetition of a check that was not good; doubles up to the interval.
     pub retry: Duration,
+    /// A check that found out nothing (nobody listens yet, say) is repeated after this at the latest.
+    pub uncertain: Duration,
     /// Checks at one time.
     pub concurrency: usize,
+    /// Those of one group, which is an address: no server gets many connections at once, and one that answers nothing holds
+    /// up few checks of others.
+    pub per_group: usize,
     /// Shortest time between two starts.
     pub spacing: Duration,
 }
@@ -25,9 +31,37 @@ impl Default for ScheduleSettings {
         Self {
             interval: Duration::from_mins(10),
             retry: Duration::from_secs(5),
-            concurrency: 4,
+            uncertain: Duration::from_secs(15),
+            concurrency: 8,
+            per_group: 2,
             spacing: Duration::from_millis(50),
         }
+    }
+}
+
+/// How a check ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ending {
+    /// All is well.
+    Good,
+    /// Something is wrong.
+    Bad,
+    /// Nothing was found out.
+    Uncertain,
+}
+
+/// What is scheduled.
+pub trait Key: Ord + Clone {
+    /// What is limited by [`ScheduleSettings::per_group`].
+    type Group: Ord;
+    /// The group of this one.
+    fn group(&self) -> Self::Group;
+}
+
+impl Key for (IpAddr, u16) {
+    type Group = IpAddr;
+    fn group(&self) -> IpAddr {
+        self.0
     }
 }
 
@@ -53,18 +87,20 @@ struct Item {
 
 /// The schedule of all servers.
 #[derive(Clone, Debug)]
-pub struct Schedule<K> {
+pub struct Schedule<K: Key> {
     settings: ScheduleSettings,
     items: BTreeMap<K, Item>,
     running: usize,
+    /// How many of each group are running.
+    groups: BTreeMap<K::Group, usize>,
     last_start: Option<Duration>,
 }
 
-impl<K: Ord + Clone> Schedule<K> {
+impl<K: Key> Schedule<K> {
     /// Nothing to check yet.
     #[must_use]
     pub fn new(settings: ScheduleSettings) -> Self {
-        Self { settings, items: BTreeMap::new(), running: 0, last_start: None }
+        Self { settings, items: BTreeMap::new(), running: 0, groups: BTreeMap::new(), last_start: None }
     }
 
     /// A server is to be checked now: it is new, or something about it has changed.
@@ -94,7 +130,9 @@ impl<K: Ord + Clone> Schedule<K> {
         if self.running >= self.settings.concurrency.max(1) {
             return Next::Idle;
         }
-        let waiting = self.items.iter_mut().filter(|(_, item)| !item.running);
+        let (groups, most) = (&self.groups, self.settings.per_group.max(1));
+        let has_room = |key: &K| groups.get(&key.group()).is_none_or(|running| *running < most);
+        let waiting = self.items.iter_mut().filter(|(key, item)| !item.running && has_room(key));
         let Some((key, item)) = waiting.min_by_key(|(_, item)| item.due) else {
             return Next::Idle;
         };
@@ -105,14 +143,35 @@ impl<K: Ord + Clone> Schedule<K> {
         }
         item.running = true;
         self.running += 1;
+        *self.groups.entry(key.group()).or_default() += 1;
         self.last_start = Some(now);
         Next::Start(key.clone())
     }
 
+    /// How long the check that has waited longest has been due.
+    #[must_use]
+    pub fn overdue(&self, now: Duration) -> Duration {
+        let waiting = self.items.values().filter(|item| !item.running);
+        waiting.map(|item| now.saturating_sub(item.due)).max().unwrap_or_default()
+    }
+
     /// A started check has ended. `expiry` is when its result is going to change by itself (an expiry); `chance`
     /// is a random number, 0 to 999.
-    pub fn finished(&mut self, key: &K, now: Duration, good: bool, expiry: Option<Duration>, chance: u32) {
+    pub fn finished(
+        &mut self,
+        key: &K,
+        now: Duration,
+        ending: Ending,
+        expiry: Option<Duration>,
+        chance: u32,
+    ) {
         self.running = self.running.saturating_sub(1);
+        if let Some(running) = self.groups.get_mut(&key.group()) {
+            *running = running.saturating_sub(1);
+            if *running == 0 {
+                self.groups.remove(&key.group());
+            }
+        }
         let Some(item) = self.items.get_mut(key).filter(|item| item.running) else {
             return;
         };
@@ -122,13 +181,15 @@ impl<K: Ord + Clone> Schedule<K> {
             return;
         }
         let interval = self.settings.interval;
-        let pause = if good {
+        let pause = if ending == Ending::Good {
             item.failures = 0;
             interval
         } else {
             let doubled = self.settings.retry.saturating_mul(1 << item.failures.min(20));
             item.failures = item.failures.saturating_add(1);
-            doubled.min(interval)
+            let longest =
+                if ending == Ending::Bad { interval } else { self.settings.uncertain.min(interval) };
+            doubled.min(longest)
         };
         // Jitter only shortens: "opens within one interval" stays true.
         let pause = pause.saturating_sub(pause / 10 * chance.min(999) / 1000);

@@ -9,8 +9,8 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use webpki::{
-    EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder,
-    UnknownStatusPolicy,
+    CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth,
+    RevocationOptionsBuilder, UnknownStatusPolicy,
 };
 
 use super::bundle::TrustBundle;
@@ -79,16 +79,18 @@ pub fn findings(chain: &[CertificateDer<'_>], rules: Rules<'_>) -> Vec<Finding> 
             findings.push(Finding::NoTrustBundle);
             findings.extend(date_finding(&certificate, rules));
         }
-        Some(bundle) => match trusted_path(leaf, intermediates, bundle, rules.now) {
-            Ok(path) => {
-                let path = std::iter::once(&certificate).chain(&path);
-                findings.extend(path.filter_map(|certificate| date_finding(certificate, rules)));
+        Some(bundle) => {
+            match trusted_path(leaf, intermediates, bundle, rules.now, &KeyUsage::server_auth()) {
+                Ok(path) => {
+                    let path = std::iter::once(&certificate).chain(&path);
+                    findings.extend(path.filter_map(|certificate| date_finding(certificate, rules)));
+                }
+                Err(finding) => {
+                    findings.push(finding);
+                    findings.extend(date_finding(&certificate, rules));
+                }
             }
-            Err(finding) => {
-                findings.push(finding);
-                findings.extend(date_finding(&certificate, rules));
-            }
-        },
+        }
     }
     if let Some(expected) = rules.expected {
         let good = matches!(&certificate.uris[..], [only] if expected.matches(only));
@@ -130,6 +132,7 @@ fn trusted_path(
     intermediates: &[CertificateDer<'_>],
     bundle: &TrustBundle,
     now: Timestamp,
+    usage: &KeyUsage,
 ) -> Result<Vec<Certificate>, Finding> {
     let read = std::iter::once(leaf).chain(intermediates).filter_map(|der| Certificate::read(der).ok());
     let mut instants: Vec<Timestamp> = read
@@ -144,7 +147,7 @@ fn trusted_path(
 
     let mut reason = None;
     for instant in std::iter::once(now).chain(instants) {
-        match verify_at(leaf, intermediates, bundle, instant) {
+        match verify_at(leaf, intermediates, bundle, instant, usage) {
             Ok(path) => return Ok(path),
             Err(error) if is_date(&error) => {}
             // An error that is not about dates says more than "unknown issuer", which is also what a chain to an
@@ -164,36 +167,75 @@ fn trusted_path(
     })
 }
 
+/// Revocation lists are taken one by one, and one that the issuer of the path has not signed says nothing: webpki takes the
+/// first one of the issuer's name, but while a root is replaced by another one of its name there is a list of each.
 fn verify_at(
     leaf: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
     bundle: &TrustBundle,
     instant: Timestamp,
+    usage: &KeyUsage,
 ) -> Result<Vec<Certificate>, webpki::Error> {
     let anchors = bundle.anchors_at(instant);
     let since_epoch = Duration::from_secs(u64::try_from(instant.as_second()).unwrap_or(0));
     let algorithms = rustls::crypto::ring::default_provider().signature_verification_algorithms.all;
-    let lists = bundle.revocation_lists();
-    let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|options| {
-        options
-            .with_depth(RevocationCheckDepth::Chain)
-            // A mesh publishes lists for some of its authorities only, and an old list still names the revoked.
-            .with_status_policy(UnknownStatusPolicy::Allow)
-            .with_expiration_policy(ExpirationPolicy::Ignore)
-            .build()
-    });
     let leaf = EndEntityCert::try_from(leaf)?;
-    let path = leaf.verify_for_usage(
-        algorithms,
-        &anchors,
-        intermediates,
-        UnixTime::since_unix_epoch(since_epoch),
-        KeyUsage::server_auth(),
-        revocation,
-        None,
-    )?;
+    let verify = |lists: &[&CertRevocationList<'_>]| {
+        let revocation = RevocationOptionsBuilder::new(lists).ok().map(|options| {
+            options
+                .with_depth(RevocationCheckDepth::Chain)
+                // A mesh publishes lists for some of its authorities only, and an old list still names the revoked.
+                .with_status_policy(UnknownStatusPolicy::Allow)
+                .with_expiration_policy(ExpirationPolicy::Ignore)
+                .build()
+        });
+        let time = UnixTime::since_unix_epoch(since_epoch);
+        leaf.verify_for_usage(algorithms, &anchors, intermediates, time, usage.clone(), revocation, None)
+    };
+    let path = verify(&[])?;
+    for list in bundle.revocation_lists() {
+        if matches!(verify(&[list]), Err(webpki::Error::CertRevoked)) {
+            return Err(webpki::Error::CertRevoked);
+        }
+    }
     let above = path.intermediate_certificates().filter_map(|cert| Certificate::read(&cert.der()).ok());
     Ok(above.chain(bundle.certificate_of(path.anchor()).cloned()).collect())
+}
+
+/// Whether a client certificate of our own may be shown to servers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Fitness {
+    /// Why not, if not.
+    pub problem: Option<String>,
+    /// When that is to be asked again.
+    pub changes: Option<Timestamp>,
+}
+
+/// Looks at a client certificate of our own: its dates, and its way to the bundle where there is one.
+#[must_use]
+pub fn own_client(chain: &[CertificateDer<'_>], bundle: Option<&TrustBundle>, now: Timestamp) -> Fitness {
+    let Some((leaf, intermediates)) = chain.split_first() else {
+        return Fitness { problem: Some("there is no certificate in it".to_owned()), changes: None };
+    };
+    let mut known: Vec<Certificate> = chain.iter().filter_map(|der| Certificate::read(der).ok()).collect();
+    let trust = bundle.map(|bundle| trusted_path(leaf, intermediates, bundle, now, &KeyUsage::client_auth()));
+    let untrusted = match trust {
+        Some(Ok(path)) => {
+            known.extend(path);
+            None
+        }
+        Some(Err(finding)) => Some(finding),
+        None => None,
+    };
+    let outside = known.iter().find(|certificate| !certificate.valid_at(now)).map(|certificate| {
+        let (name, end) = (certificate.name(), certificate.not_after);
+        if now > end { format!("{name} expired at {end}") } else { format!("{name} is not valid yet") }
+    });
+    let instants = known.iter().flat_map(|certificate| [certificate.not_before, certificate.not_after]);
+    // Its last second is still within the validity.
+    let changes = instants.filter(|instant| *instant >= now).min();
+    let changes = changes.and_then(|instant| instant.checked_add(SignedDuration::from_secs(1)).ok());
+    Fitness { problem: untrusted.map(|finding| finding.to_string()).or(outside), changes }
 }
 
 fn is_date(error: &webpki::Error) -> bool {

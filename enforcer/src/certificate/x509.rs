@@ -10,6 +10,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::oid_registry as oid;
 use x509_parser::parse_x509_certificate;
 use x509_parser::public_key::PublicKey;
+use x509_parser::revocation_list::CertificateRevocationList;
 use x509_parser::time::ASN1Time;
 use x509_parser::x509::{SubjectPublicKeyInfo, X509Name};
 
@@ -40,7 +41,7 @@ pub struct Certificate {
 
 /// A certificate that cannot be read.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("not an X.509 certificate: {0}")]
+#[error("not an X.509 certificate or list: {0}")]
 pub struct Unreadable(String);
 
 impl Certificate {
@@ -91,6 +92,17 @@ impl Certificate {
 pub fn distinguished_name_of_der(der: &[u8]) -> String {
     use x509_parser::prelude::FromDer as _;
     X509Name::from_der(der).map_or_else(|_| hexadecimal(der), |(_, name)| distinguished_name(&name))
+}
+
+/// Who issued a DER revocation list, and when its successor is to be there.
+///
+/// # Errors
+/// It cannot be read, or its dates are outside the years that can be told.
+pub fn list_issuer_and_end(der: &[u8]) -> Result<(String, Option<Timestamp>), Unreadable> {
+    use x509_parser::prelude::FromDer as _;
+    let (_, list) =
+        CertificateRevocationList::from_der(der).map_err(|error| Unreadable(error.to_string()))?;
+    Ok((distinguished_name(list.issuer()), list.next_update().map(instant).transpose()?))
 }
 
 /// SHA-256 in hexadecimal.

@@ -1,9 +1,10 @@
 //! `enforcer certs`: results of the certificate checks, and one check by hand.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::Subcommand;
+use clap::{Subcommand, ValueEnum};
 
 use super::EXIT_NO;
 use super::node::NodeArgs;
@@ -23,11 +24,30 @@ pub struct Args {
     list: List,
 }
 
+/// Something that can be left out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum)]
+pub(super) enum Switch {
+    /// It is done.
+    #[default]
+    On,
+    /// It is not done.
+    Off,
+}
+
+/// A time-out.
+pub(super) fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    if !(0.01..=600.0).contains(&seconds) {
+        return Err("give 0.01 to 600 seconds".to_owned());
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Check one server now: is what it speaks mutual TLS? Needs no root and no agent.
     ///
-    /// Exit code 0: mutual TLS is proven; 1: it is not; 2: usage or input error.
+    /// Exit code 0: mutual TLS is proven; 1: it is not, as always without --trust-bundle; 2: usage or input error.
     Probe(Box<probe::Args>),
 }
 
@@ -97,6 +117,9 @@ fn print(report: &CertificateReport) -> anyhow::Result<()> {
         (None, None) => println!(
             "there is no trust bundle, so that nothing is checked: give enforcer run --trust-bundle, or the mesh's config map"
         ),
+    }
+    for old in &report.old_revocation_lists {
+        println!("a revocation list is old, so that what was revoked since is not known: {old}");
     }
     if let Some(problem) = &report.client_problem {
         println!("{problem}");

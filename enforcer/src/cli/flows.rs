@@ -54,8 +54,8 @@ struct FilterArgs {
     #[arg(long, value_name = "REASON", value_parser = filter::reason)]
     reason: Option<Reason>,
     /// Only what the client speaks.
-    #[arg(long, value_name = "CLASS", value_parser = ["plaintext", "tls", "mesh_tls", "unknown"])]
-    class: Option<String>,
+    #[arg(long, value_name = "CLASS", value_parser = filter::class)]
+    class: Option<&'static str>,
     /// Only this pod, at either end: `NAMESPACE/NAME`.
     #[arg(long, value_name = "NS/NAME", value_parser = pod_name)]
     pod: Option<String>,
@@ -92,7 +92,7 @@ impl Args {
         Filter {
             verdict: *verdict,
             reason: *reason,
-            class: class.clone(),
+            class: *class,
             pod: pod.clone(),
             namespace: namespace.clone(),
             port: *port,

@@ -9,14 +9,17 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 use enforcer_common::settings::{Action, Enforcement, Settings, UnknownPods};
+use rustls_pki_types::DnsName;
 use tracing_subscriber::EnvFilter;
 
+use super::certs::{Switch, seconds};
 use crate::agent::certificates::CertificateOptions;
 use crate::agent::tables::ExistingFlows;
 use crate::agent::{self, Config, state};
 use crate::certificate::bundle::{DEFAULT_CONFIG_MAP, DEFAULT_CRL_CONFIG_MAP};
 use crate::certificate::schedule::ScheduleSettings;
 use crate::certificate::state::{Consequences, OnFailure, UncheckedPorts};
+use crate::certificate::target::DEFAULT_CLUSTER_DOMAIN;
 use crate::datapath::bpffs::ensure_bpffs;
 use crate::datapath::desired;
 use crate::datapath::kubelet::KubeletCgroup;
@@ -184,12 +187,22 @@ pub struct Args {
     /// What follows when a server of a STRICT port fails its certificate check.
     #[arg(long, env = "ENFORCER_ON_CERTIFICATE_FAILURE", value_enum, default_value = "report")]
     on_certificate_failure: OnFailure,
-    /// What happens to ports whose server was not checked yet.
+    /// What happens to ports whose server was not checked yet; `block` needs --on-certificate-failure block.
     #[arg(long, env = "ENFORCER_UNCHECKED_PORTS", value_enum, default_value = "allow")]
     unchecked_ports: UncheckedPorts,
     /// Seconds from one good certificate check of a server to the next.
     #[arg(long, env = "ENFORCER_CERTIFICATE_CHECK_INTERVAL", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..), value_name = "SECONDS")]
     certificate_check_interval: u64,
+    /// How long a check waits for a refusal after the handshake, seconds.
+    #[arg(long, env = "ENFORCER_ALERT_WAIT", value_name = "SECONDS", default_value = "0.75", value_parser = seconds)]
+    alert_wait: Duration,
+    /// Whether a server that asks for a certificate but goes on without one may be sent `OPTIONS / HTTP/1.1`, to find out
+    /// whether it refuses in HTTP, as nginx does.
+    #[arg(long, env = "ENFORCER_HTTP_PROBE", value_enum, default_value_t)]
+    http_probe: Switch,
+    /// The cluster's DNS domain, for the names by which servers are asked for.
+    #[arg(long, env = "ENFORCER_CLUSTER_DOMAIN", default_value = DEFAULT_CLUSTER_DOMAIN, value_name = "DOMAIN")]
+    cluster_domain: String,
     /// The agent's own mesh certificate (PEM), which servers must accept.
     #[arg(long, env = "ENFORCER_CLIENT_CERTIFICATE", requires = "client_key", value_name = "FILE")]
     client_certificate: Option<PathBuf>,
@@ -287,6 +300,17 @@ fn config(args: Args, source: source::Origin) -> anyhow::Result<Config> {
         .with_context(|| {
             format!("--undecided-timeout {}: give a number of seconds above 0", args.undecided_timeout)
         })?;
+    if (args.unchecked_ports, args.on_certificate_failure) == (UncheckedPorts::Block, OnFailure::Report) {
+        bail!(
+            "--unchecked-ports block closes nothing by itself: give --on-certificate-failure block too, or leave it out"
+        );
+    }
+    if DnsName::try_from(args.cluster_domain.as_str()).is_err() {
+        bail!(
+            "--cluster-domain {:?} is no DNS name: give the cluster's domain, such as cluster.local",
+            args.cluster_domain
+        );
+    }
     let unknown_pods = match args.unknown_pods {
         Unknown::Allow => UnknownPods::ALLOW,
         Unknown::Strict => UnknownPods::STRICT,
@@ -359,6 +383,9 @@ fn config(args: Args, source: source::Origin) -> anyhow::Result<Config> {
             root_namespace,
             trust_domain: args.trust_domain,
             aliases: args.trust_domain_alias,
+            cluster_domain: args.cluster_domain,
+            http_probe: args.http_probe == Switch::On,
+            alert_wait: args.alert_wait,
             client: args.client_certificate.zip(args.client_key),
             consequences: Consequences {
                 on_failure: args.on_certificate_failure,

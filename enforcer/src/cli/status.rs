@@ -125,11 +125,16 @@ struct Refused {
     remedy: &'static str,
 }
 
-/// What became of the events.
+/// What became of the events since the maps were made.
 #[derive(Debug, Serialize, JsonSchema)]
 struct Events {
+    /// In the current second of each processor.
     sent: u64,
+    /// Verdicts and ends beyond the limit per second: records that are missing.
     suppressed: u64,
+    /// Pieces of hellos beyond it: records that lack what the hello says.
+    hellos_suppressed: u64,
+    /// Of either kind, that found the ring buffer full.
     lost: u64,
 }
 
@@ -213,7 +218,12 @@ impl Status {
                     bytes: counter.bytes,
                 })
                 .collect(),
-            events: Events { sent: budget.sent, suppressed: budget.suppressed, lost: budget.lost },
+            events: Events {
+                sent: budget.sent,
+                suppressed: budget.suppressed,
+                hellos_suppressed: budget.hellos_suppressed,
+                lost: budget.lost,
+            },
             problems,
             notes: Vec::new(),
         };
@@ -239,7 +249,11 @@ impl Status {
         writeln!(out, "endpoints   {}", none_or(&modes))?;
         writeln!(out, "policy      {}, applied {applied}", self.policy.source)?;
         writeln!(out, "certs       {}", self.certificates.line())?;
-        writeln!(out, "events      {} suppressed, {} lost", self.events.suppressed, self.events.lost)?;
+        let Events { suppressed, hellos_suppressed, lost, .. } = self.events;
+        writeln!(
+            out,
+            "events      {suppressed} verdicts and ends, {hellos_suppressed} pieces of hellos suppressed; {lost} lost since the maps were made"
+        )?;
         drop(out);
         let mut interfaces = table(["INTERFACE", "HOOK", "HOOKED", "NEIGHBOURS"]);
         for InterfaceRow { state, hooked, .. } in &self.interfaces {

@@ -1,4 +1,4 @@
-//! `enforcer top`: the pods of this node and their connections, live. Reads the pinned maps, so it needs no agent.
+//! `enforcer top`: the workloads of this node and their connections, live. Reads the pinned maps, so it needs no agent.
 
 use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
@@ -16,8 +16,11 @@ mod app;
 mod draw;
 mod sample;
 
-/// Show the pods of this node live: rates of TLS, plaintext and refused connections, the latest refusals, and the clients of
-/// each pod.
+/// Show the workloads of this node live: rates of TLS, plaintext and refused connections, the latest refusals, and the clients
+/// of each workload.
+///
+/// A row is a workload with all its pods of this node (x3: three of them). Keys: up and down (or k and j) select, Enter shows the
+/// clients of the selected workload, Esc goes back, s changes the order (refusals first, traffic, name), p pauses, q ends.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]

@@ -35,6 +35,14 @@ impl fmt::Display for OnHook {
     }
 }
 
+impl OnHook {
+    /// It has the name of one of our programs; another agent's has it too.
+    #[must_use]
+    pub fn is_enforcer(&self) -> bool {
+        self.name == self.way.program() || self.name == clsact::filter_name(self.way)
+    }
+}
+
 /// Something of somebody else on a hook of ours.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Neighbour {
@@ -119,7 +127,7 @@ impl Neighbour {
     #[must_use]
     pub fn warning(&self, interface: &str) -> Option<String> {
         let (title, own) = (&self.on_hook, self.way.program());
-        if self.on_hook.name == own || self.on_hook.name == clsact::filter_name(self.way) {
+        if self.on_hook.is_enforcer() {
             return Some(format!(
                 "a second program {own} is on {interface}, {title}: another enforcer with its own --bpffs folder is at work there"
             ));

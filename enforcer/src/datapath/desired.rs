@@ -7,6 +7,7 @@ use enforcer_common::map::{ExemptKind, PortMode, port_flags};
 use enforcer_common::{Address, Mode};
 use serde::{Deserialize, Serialize};
 
+use crate::certificate::report::PodPort;
 use crate::object::{ObjectName, Objects, Pod};
 use crate::policy::compose::{Composer, Decision};
 use crate::policy::membership::{self, Membership};
@@ -35,10 +36,10 @@ pub struct Facts {
     /// Pods that are gone and whose interface is still there, the last one last.
     pub gone: Vec<GonePod>,
     /// Ports blocked after a failed certificate check.
-    pub blocked: BTreeSet<(ObjectName, u16)>,
+    pub blocked: BTreeSet<PodPort>,
     /// Ports that have passed their certificate check, where every other known STRICT port is blocked; `None` where
     /// ports are open until they fail.
-    pub passed: Option<BTreeSet<(ObjectName, u16)>>,
+    pub passed: Option<BTreeSet<PodPort>>,
 }
 
 /// How objects are read.
@@ -232,10 +233,11 @@ fn plan(pod: &Pod, meshed: bool, composer: &Composer<'_>, facts: &Facts, workloa
     for port in &pod.probe_ports {
         mark(*port, port_flags::PROBE);
     }
-    for (_, port) in facts.blocked.iter().filter(|(name, _)| *name == pod.name) {
-        mark(*port, port_flags::BLOCKED);
+    for found in facts.blocked.iter().filter(|found| is_of(found, pod)) {
+        mark(found.port, port_flags::BLOCKED);
     }
-    if let Some(passed) = &facts.passed {
+    // The ports behind a tunnel are not checked; its own end is.
+    if let Some(passed) = facts.passed.as_ref().filter(|_| !membership::is_ambient(pod)) {
         block_unchecked(pod, effective.default, &mut ports, passed);
     }
     let mut mode = effective.default;
@@ -250,19 +252,26 @@ fn plan(pod: &Pod, meshed: bool, composer: &Composer<'_>, facts: &Facts, workloa
     EndpointPlan { mode, ports, decided_by: effective.decided_by, ..base }
 }
 
+/// What was found is of this very pod, not of an earlier one of its name.
+fn is_of(found: &PodPort, pod: &Pod) -> bool {
+    found.pod == pod.name && (found.uid == pod.uid || found.uid.is_empty())
+}
+
 /// Blocks the STRICT ports that the pod declares or a policy names and that have not passed.
 fn block_unchecked(
     pod: &Pod,
     default: Mode,
     ports: &mut BTreeMap<u16, PortMode>,
-    passed: &BTreeSet<(ObjectName, u16)>,
+    passed: &BTreeSet<PodPort>,
 ) {
+    let passed: BTreeSet<u16> =
+        passed.iter().filter(|known| is_of(known, pod)).map(|known| known.port).collect();
     for declared in pod.ports.iter().filter(|declared| declared.tcp && default == Mode::STRICT) {
         ports.entry(declared.port).or_insert(PortMode { mode: default, flags: 0, reserved: 0 });
     }
     for (port, entry) in ports {
         let checked = entry.mode == Mode::STRICT && entry.flags & port_flags::EXEMPT == 0;
-        if checked && !passed.contains(&(pod.name.clone(), *port)) {
+        if checked && !passed.contains(port) {
             entry.flags |= port_flags::BLOCKED;
         }
     }

@@ -48,6 +48,12 @@ pub enum Via {
     Label,
 }
 
+/// Ambient captures this pod: mesh clients come through its tunnel (HBONE, port 15008) and not to its own ports.
+#[must_use]
+pub fn is_ambient(pod: &Pod) -> bool {
+    !has_sidecar(pod) && is(&pod.annotations, "ambient.istio.io/redirection", "enabled")
+}
+
 /// Decides whether a pod is meshed. `namespace`: the pod's namespace, where it is known.
 #[must_use]
 pub fn membership(pod: &Pod, namespace: Option<&Namespace>) -> Membership {
@@ -64,7 +70,7 @@ pub fn membership(pod: &Pod, namespace: Option<&Namespace>) -> Membership {
     let none = Map::new();
     let labels = namespace.map_or(&none, |namespace| &namespace.labels);
     let asked = own == Some("true") || is(labels, ENFORCE_LABEL, "true");
-    if is(&pod.annotations, "ambient.istio.io/redirection", "enabled") {
+    if is_ambient(pod) {
         // Ambient holds what the pod sends, not what reaches it (`cni/pkg/nodeagent/net.go` in Istio).
         if is(&pod.annotations, BYPASS, "true") && !asked {
             return Membership::OutsideDataPlane { by: format!("annotation {BYPASS}=true") };

@@ -179,8 +179,8 @@ fn misspelt(kind: &str) -> Option<String> {
     })
 }
 
-/// Documents that are passed over and hardly should be: of kinds that Istio had before `PeerAuthentication`, or of kinds that
-/// are read here and misspelt. Kinds of others are nobody's mistake.
+/// Why a document that is passed over deserves a look: its kind is one that Istio had before `PeerAuthentication`, none of
+/// Kubernetes at all, or one of others.
 fn looks_wrong(group: &str, version: &str, kind: &str) -> Option<(&'static str, String)> {
     if group == "authentication.istio.io" {
         let message = format!(
@@ -188,17 +188,48 @@ fn looks_wrong(group: &str, version: &str, kind: &str) -> Option<(&'static str, 
         );
         return Some(("kind-legacy", message));
     }
-    let small = kind.to_ascii_lowercase();
-    let meant = ["Pod", "Namespace", "Service", "ConfigMap"].into_iter().find(|known| {
-        let known = known.to_ascii_lowercase();
-        small == known || small.strip_suffix('s') == Some(&known)
-    })?;
-    (group.is_empty() && kind != meant).then(|| {
-        let message =
-            format!("`{kind}` is no kind of Kubernetes, and the document is passed over: write {meant}");
-        ("kind-unknown", message)
+    if group.is_empty() && !CORE.contains(&kind.strip_suffix("List").unwrap_or(kind)) {
+        let meant =
+            CORE.iter().find(|known| distance(&known.to_ascii_lowercase(), &kind.to_ascii_lowercase()) <= 1);
+        let advice =
+            meant.map_or_else(|| "correct it, or take it out".to_owned(), |meant| format!("write {meant}"));
+        let message = format!(
+            "`{kind}` of `{version}` is no kind of Kubernetes, and the document is passed over: {advice}"
+        );
+        return Some(("kind-unknown", message));
+    }
+    let own = ["", "apps", "batch", "autoscaling", "policy", "extensions"].contains(&group)
+        || group.ends_with(".k8s.io")
+        || group.ends_with(".istio.io");
+    (!own).then(|| {
+        let message = format!(
+            "`{kind}` of `{version}` is not a kind that enforcer reads, and the document is passed over"
+        );
+        ("kind-foreign", message)
     })
 }
+
+/// The kinds of Kubernetes' core.
+const CORE: [&str; 18] = [
+    "",
+    "Binding",
+    "ComponentStatus",
+    "ConfigMap",
+    "Endpoints",
+    "Event",
+    "LimitRange",
+    "Namespace",
+    "Node",
+    "PersistentVolume",
+    "PersistentVolumeClaim",
+    "Pod",
+    "PodTemplate",
+    "ReplicationController",
+    "ResourceQuota",
+    "Secret",
+    "Service",
+    "ServiceAccount",
+];
 
 /// Edit distance of two short words.
 #[must_use]

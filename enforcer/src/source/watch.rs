@@ -106,6 +106,7 @@ impl Store {
         if let Some(memory) = &self.memory {
             memory.forget_others(contents.keys());
         }
+        adopt(&mut contents, std::mem::take(&mut self.contents).values());
         self.contents = contents;
         self.stamps = stamps;
         let mut loaded = manifest::merge(self.contents.values());
@@ -115,6 +116,23 @@ impl Store {
             loaded.warnings.extend(manifest::skipped_folders(&self.paths));
             loaded
         })
+    }
+}
+
+/// Gives refused objects their last good version from files that are gone: a file that was renamed and broken at once is no
+/// removal of its objects.
+fn adopt<'a>(contents: &mut BTreeMap<PathBuf, FileContent>, gone: impl Iterator<Item = &'a FileContent>) {
+    let refused: BTreeSet<String> = contents.values().flat_map(|content| &content.refused).cloned().collect();
+    if refused.is_empty() {
+        return;
+    }
+    let wanted = gone.flat_map(|content| &content.objects).map(|object| (object.key(), object));
+    for (key, object) in wanted.filter(|(key, _)| refused.contains(key)) {
+        let there = contents.values().flat_map(|content| &content.objects).any(|other| other.key() == key);
+        let refusing = contents.values_mut().find(|content| content.refused.contains(&key));
+        if let (false, Some(content)) = (there, refusing) {
+            content.objects.push(object.clone());
+        }
     }
 }
 

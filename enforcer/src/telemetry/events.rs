@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use aya::maps::{Map, MapData, RingBuf};
 use enforcer_common::Reason;
 use enforcer_common::event::{Event, Record, decode};
-use enforcer_common::map::TrafficClass;
+use enforcer_common::map::{EventBudget, TrafficClass};
 use jiff::Timestamp;
 use tokio::io::unix::AsyncFd;
 use tracing::debug;
@@ -43,8 +43,8 @@ pub(super) struct Events {
     log: VerdictLog,
     /// Ports that were told of since the last look.
     noted: HashSet<([u8; 16], u16)>,
-    /// Events suppressed and lost, as they were last seen.
-    missing: (u64, u64),
+    /// What became of the events, as it was last seen.
+    missing: Option<EventBudget>,
 }
 
 impl Events {
@@ -60,7 +60,7 @@ impl Events {
             connections: Connections::new(CONNECTIONS),
             log: VerdictLog::default(),
             noted: HashSet::new(),
-            missing: (0, 0),
+            missing: None,
         };
         // What went missing before is not this agent's to tell.
         events.losses();
@@ -162,14 +162,15 @@ impl Events {
     /// Events that went missing since the last look.
     fn losses(&mut self) -> Option<Suppressed> {
         let budget = self.pinned.map("EVENT_BUDGET").ok().and_then(|map| event_budget(map).ok())?;
-        let (suppressed, lost) = std::mem::replace(&mut self.missing, (budget.suppressed, budget.lost));
+        let before = self.missing.replace(budget)?;
         let gap = Suppressed {
             time: Timestamp::now(),
-            suppressed: budget.suppressed.saturating_sub(suppressed),
-            lost: budget.lost.saturating_sub(lost),
+            suppressed: budget.suppressed.saturating_sub(before.suppressed),
+            hellos_suppressed: budget.hellos_suppressed.saturating_sub(before.hellos_suppressed),
+            lost: budget.lost.saturating_sub(before.lost),
             missed: 0,
         };
-        (gap.suppressed > 0 || gap.lost > 0).then_some(gap)
+        (gap.suppressed + gap.hellos_suppressed + gap.lost > 0).then_some(gap)
     }
 }
 

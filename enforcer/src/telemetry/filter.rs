@@ -16,7 +16,7 @@ pub struct Filter {
     /// Only this reason.
     pub reason: Option<Reason>,
     /// Only what the client speaks: a class of [`Flow`].
-    pub class: Option<String>,
+    pub class: Option<&'static str>,
     /// Only this pod, `namespace/name`, at either end.
     pub pod: Option<String>,
     /// Only this namespace, at either end.
@@ -93,6 +93,16 @@ pub fn reason(text: &str) -> Result<Reason, String> {
     }
 }
 
+/// A class by its word, in any case.
+///
+/// # Errors
+/// Lists the words.
+pub fn class(text: &str) -> Result<&'static str, String> {
+    const CLASSES: [&str; 4] = ["tls", "mesh_tls", "plaintext", "unknown"];
+    let found = CLASSES.into_iter().find(|class| class.eq_ignore_ascii_case(text));
+    found.ok_or_else(|| format!("use one of {}", list(CLASSES.into_iter())))
+}
+
 /// Why there is nothing to filter by.
 const WAITS: &str =
     "packets that wait are counted only and never recorded as a flow: see the counters of enforcer status";
@@ -113,7 +123,7 @@ impl Filter {
         let ends = [&flow.client, &flow.pod];
         self.verdict.is_none_or(|wanted| wanted.name() == flow.verdict)
             && self.reason.is_none_or(|wanted| wanted.name() == flow.reason)
-            && self.class.as_ref().is_none_or(|wanted| wanted.eq_ignore_ascii_case(&flow.class))
+            && self.class.is_none_or(|wanted| wanted == flow.class)
             && self.port.is_none_or(|port| port == flow.pod.port)
             && self
                 .namespace
@@ -140,7 +150,7 @@ impl Filter {
             match name {
                 "verdict" => filter.verdict = Some(verdict(&value).map_err(none)?),
                 "reason" => filter.reason = Some(reason(&value).map_err(none)?),
-                "class" => filter.class = Some(value),
+                "class" => filter.class = Some(class(&value).map_err(none)?),
                 "pod" => filter.pod = Some(value),
                 "namespace" => filter.namespace = Some(value),
                 "port" => filter.port = Some(value.parse().map_err(|_| wrong("port number"))?),
@@ -171,7 +181,7 @@ impl Filter {
         };
         add("verdict", self.verdict.map(|verdict| verdict.name().to_owned()));
         add("reason", self.reason.map(|reason| reason.name().to_owned()));
-        add("class", self.class.clone());
+        add("class", self.class.map(str::to_owned));
         add("pod", self.pod.clone());
         add("namespace", self.namespace.clone());
         add("port", self.port.map(|port| port.to_string()));

@@ -34,14 +34,17 @@ pub enum Line {
     Suppressed(Suppressed),
 }
 
-/// Events that became no records. The counters have them all.
+/// What is missing here. The counters have every connection.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Suppressed {
     /// When this was seen.
     pub time: Timestamp,
-    /// Not sent by the kernel side because of the limit of events per second.
+    /// Verdicts and ends that the kernel side did not tell of because of the limit per second.
     pub suppressed: u64,
-    /// Lost because the ring buffer was full.
+    /// Pieces of clients' hellos that it did not send because of it: records of their connections lack what the hello says.
+    #[serde(default)]
+    pub hellos_suppressed: u64,
+    /// What found the ring buffer full: verdicts, ends or pieces of hellos.
     pub lost: u64,
     /// Records that were overwritten in the agent's log before this reader came to them.
     pub missed: u64,
@@ -79,7 +82,8 @@ pub struct Flow {
     pub client: Peer,
     /// The meshed pod.
     pub pod: Peer,
-    /// `tls`, `mesh_tls`, `plaintext` or `unknown`.
+    /// `tls`, `mesh_tls`, `plaintext` or `unknown`. `mesh_tls`: the hello offers Istio's ALPN, or the port is 15008; `tls`: it does
+    /// not, or was not read.
     pub class: Word,
     /// Guess at the protocol of plaintext, from its first bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -111,7 +115,8 @@ pub struct Flow {
     pub level: Option<Word>,
     /// Generation of the policy.
     pub generation: u16,
-    /// Payload bytes towards the pod: at a verdict those of the packet that decided, at the end all.
+    /// Payload bytes towards the pod: at a verdict those let through so far, or those of the packet that decided where these are
+    /// more; at the end all.
     pub bytes_to_pod: u64,
     /// Payload bytes from the pod.
     pub bytes_from_pod: u64,

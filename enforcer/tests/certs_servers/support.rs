@@ -12,6 +12,7 @@ use enforcer::certificate::forbidden::ForbiddenClients;
 use enforcer::certificate::probe::{Probe, Request, Settings, probe};
 use enforcer::certificate::spiffe::{Expected, SpiffeId};
 use enforcer::certificate::state::{State, judge};
+use enforcer::certificate::target::istio_server_name;
 use jiff::Timestamp;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
@@ -113,7 +114,7 @@ impl Mesh {
         let forbidden = ForbiddenClients::generate(None, Timestamp::now()).expect("certificates");
         let mesh_client = client::load(&self.path("client.pem"), &self.path("client.key")).expect("a client");
         let expected = Expected::exactly(ID.parse::<SpiffeId>().expect("an identity"));
-        let server_name = enforcer::certificate::probe::istio_server_name(8080, "web", "shop");
+        let server_name = istio_server_name(8080, "web", "shop", "cluster.local");
         let names = names.iter().map(|name| DnsName::try_from((*name).to_owned()).expect("a name"));
         let names: Vec<_> = names.collect();
         let request = Request {

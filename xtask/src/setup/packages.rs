@@ -19,6 +19,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("pip3", "python3-pip"),
     ("nginx", "nginx-light"),
     ("stunnel4", "stunnel4"),
+    ("nft", "nftables"),
     ("gnutls-cli", "gnutls-bin"),
     ("jq", "jq"),
     ("prometheus", "prometheus"),

@@ -217,9 +217,12 @@ impl FlowTables for Model {
         Some(FlowCopy { table, key: tuple(key), flow: found })
     }
 
-    fn open_flow(&self, key: &FlowKey, flow: &Flow) -> bool {
-        let there = self.transient.borrow().contains_key(&tuple(key));
-        there || insert(&self.transient, self.capacity, key, flow)
+    fn open_flow(&self, key: &FlowKey, flow: &Flow) -> Option<Self::FlowRef<'_>> {
+        if !self.transient.borrow().contains_key(&tuple(key)) {
+            insert(&self.transient, self.capacity, key, flow);
+        }
+        let flow = self.transient.borrow().get(&tuple(key)).copied()?;
+        Some(FlowCopy { table: &self.transient, key: tuple(key), flow })
     }
 
     fn insert_flow(&self, key: &FlowKey, flow: &Flow) {

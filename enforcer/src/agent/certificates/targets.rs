@@ -6,10 +6,11 @@ use std::net::IpAddr;
 use enforcer_common::Mode;
 use enforcer_common::map::port_flags;
 
-use crate::certificate::checker::{Front, Target};
 use crate::certificate::spiffe::TrustDomains;
+use crate::certificate::target::{Target, istio_server_name, service_names};
 use crate::datapath::desired::{Desired, EndpointPlan};
 use crate::object::{ObjectName, Objects, Pod, TargetPort};
+use crate::policy::membership::is_ambient;
 
 /// So many ports are remembered of one pod beside those that are written somewhere; then the oldest is forgotten.
 const OBSERVED_PORTS: usize = 32;
@@ -45,27 +46,62 @@ impl Observed {
     }
 }
 
+/// How things are called.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Names<'a> {
+    /// The trust domains whose identities count.
+    pub(super) domains: &'a TrustDomains,
+    /// The cluster's DNS domain.
+    pub(super) cluster: &'a str,
+}
+
+/// The end of ambient mode's tunnels (HBONE).
+const TUNNEL_PORT: u16 = 15008;
+/// The names of so many Services of one port are asked for.
+const SERVICES: usize = 4;
+
 /// All targets, in the order of their addresses and ports.
 pub(super) fn targets(
     objects: &Objects,
     wanted: &Desired,
     observed: &Observed,
-    domains: &TrustDomains,
+    names: Names<'_>,
 ) -> Vec<Target> {
     let mut targets = Vec::new();
     for (address, plan) in wanted.endpoints.iter().filter(|(_, plan)| plan.meshed) {
         let Some(pod) = objects.pods.get(&plan.pod) else { continue };
-        let Ok(expected) = domains.expected(&pod.name.namespace, &pod.service_account) else {
+        let Ok(expected) = names.domains.expected(&pod.name.namespace, &pod.service_account) else {
             continue;
         };
+        let target = |port| Target {
+            pod: plan.pod.clone(),
+            uid: pod.uid.clone(),
+            address: IpAddr::from(*address),
+            port,
+            expected: expected.clone(),
+            server_name: None,
+            names: Vec::new(),
+            tunnel: false,
+        };
+        // Mesh clients of an ambient pod come through the tunnel; its own ports speak no TLS of the mesh.
+        if is_ambient(pod) {
+            if plan.mode == Mode::STRICT || plan.ports.values().any(|port| port.mode == Mode::STRICT) {
+                targets.push(Target { tunnel: true, ..target(TUNNEL_PORT) });
+            }
+            continue;
+        }
         let ports: BTreeSet<u16> = known_ports(pod, plan).chain(observed.of(&pod.name)).collect();
         for port in ports.into_iter().filter(|port| is_strict(plan, *port)) {
+            let namespace = &pod.name.namespace;
+            let fronts: Vec<_> = fronts(objects, pod, port).take(SERVICES).collect();
+            let (service, service_port) = fronts.first().copied().unwrap_or((&pod.name.name, port));
             targets.push(Target {
-                pod: plan.pod.clone(),
-                address: IpAddr::from(*address),
-                port,
-                expected: expected.clone(),
-                service: front(objects, pod, port),
+                server_name: istio_server_name(service_port, service, namespace, names.cluster),
+                names: fronts
+                    .iter()
+                    .flat_map(|(service, _)| service_names(service, namespace, names.cluster))
+                    .collect(),
+                ..target(port)
             });
         }
     }
@@ -82,14 +118,15 @@ fn is_strict(plan: &EndpointPlan, port: u16) -> bool {
     mode == Mode::STRICT && flags & port_flags::EXEMPT == 0
 }
 
-/// The Service (first by name) whose port leads to this one: mesh clients ask for it by that name.
-fn front(objects: &Objects, pod: &Pod, port: u16) -> Option<Front> {
+/// The Services, by name, whose ports lead to this one, and these ports: mesh clients ask for it by the first.
+fn fronts<'a>(objects: &'a Objects, pod: &'a Pod, port: u16) -> impl Iterator<Item = (&'a str, u16)> {
     let first = ObjectName::new(pod.name.namespace.clone(), String::new());
     let services = objects.services.range(first..).map(|(_, service)| service);
     let services = services.take_while(|service| service.name.namespace == pod.name.namespace);
     let selects = |pair: (&String, &String)| pod.labels.get(pair.0) == Some(pair.1);
-    services.filter(|service| !service.selector.is_empty() && service.selector.iter().all(selects)).find_map(
-        |service| {
+    services
+        .filter(move |service| !service.selector.is_empty() && service.selector.iter().all(selects))
+        .filter_map(move |service| {
             let leads_here = service.ports.iter().find(|known| match &known.target {
                 TargetPort::Number(number) => *number == port,
                 TargetPort::Name(name) => pod
@@ -97,9 +134,8 @@ fn front(objects: &Objects, pod: &Pod, port: u16) -> Option<Front> {
                     .iter()
                     .any(|declared| declared.port == port && declared.name.as_ref() == Some(name)),
             });
-            leads_here.map(|known| Front { name: service.name.name.clone(), port: known.port })
-        },
-    )
+            leads_here.map(|known| (&*service.name.name, known.port))
+        })
 }
 
 #[cfg(test)]

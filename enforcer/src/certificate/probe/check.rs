@@ -1,7 +1,5 @@
 //! The connections of one check, and what is made of them.
 
-use std::time::Duration;
-
 use futures_util::future::{join, join_all};
 use jiff::Timestamp;
 use rustls_pki_types::{CertificateDer, DnsName};
@@ -13,12 +11,12 @@ use super::super::x509::{Certificate, distinguished_name_of_der};
 use super::session::{Answer, Ended, Failure, Hello, Session};
 use super::{ClientResult, MESH_ALPN, PLAIN_ALPN, Probe, Request, Server, Settings, TUNNEL_ALPN, weigh};
 
-/// How long an answer in HTTP is waited for, at least: its server has a look at the request first.
-const ANSWER_WAIT: Duration = Duration::from_secs(2);
+/// An answer in HTTP is waited for so many times as long as an alert: its server has a look at the request first.
+const ANSWER_WAITS: u32 = 2;
 
 /// Checks one server.
 pub(super) async fn probe(request: Request<'_>, settings: &Settings) -> Probe {
-    let waits = settings.alert_wait.max(ANSWER_WAIT) * 3 + settings.patience;
+    let waits = settings.alert_wait * (1 + ANSWER_WAITS) * 3 + settings.patience;
     let check = Check { request, settings, deadline: Instant::now() + settings.timeout * 4 + waits };
     check.run().await
 }
@@ -210,7 +208,7 @@ impl Check<'_> {
         };
         // The mesh client may be answered by an application, which is none of our business.
         if self.settings.http_probe && client != Client::Mesh && matches!(listen, Listen::Once) {
-            let deadline = Instant::now() + self.settings.alert_wait.max(ANSWER_WAIT);
+            let deadline = Instant::now() + self.settings.alert_wait * ANSWER_WAITS;
             match session.ask_http(name, deadline.min(self.deadline)).await {
                 Answer::Refused(Refused::Alert { alert }) => return by_alert(alert),
                 Answer::Refused(refused) => return Outcome::Refused(refused),

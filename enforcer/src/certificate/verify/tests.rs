@@ -205,3 +205,77 @@ fn without_a_bundle_the_rest_is_still_checked() {
     };
     assert!(matches!(&findings(&chain, rules)[..], [Finding::NoTrustBundle, Finding::Expired { .. }]));
 }
+
+/// A list of this authority with this one serial number.
+fn list(by: &Issuer<'static, KeyPair>, serial: u64) -> String {
+    let params = CertificateRevocationListParams {
+        this_update: date_time_ymd(2026, 1, 1),
+        next_update: date_time_ymd(2026, 7, 1),
+        crl_number: SerialNumber::from(1_u64),
+        issuing_distribution_point: None,
+        revoked_certs: vec![RevokedCertParams {
+            serial_number: SerialNumber::from(serial),
+            revocation_time: date_time_ymd(2026, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        }],
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    params.signed_by(by).expect("signed").pem().expect("PEM")
+}
+
+#[test]
+fn lists_of_two_authorities_of_one_name_are_each_for_their_own() {
+    // Names of both are the same, as when a root is replaced.
+    let (old, new) = (mesh(), mesh());
+    let roots = format!("{}{}", old.root_pem, new.root_pem);
+    let lists = [list(&old.intermediate, 41), list(&new.intermediate, 42)];
+    for lists in [lists.concat(), lists.iter().rev().cloned().collect::<String>()] {
+        let bundle = TrustBundle::from_pem(roots.as_bytes()).expect("a bundle");
+        let bundle = bundle.with_revocation_lists(lists.as_bytes()).expect("lists");
+        assert_eq!(check(&old.chain(|_| {}), &bundle, NOW), [], "42 is revoked by the other one");
+        assert_eq!(check(&new.chain(|_| {}), &bundle, NOW), [Finding::Revoked]);
+        let serial = |params: &mut CertificateParams| params.serial_number = Some(SerialNumber::from(41_u64));
+        assert_eq!(check(&old.chain(serial), &bundle, NOW), [Finding::Revoked]);
+        assert_eq!(check(&new.chain(serial), &bundle, NOW), []);
+        let at = |now: &str| bundle.old_revocation_lists(now.parse().expect("an instant"));
+        assert!(at(NOW).is_empty());
+        assert_eq!(at("2026-08-01T00:00:00Z").len(), 2);
+        assert!(at("2026-08-01T00:00:00Z")[0].contains("CN=sub was to be renewed"), "{:?}", at(NOW));
+    }
+}
+
+#[test]
+fn our_own_client_certificate_is_shown_only_while_it_is_fit() {
+    let mesh = mesh();
+    let chain = mesh.chain(|_| {});
+    let at = |bundle, now: &str| own_client(&chain, bundle, now.parse().expect("an instant"));
+    let (own, other) = (mesh.bundle(), Mesh::new((2020, 2040), (2024, 2030)).bundle());
+    let good = at(Some(&own), NOW);
+    assert_eq!(good.problem, None);
+    assert_eq!(good.changes.map(|instant| instant.to_string()).as_deref(), Some("2026-12-31T00:00:01Z"));
+    assert_eq!(at(None, NOW).problem, None);
+    for (bundle, now, what) in [
+        (Some(&own), "2027-01-01T00:00:00Z", "expired at"),
+        (None, "2027-01-01T00:00:00Z", "expired at"),
+        (Some(&own), "2025-06-01T00:00:00Z", "not valid yet"),
+        (Some(&other), NOW, "chain not trusted"),
+    ] {
+        let problem = at(bundle, now).problem.expect("a problem");
+        assert!(problem.contains(what), "{problem}");
+    }
+    let server_only =
+        mesh.chain(|params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]);
+    assert!(own_client(&server_only, Some(&own), NOW.parse().expect("an instant")).problem.is_some());
+}
+
+#[test]
+fn a_control_character_in_an_identity_makes_it_another_one() {
+    let mesh = mesh();
+    let chain = mesh.chain(|params| {
+        params.subject_alt_names = vec![uri("spiffe://cluster.local/ns/shop/sa/w\u{1}eb")];
+    });
+    let found = check(&chain, &mesh.bundle(), NOW);
+    assert!(matches!(&found[..], [Finding::WrongIdentity { .. }]), "{found:?}");
+    assert!(found[0].to_string().contains("w\u{fffd}eb"), "{}", found[0]);
+}

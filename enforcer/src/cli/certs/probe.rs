@@ -6,14 +6,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::ValueEnum;
 use jiff::Timestamp;
 use rustls_pki_types::DnsName;
 use serde::Serialize;
 
 use super::super::EXIT_NO;
 use super::super::output::{OutputFormat, print_json};
-use super::text;
+use super::{Switch, seconds, text};
 use crate::certificate::bundle::TrustBundle;
 use crate::certificate::client;
 use crate::certificate::finding::Finding;
@@ -34,7 +33,8 @@ pub(super) struct Args {
     /// Further trust domains that are accepted in the identity.
     #[arg(long, value_name = "DOMAIN", requires = "expect")]
     trust_domain_alias: Vec<String>,
-    /// PEM file with the mesh's root certificates; without it the chain is not checked.
+    /// PEM file with the mesh's root certificates; without it the chain is not checked, and mutual TLS of the mesh cannot be
+    /// proven.
     #[arg(long, env = "ENFORCER_TRUST_BUNDLE", value_name = "FILE")]
     trust_bundle: Option<PathBuf>,
     /// PEM file with revocation lists.
@@ -71,31 +71,21 @@ pub(super) struct Args {
     output: OutputFormat,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum)]
-enum Switch {
-    #[default]
-    On,
-    Off,
-}
-
 /// The form of `-o json`.
 #[derive(Serialize)]
 struct Answer<'a> {
     server: SocketAddr,
+    /// By all that was checked.
     state: State,
+    /// Clients that must be refused are refused, the chain leads to the bundle, and the identity is the expected one, where
+    /// one was named.
     mutual_tls: bool,
+    /// Clients that must be refused are refused; says nothing of the server's own certificate.
+    clients_verified: bool,
     chain_checked: bool,
     identity_checked: bool,
     #[serde(flatten)]
     probe: &'a Probe,
-}
-
-fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
-    if !(0.01..=600.0).contains(&seconds) {
-        return Err("give 0.01 to 600 seconds".to_owned());
-    }
-    Ok(Duration::from_secs_f64(seconds))
 }
 
 /// Runs the check: exit code 0 when mutual TLS is proven, else 1.
@@ -145,11 +135,13 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     // By hand the bundle may be left out; then the rest of the answer stands on its own.
     let asked_for = result.findings.iter().filter(|finding| **finding != Finding::NoTrustBundle);
     let state = judge(&asked_for.cloned().collect::<Vec<_>>());
+    let chain_checked = bundle.is_some() && result.server.is_some();
     let answer = Answer {
         server,
         state,
-        mutual_tls: state.is_good(),
-        chain_checked: bundle.is_some() && result.server.is_some(),
+        mutual_tls: state.is_good() && chain_checked,
+        clients_verified: state.is_good(),
+        chain_checked,
         identity_checked: expected.is_some() && result.server.is_some(),
         probe: &result,
     };
@@ -167,6 +159,13 @@ fn print(answer: &Answer<'_>) {
     }
     if answer.mutual_tls && !answer.identity_checked {
         println!("{:<31}identity not checked: give --expect", "note:");
+    }
+    if answer.clients_verified && !answer.chain_checked {
+        println!(
+            "{:<31}clients are verified; chain not checked, so that mutual TLS of the mesh is not proven: give --trust-bundle",
+            "state:"
+        );
+        return;
     }
     let verdict = if answer.mutual_tls { "mutual TLS is proven" } else { "mutual TLS is not proven" };
     println!("{:<31}{} ({verdict}); {}", "state:", answer.state, answer.state.remedy());

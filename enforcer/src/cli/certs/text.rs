@@ -40,7 +40,6 @@ pub(super) fn row(entry: &Entry, now: Timestamp) -> [String; 13] {
     let leaf = server.and_then(|server| server.chain.first());
     let of_leaf = |show: &dyn Fn(&Certificate) -> String| leaf.map_or_else(|| "-".to_owned(), show);
     let state = entry.history.state.to_string() + if entry.history.blocked { " (blocked)" } else { "" };
-    let findings = entry.probe.iter().flat_map(|probe| &probe.findings);
     [
         format!("{}/{}", entry.namespace, entry.pod),
         entry.address.to_string(),
@@ -54,7 +53,7 @@ pub(super) fn row(entry: &Entry, now: Timestamp) -> [String; 13] {
         of_leaf(&|leaf| leaf.key.clone()),
         server.and_then(|server| server.version.clone()).unwrap_or_else(|| "-".to_owned()),
         dash(entry.probe.as_ref().map(clients).unwrap_or_default()),
-        dash(findings.map(ToString::to_string).collect::<Vec<_>>().join("\n")),
+        dash(entry.findings().map(ToString::to_string).collect::<Vec<_>>().join("\n")),
     ]
 }
 

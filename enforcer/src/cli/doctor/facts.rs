@@ -12,7 +12,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use nix::unistd::{AccessFlags, access, geteuid};
 
-use crate::datapath::attach::{HookedProgram, Way, hooked_programs};
+use crate::datapath::chain::{OnHook, chain};
 use crate::datapath::load::Pinned;
 use crate::datapath::pin::Pins;
 use crate::datapath::{interface, trial};
@@ -34,8 +34,8 @@ pub(super) struct PodInterface {
     pub(super) name: String,
     /// `veth` or `netkit`.
     pub(super) kind: String,
-    /// What is on its hooks; `None` when that cannot be seen.
-    pub(super) programs: Option<Vec<HookedProgram>>,
+    /// What is on its hooks, TCX and clsact; `None` when that cannot be seen.
+    pub(super) programs: Option<Vec<OnHook>>,
 }
 
 /// What was found.
@@ -87,7 +87,6 @@ pub(super) struct Facts {
 pub(super) fn collect(bpffs: &Path, state_dir: &Path) -> Facts {
     let uname = nix::sys::utsname::uname();
     let release = uname.map_or_else(|_| String::new(), |name| name.release().to_string_lossy().into_owned());
-    let tcx = trial(trial::tcx());
     Facts {
         release,
         root: geteuid().is_root(),
@@ -113,8 +112,8 @@ pub(super) fn collect(bpffs: &Path, state_dir: &Path) -> Facts {
             .find(|part| part.exists())
             .is_some_and(|part| access(part, AccessFlags::W_OK).is_ok()),
         forwarding: number("/proc/sys/net/ipv4/ip_forward"),
-        interfaces: interfaces(&tcx),
-        tcx,
+        interfaces: interfaces(),
+        tcx: trial(trial::tcx()),
     }
 }
 
@@ -197,17 +196,14 @@ fn other_layouts(bpffs: &Path) -> Vec<String> {
     paths.iter().filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned())).collect()
 }
 
-fn interfaces(tcx: &Trial) -> Result<Vec<PodInterface>, String> {
+fn interfaces() -> Result<Vec<PodInterface>, String> {
     let all = interface::list().map_err(|error| error.to_string())?;
     let pods = all.into_iter().filter(|interface| {
         matches!(interface.kind.as_str(), "veth" | "netkit") && interface.peer_netns_id.is_some()
     });
     Ok(pods
         .map(|interface| PodInterface {
-            programs: match tcx {
-                Trial::Yes => hooked_programs(interface.index).ok(),
-                Trial::No(_) | Trial::Unseen => None,
-            },
+            programs: chain(interface.index).ok(),
             name: interface.name,
             kind: interface.kind,
         })
@@ -215,10 +211,9 @@ fn interfaces(tcx: &Trial) -> Result<Vec<PodInterface>, String> {
 }
 
 impl PodInterface {
-    /// Foreign programs that run before ours would, or do.
-    pub(super) fn foreign(&self) -> Vec<&HookedProgram> {
-        let ours = |hooked: &HookedProgram| Way::BOTH.iter().any(|way| way.program() == hooked.name);
-        self.programs.iter().flatten().filter(|hooked| !ours(hooked)).collect()
+    /// What others have put on its hooks.
+    pub(super) fn foreign(&self) -> Vec<&OnHook> {
+        self.programs.iter().flatten().filter(|on_hook| !on_hook.is_enforcer()).collect()
     }
 }
 

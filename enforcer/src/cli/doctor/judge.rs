@@ -2,9 +2,13 @@
 
 use super::facts::{Facts, PodInterface, Trial};
 use super::{Check, Outcome};
+use crate::datapath::attach::Way;
+use crate::datapath::chain::OnHook;
 
 const NET_ADMIN: u32 = 12;
+const NET_RAW: u32 = 13;
 const SYS_ADMIN: u32 = 21;
+const SYSLOG: u32 = 34;
 const PERFMON: u32 = 38;
 const BPF: u32 = 39;
 
@@ -77,6 +81,26 @@ fn kernel(facts: &Facts) -> Check {
     }
 }
 
+/// What the agent runs without, and what that costs.
+const OPTIONAL: [(u32, &str, &str); 3] = [
+    (
+        SYS_ADMIN,
+        "CAP_SYS_ADMIN",
+        "it cannot look into pods (connections that are open when a pod is hooked first are taken for unknown ones, and a pod's address \
+         is not bound to its interface), nor name the programs of others",
+    ),
+    (
+        NET_RAW,
+        "CAP_NET_RAW",
+        "clients that fall silent after 1 to 5 bytes are judged at their next packet only",
+    ),
+    (
+        SYSLOG,
+        "CAP_SYSLOG",
+        "it cannot tell whether programs of others redirect, unless kernel.kptr_restrict is 0",
+    ),
+];
+
 fn capabilities(facts: &Facts) -> Check {
     const NAME: &str = "capabilities";
     let Some(held) = facts.capabilities else { return unseen(NAME) };
@@ -86,21 +110,33 @@ fn capabilities(facts: &Facts) -> Check {
         .filter(|(bit, _)| !(has(*bit) || has(SYS_ADMIN) && matches!(*bit, BPF | PERFMON)))
         .map(|(_, name)| name)
         .collect();
-    if lacks.is_empty() && has(SYS_ADMIN) {
-        return fine(NAME, "all that the agent needs");
-    }
+    let without: Vec<_> = OPTIONAL.into_iter().filter(|(bit, ..)| !has(*bit)).collect();
+    let names = |more: &[(u32, &'static str, &str)]| {
+        lacks.iter().copied().chain(more.iter().map(|(_, name, _)| *name)).collect::<Vec<_>>().join(", ")
+    };
     if lacks.is_empty() {
-        let found = "without CAP_SYS_ADMIN";
-        let remedy = "the agent can run, but cannot look into pods: connections that are open when a pod is hooked first are taken for unknown ones; give it CAP_SYS_ADMIN as well";
-        return check(NAME, Outcome::Warn, found, remedy);
+        if without.is_empty() {
+            return fine(NAME, "all that the agent can use");
+        }
+        let costs: Vec<_> = without.iter().map(|(_, name, cost)| format!("without {name} {cost}")).collect();
+        let found = format!("without {}", names(&without));
+        return check(
+            NAME,
+            Outcome::Warn,
+            found,
+            format!("the agent runs, but {}; give it these as well", costs.join("; ")),
+        );
     }
-    let found = format!("without {}", lacks.join(", "));
+    let found = format!("without {}", names(&without));
     if facts.root {
         return check(
             NAME,
             Outcome::Fail,
             found,
-            "give the container or service these capabilities, or run it privileged",
+            format!(
+                "the agent does not start without {}: give the container or service these capabilities, or run it privileged",
+                lacks.join(", ")
+            ),
         );
     }
     let remedy = "the agent needs them; run enforcer doctor as root to see everything";
@@ -330,6 +366,13 @@ fn interfaces(facts: &Facts) -> Vec<Check> {
     checks
 }
 
+fn direction(on_hook: &OnHook) -> &'static str {
+    match on_hook.way {
+        Way::ToPod => "towards the pod",
+        Way::FromPod => "from the pod",
+    }
+}
+
 fn neighbours(pods: &[PodInterface]) -> Check {
     const NAME: &str = "other programs";
     if pods.iter().any(|pod| pod.programs.is_none()) {
@@ -337,10 +380,12 @@ fn neighbours(pods: &[PodInterface]) -> Check {
     }
     let foreign: Vec<_> = pods
         .iter()
-        .flat_map(|pod| pod.foreign().into_iter().map(|hooked| format!("{} on {}", hooked.name, pod.name)))
+        .flat_map(|pod| {
+            pod.foreign().into_iter().map(|other| format!("{other} on {}, {}", pod.name, direction(other)))
+        })
         .collect();
     if foreign.is_empty() {
-        return fine(NAME, "none on the pods' TCX hooks");
+        return fine(NAME, "none on the pods' interfaces (TCX and clsact)");
     }
     let mut shown: Vec<_> = foreign.iter().take(4).cloned().collect();
     if foreign.len() > shown.len() {

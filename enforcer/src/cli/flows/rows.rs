@@ -37,7 +37,12 @@ pub(super) fn cells(record: &Record) -> [String; 9] {
         Line::Verdict(flow) => ("verdict", flow),
         Line::End(flow) => ("end", flow),
         Line::Suppressed(gap) => {
-            let parts = [("suppressed", gap.suppressed), ("lost", gap.lost), ("overwritten", gap.missed)];
+            let parts = [
+                ("records suppressed", gap.suppressed),
+                ("pieces of hellos suppressed", gap.hellos_suppressed),
+                ("events lost", gap.lost),
+                ("records overwritten", gap.missed),
+            ];
             let parts: Vec<_> = parts
                 .iter()
                 .filter(|(_, count)| *count > 0)
@@ -46,7 +51,7 @@ pub(super) fn cells(record: &Record) -> [String; 9] {
             let mut cells = std::array::from_fn(|_| "-".to_owned());
             cells[0] = time;
             "missing".clone_into(&mut cells[1]);
-            cells[8] = format!("{} here; the counters have them all", parts.join(", "));
+            cells[8] = format!("{} here; the counters have every connection", parts.join(", "));
             return cells;
         }
     };
@@ -131,6 +136,9 @@ mod tests {
     fn what_is_missing_is_counted() {
         let gap = Suppressed { suppressed: 7, missed: 2, ..Suppressed::default() };
         let cells = cells(&Record { id: 1, line: Line::Suppressed(gap) });
-        assert_eq!(cells[8], "7 suppressed, 2 overwritten here; the counters have them all");
+        assert_eq!(
+            cells[8],
+            "7 records suppressed, 2 records overwritten here; the counters have every connection"
+        );
     }
 }

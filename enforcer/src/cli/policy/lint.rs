@@ -101,7 +101,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let composer = args.reading.composer(&loaded);
     let mut warnings = lint(&loaded.objects, &composer, &empty);
     warnings.extend(loaded.warnings.iter().cloned());
-    warnings.retain(|problem| !args.ignore.contains(&problem.rule));
+    // A repository holds what others read.
+    warnings.retain(|problem| problem.rule != "kind-foreign" && !args.ignore.contains(&problem.rule));
     warnings.sort();
     let findings = Findings { errors: loaded.problems.clone(), warnings };
     match args.output {

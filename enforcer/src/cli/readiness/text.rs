@@ -4,13 +4,13 @@ use std::io::{self, Write as _};
 
 use crate::cli::output::{print_table, table};
 use crate::telemetry::readiness::Mode;
-use crate::telemetry::readiness::judge::{Answer, Client, Port, Workload, duration};
+use crate::telemetry::readiness::judge::{Answer, Client, Port, Readiness, Workload, duration};
 
 /// Clients that are shown of one port.
 const SHOWN: usize = 10;
 
 pub(super) fn print(answer: &Answer) -> io::Result<()> {
-    let Answer { verdict, incomplete, workloads } = answer;
+    let Answer { incomplete, workloads, .. } = answer;
     if workloads.is_empty() && incomplete.is_empty() {
         return writeln!(io::stdout(), "no port is PERMISSIVE: nothing is left to turn STRICT");
     }
@@ -30,7 +30,7 @@ pub(super) fn print(answer: &Answer) -> io::Result<()> {
         writeln!(out)?;
     }
     for why in incomplete {
-        writeln!(out, "{}: {why}", verdict.word())?;
+        writeln!(out, "{}: {why}", Readiness::NotEnoughData.word())?;
     }
     Ok(())
 }

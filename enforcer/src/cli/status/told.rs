@@ -2,7 +2,7 @@
 
 use enforcer_common::{Reason, Verdict};
 
-use super::{Refused, Status};
+use super::{Events, Refused, Status};
 
 impl Status {
     /// What should be known and needs nobody now.
@@ -23,10 +23,10 @@ impl Status {
                 self.events.lost
             ));
         }
-        if self.events.suppressed > 0 {
+        let Events { suppressed, hellos_suppressed, .. } = self.events;
+        if suppressed + hellos_suppressed > 0 {
             notes.push(format!(
-                "{} events were over the limit per second (--events-per-second) since the maps were made: flow records, or what hellos say, are missing; counters are complete",
-                self.events.suppressed
+                "{suppressed} verdicts and ends and {hellos_suppressed} pieces of hellos were over the limits per second (--events-per-second) since the maps were made: flow records, or what they say of hellos, are missing; counters are complete"
             ));
         }
         notes

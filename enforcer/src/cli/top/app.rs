@@ -34,18 +34,18 @@ impl Rates {
 pub(super) enum Action {
     Up,
     Down,
-    /// The clients of the selected pod.
+    /// The clients of the selected workload.
     Open,
-    /// Back to the pods.
+    /// Back to the workloads.
     Close,
-    /// The next order of the pods.
+    /// The next order of the workloads.
     Sort,
     /// Stop and go on.
     Pause,
     Quit,
 }
 
-/// The order of the pods.
+/// The order of the workloads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) enum Order {
     /// Those with refusals first, then those with plaintext.
@@ -80,11 +80,11 @@ impl Order {
 pub(super) struct App {
     /// The last look.
     pub(super) sample: Sample,
-    /// Rates of each pod, the latest last.
+    /// Rates of each workload, the latest last.
     pub(super) rates: BTreeMap<String, VecDeque<Rates>>,
-    /// The pods in the order shown.
-    pub(super) pods: Vec<String>,
-    /// The selected pod.
+    /// The workloads in the order shown.
+    pub(super) workloads: Vec<String>,
+    /// The selected workload.
     pub(super) selected: Option<String>,
     /// Its clients are shown.
     pub(super) opened: bool,
@@ -112,12 +112,12 @@ impl App {
         self.problem = None;
         #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
         let seconds = sample.time_ns.saturating_sub(self.sample.time_ns) as f64 / 1e9;
-        self.rates.retain(|name, _| sample.pods.contains_key(name));
-        for (name, pod) in &sample.pods {
+        self.rates.retain(|name, _| sample.workloads.contains_key(name));
+        for (name, workload) in &sample.workloads {
             let rates = self.rates.entry(name.clone()).or_default();
-            // The first look at a pod has nothing to compare with.
-            if let Some(before) = self.sample.pods.get(name).filter(|_| seconds > 0.0) {
-                rates.push_back(Rates::between(before.counts, pod.counts, seconds));
+            // The first look at a workload has nothing to compare with.
+            if let Some(before) = self.sample.workloads.get(name).filter(|_| seconds > 0.0) {
+                rates.push_back(Rates::between(before.counts, workload.counts, seconds));
             }
             if rates.len() > HISTORY {
                 rates.pop_front();
@@ -151,18 +151,18 @@ impl App {
         true
     }
 
-    /// Place of the selected pod.
+    /// Place of the selected workload.
     pub(super) fn position(&self) -> usize {
-        self.pods.iter().position(|pod| Some(pod) == self.selected.as_ref()).unwrap_or(0)
+        self.workloads.iter().position(|workload| Some(workload) == self.selected.as_ref()).unwrap_or(0)
     }
 
     fn select(&mut self, position: usize) {
-        self.selected = self.pods.get(position.min(self.pods.len().saturating_sub(1))).cloned();
+        self.selected = self.workloads.get(position.min(self.workloads.len().saturating_sub(1))).cloned();
     }
 
-    /// Clients of the selected pod, latest first.
+    /// Clients of the selected workload, latest first.
     pub(super) fn clients(&self) -> impl Iterator<Item = &Client> {
-        self.sample.clients.iter().filter(|client| Some(&client.pod) == self.selected.as_ref())
+        self.sample.clients.iter().filter(|client| Some(&client.workload) == self.selected.as_ref())
     }
 
     /// Clients that were refused, latest first.
@@ -178,9 +178,9 @@ impl App {
                 refused: sum.refused + rates.refused,
             })
         };
-        let mut pods: Vec<(Rates, String)> =
-            self.sample.pods.keys().map(|name| (sum(name), name.clone())).collect();
-        pods.sort_by(|(a, first), (b, second)| {
+        let mut workloads: Vec<(Rates, String)> =
+            self.sample.workloads.keys().map(|name| (sum(name), name.clone())).collect();
+        workloads.sort_by(|(a, first), (b, second)| {
             let traffic = |rates: &Rates| rates.tls + rates.plaintext + rates.refused;
             let order = match self.order {
                 Order::Trouble => b.refused.total_cmp(&a.refused).then(b.plaintext.total_cmp(&a.plaintext)),
@@ -189,10 +189,10 @@ impl App {
             };
             order.then(first.cmp(second))
         });
-        self.pods = pods.into_iter().map(|(_, name)| name).collect();
-        let gone = self.selected.as_ref().is_none_or(|selected| !self.pods.contains(selected));
+        self.workloads = workloads.into_iter().map(|(_, name)| name).collect();
+        let gone = self.selected.as_ref().is_none_or(|selected| !self.workloads.contains(selected));
         if gone {
-            self.selected = self.pods.first().cloned();
+            self.selected = self.workloads.first().cloned();
             self.opened = false;
         }
     }

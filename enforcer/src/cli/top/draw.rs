@@ -13,7 +13,7 @@ use super::sample::Client;
 
 /// Width of a sparkline.
 const SPARK: usize = 6;
-/// Width of everything but the pods' names, blanks between included.
+/// Width of everything but the workloads' names, blanks between included.
 const COLUMNS: u16 = 10 + 3 * (5 + 6) + 7;
 /// The same of the clients.
 const CLIENT_COLUMNS: u16 = 5 + 9 + 7 + 11 + 19 + 4 + 6;
@@ -33,9 +33,9 @@ pub(super) fn draw(frame: &mut Frame<'_>, app: &App) {
     if app.opened {
         clients(frame, app, body);
     } else {
-        let [pods_area, refused_area] =
+        let [workloads_area, refused_area] =
             Layout::vertical([Constraint::Fill(1), Constraint::Length(REFUSALS + 2)]).areas(body);
-        pods(frame, app, pods_area);
+        workloads(frame, app, workloads_area);
         refusals(frame, app, refused_area);
     }
     let text = if app.opened {
@@ -54,12 +54,12 @@ fn header(app: &App) -> Line<'_> {
         if app.sample.agent { Span::raw("agent running") } else { Span::styled("agent NOT RUNNING", BAD) };
     let mode = if app.sample.audit { "audit" } else { "enforce" };
     let paused = if app.paused { "  PAUSED" } else { "" };
-    let pods = app.pods.len();
+    let workloads = app.workloads.len();
     Line::from(vec![
         Span::styled("enforcer top", HEAD),
         Span::raw("  "),
         agent,
-        Span::raw(format!("  mode {mode}  {pods} pods")),
+        Span::raw(format!("  mode {mode}  {workloads} workloads")),
         Span::styled(paused, BAD),
     ])
 }
@@ -91,7 +91,7 @@ fn rate(value: f64) -> String {
     }
 }
 
-/// The end of a name that is too long: there pods differ.
+/// The end of a name that is too long: there names differ.
 fn fit(name: &str, width: usize) -> String {
     let surplus = name.chars().count().saturating_sub(width);
     if surplus == 0 {
@@ -101,18 +101,22 @@ fn fit(name: &str, width: usize) -> String {
     format!("…{end}")
 }
 
-fn pods(frame: &mut Frame<'_>, app: &App, area: Rect) {
+fn workloads(frame: &mut Frame<'_>, app: &App, area: Rect) {
     let height = usize::from(area.height.saturating_sub(1)).max(1);
-    // The selected pod stays in sight.
+    // The selected workload stays in sight.
     let first = app.position().saturating_sub(height - 1);
     let none = VecDeque::new();
-    let rows = app.pods.iter().skip(first).take(height).map(|name| {
+    let rows = app.workloads.iter().skip(first).take(height).map(|name| {
         let rates = app.rates.get(name).unwrap_or(&none);
         let now = rates.back().copied().unwrap_or_default();
-        let mode = app.sample.pods.get(name).map_or("", |pod| pod.mode);
+        let workload = app.sample.workloads.get(name);
+        let mode = workload.map_or("", |workload| workload.mode);
+        let pods = workload.map(|workload| workload.pods).filter(|pods| *pods > 1);
+        let pods = pods.map(|pods| format!(" x{pods}")).unwrap_or_default();
+        let width = usize::from(area.width.saturating_sub(COLUMNS)).saturating_sub(pods.len());
         let column = |of: fn(&Rates) -> f64| spark(rates.iter().map(of));
         let row = Row::new([
-            fit(name, usize::from(area.width.saturating_sub(COLUMNS))),
+            fit(name, width) + &pods,
             mode.to_owned(),
             rate(now.tls),
             column(|rates| rates.tls),
@@ -134,7 +138,7 @@ fn pods(frame: &mut Frame<'_>, app: &App, area: Rect) {
         Constraint::Length(5),
         Constraint::Length(6),
     ];
-    let head = Row::new(["POD", "MODE", "TLS/s", "", "PLAIN", "", "RESET", ""]).style(HEAD);
+    let head = Row::new(["WORKLOAD", "MODE", "TLS/s", "", "PLAIN", "", "RESET", ""]).style(HEAD);
     frame.render_widget(Table::new(rows, widths).header(head), area);
 }
 
@@ -153,23 +157,28 @@ fn who(client: &Client) -> String {
 }
 
 fn refusals(frame: &mut Frame<'_>, app: &App, area: Rect) {
+    // Age, reason and the blanks between; the names share the rest.
+    let names = area.width.saturating_sub(4 + 15 + 3);
+    let from = names * 2 / 5;
+    let to = names - from;
     let rows = app.refused().take(usize::from(REFUSALS)).map(|client| {
         Row::new([
             age(client.age),
-            who(client),
-            format!("{}:{}", client.pod, client.port),
+            fit(&who(client), usize::from(from)),
+            fit(&format!("{}:{}", client.pod, client.port), usize::from(to)),
             client.reason.name().to_owned(),
         ])
     });
-    let widths = [Constraint::Length(4), Constraint::Fill(2), Constraint::Fill(3), Constraint::Length(15)];
+    let widths =
+        [Constraint::Length(4), Constraint::Length(from), Constraint::Length(to), Constraint::Length(15)];
     let head = Row::new(["AGO", "LATEST REFUSED", "TO", "REASON"]).style(HEAD).top_margin(1);
     frame.render_widget(Table::new(rows, widths).header(head), area);
 }
 
 fn clients(frame: &mut Frame<'_>, app: &App, area: Rect) {
     let [title, list] = Layout::vertical([Constraint::Length(1), Constraint::Fill(1)]).areas(area);
-    let pod = app.selected.as_deref().unwrap_or("");
-    frame.render_widget(Paragraph::new(Line::styled(format!("clients of {pod}"), HEAD)), title);
+    let workload = app.selected.as_deref().unwrap_or("");
+    frame.render_widget(Paragraph::new(Line::styled(format!("clients of {workload}"), HEAD)), title);
     let width = usize::from(area.width.saturating_sub(CLIENT_COLUMNS));
     let rows = app.clients().skip(app.scroll).map(|client| {
         let row = Row::new([

@@ -1,6 +1,6 @@
 //! One look at the pinned maps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use enforcer_common::map::endpoint_flags;
@@ -16,19 +16,23 @@ use crate::telemetry::readiness::clients::Table;
 use crate::telemetry::readiness::history::{History, Seen};
 use crate::telemetry::readiness::watch;
 
-/// A pod.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Pod {
-    /// Its default mode.
+/// A workload.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct Workload {
+    /// Its default mode; `mixed` where its pods differ.
     pub(super) mode: &'static str,
-    /// Its connections so far.
+    /// Its pods on this node.
+    pub(super) pods: usize,
+    /// Its connections so far, those to pods that are gone included.
     pub(super) counts: Counts,
 }
 
 /// A client of a port, as far as it speaks one thing.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Client {
-    /// The pod that it talks to.
+    /// The workload that it talks to.
+    pub(super) workload: String,
+    /// The pod of it.
     pub(super) pod: String,
     /// The port there.
     pub(super) port: u16,
@@ -65,7 +69,7 @@ pub(super) struct Sample {
     /// Refusals are only counted.
     pub(super) audit: bool,
     /// By name.
-    pub(super) pods: BTreeMap<String, Pod>,
+    pub(super) workloads: BTreeMap<String, Workload>,
     /// Latest first.
     pub(super) clients: Vec<Client>,
 }
@@ -74,39 +78,50 @@ impl Sample {
     /// Reads the maps.
     pub(super) fn read(args: &NodeArgs) -> anyhow::Result<Self> {
         let node = Node::open(args)?;
-        let mut pods = BTreeMap::new();
+        let workload_of = |pod: &str| match node.state.workload_of(pod) {
+            Some((namespace, name)) => format!("{namespace}/{name}"),
+            None => pod.to_owned(),
+        };
+        let mut workloads: BTreeMap<String, Workload> = BTreeMap::new();
+        let mut pods = BTreeSet::new();
         for (_, endpoint) in Endpoints::new("ENDPOINTS", node.pinned.map("ENDPOINTS")?)?.entries()? {
-            if endpoint.flags & endpoint_flags::NOT_MESHED == 0 {
-                let pod = Pod { mode: endpoint.mode.name(), counts: Counts::default() };
-                pods.insert(node.pod(endpoint.workload), pod);
+            if endpoint.flags & endpoint_flags::NOT_MESHED != 0 {
+                continue;
             }
+            let workload = workloads.entry(workload_of(&node.pod(endpoint.workload))).or_default();
+            let mode = endpoint.mode.name();
+            workload.mode = if workload.mode.is_empty() || workload.mode == mode { mode } else { "mixed" };
+            // It has an address of each family.
+            workload.pods += usize::from(pods.insert(endpoint.workload));
         }
         for (key, total) in
             WorkloadCounters::new("WORKLOAD_COUNTERS", node.pinned.map("WORKLOAD_COUNTERS")?)?.totals()?
         {
-            let Some(pod) = pods.get_mut(&node.pod(key.workload)) else { continue };
-            pod.counts.add(key.verdict, key.reason, total.connections);
+            let Some(workload) = workloads.get_mut(&workload_of(&node.pod(key.workload))) else { continue };
+            workload.counts.add(key.verdict, key.reason, total.connections);
         }
         let time_ns = monotonic_ns();
         let history = watch::read_of_boot(&args.readiness()?);
         let mut seen = Table::read(&node.pinned)?.clients;
         seen.sort_by_key(|client| std::cmp::Reverse(client.last_ns));
-        let clients = seen.into_iter().map(|client| Client {
-            pod: node.pod(client.workload),
-            port: client.port,
-            address: client.client,
-            name: history.name(&client).map(str::to_owned),
-            class: word(&history, &client),
-            connections: client.connections,
-            age: time_ns.saturating_sub(client.last_ns) / 1_000_000_000,
-            verdict: client.verdict,
-            reason: client.reason,
-        });
+        let clients =
+            seen.into_iter().map(|client| (node.pod(client.workload), client)).map(|(pod, client)| Client {
+                workload: workload_of(&pod),
+                pod,
+                port: client.port,
+                address: client.client,
+                name: history.name(&client).map(str::to_owned),
+                class: word(&history, &client),
+                connections: client.connections,
+                age: time_ns.saturating_sub(client.last_ns) / 1_000_000_000,
+                verdict: client.verdict,
+                reason: client.reason,
+            });
         Ok(Self {
             time_ns,
             agent: node.agent().running,
             audit: node.settings.enforcement == Enforcement::AUDIT,
-            pods,
+            workloads,
             clients: clients.collect(),
         })
     }

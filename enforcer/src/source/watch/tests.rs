@@ -104,3 +104,42 @@ fn a_file_that_is_broken_at_the_start_keeps_what_the_agent_before_had_of_it() {
     fs::write(&file, "kind: [").expect("written");
     assert_eq!(policies(&mut start()), Some((0, 1)), "and does not come back by a broken one");
 }
+
+#[test]
+fn a_file_that_is_renamed_and_broken_at_once_drops_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    let mut store = Store::new(vec![folder.path().to_owned()]);
+    let mut policies = || store.reload().map(|loaded| (loaded.objects.policies.len(), loaded.problems.len()));
+    fs::write(at("a.yaml"), POLICY).expect("written");
+    assert_eq!(policies(), Some((1, 0)));
+    fs::remove_file(at("a.yaml")).expect("removed");
+    fs::write(at("b.yaml"), POLICY.replace("STRICT", "SRTICT")).expect("written");
+    assert_eq!(policies(), Some((1, 1)));
+    fs::write(at("b.yaml"), POLICY.replace("STRICT", "SCRIPT !")).expect("written");
+    assert_eq!(policies(), Some((1, 1)), "and keeps it");
+    fs::remove_file(at("b.yaml")).expect("removed");
+    assert_eq!(policies(), Some((0, 0)), "a removed file is a removal");
+}
+
+#[test]
+fn an_emptied_file_keeps_its_policies_over_a_restart_too() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let memory = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("a.yaml");
+    let start = || Store::new(vec![folder.path().to_owned()]).with_memory(memory.path().join("kept"));
+    let policies = |store: &mut Store| {
+        store
+            .reload()
+            .map(|loaded| (loaded.objects.policies.len(), loaded.problems.len(), loaded.warnings.len()))
+    };
+    fs::write(&file, POLICY).expect("written");
+    let mut store = start();
+    assert_eq!(policies(&mut store), Some((1, 0, 0)));
+    fs::write(&file, "").expect("written");
+    assert_eq!(policies(&mut store), Some((1, 1, 0)));
+    assert_eq!(policies(&mut start()), Some((1, 1, 0)));
+    // A file that never held anything is worth a look, no more.
+    fs::write(folder.path().join("b.yaml"), "# later\n").expect("written");
+    assert_eq!(policies(&mut start()), Some((1, 1, 1)));
+}

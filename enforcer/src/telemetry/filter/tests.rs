@@ -75,7 +75,7 @@ fn queries_come_back() {
         verdict: Some(Verdict::RESET),
         reason: Some(Reason::PLAINTEXT),
         pod: Some("a b&c=d%é".into()),
-        class: Some("mesh_tls".into()),
+        class: Some("mesh_tls"),
         namespace: Some("shop".into()),
         port: Some(80),
         since: Some("2026-01-01T00:00:11.5Z".parse().expect("a time")),
@@ -96,6 +96,7 @@ fn what_is_no_query_is_named() {
     let wrong = message("verdict=resett");
     assert!(wrong.contains("\"resett\"") && wrong.contains("allow, reset, drop, would_reset"), "{wrong}");
     assert!(message("reason=FOO").contains("PLAINTEXT_PERMITTED"));
+    assert!(message("class=tsl").contains("mesh_tls"));
     for never in ["verdict=wait", "reason=out_of_order"] {
         assert!(message(never).contains("never recorded"), "{never}");
     }

@@ -169,8 +169,13 @@ fn fill(n: &Numbers, to: &mut Writer<'_>) -> fmt::Result {
     to.counter("events_lost", "Events that found the ring buffer full", n.events.map(|events| events.lost))?;
     to.counter(
         "events_suppressed",
-        "Events, of verdicts, ends or first bytes, beyond the limit per second",
+        "Verdicts and ends of connections beyond the limit per second: records that are missing",
         n.events.map(|events| events.suppressed),
+    )?;
+    to.counter(
+        "hellos_suppressed",
+        "Pieces of clients' hellos beyond the limit per second: records that lack what the hello says",
+        n.events.map(|events| events.hellos_suppressed),
     )?;
     to.counter("flow_records", "Records written to the flow log", Some(n.flow_records))?;
     Ok(())
@@ -239,6 +244,11 @@ fn certificates(n: &Numbers, to: &mut Writer<'_>) -> fmt::Result {
         "certificate_blocked_ports",
         "Ports that are closed after a failed certificate check",
         Some(n.blocked_ports),
+    )?;
+    to.real(
+        "certificate_check_overdue_seconds",
+        "How long the certificate check that has waited longest for its turn has been due",
+        Some(n.check_overdue),
     )?;
     Ok(())
 }

@@ -59,6 +59,8 @@ pub(super) struct Numbers {
     pub(super) ready: bool,
     pub(super) certificates: BTreeMap<(String, String, u16), Check>,
     pub(super) blocked_ports: usize,
+    /// Seconds for which the check that has waited longest has been due.
+    pub(super) check_overdue: f64,
     pub(super) resident_bytes: Option<f64>,
     pub(super) cpu_seconds: Option<f64>,
 }
@@ -254,6 +256,7 @@ impl Numbers {
 
     fn of_certificates(&mut self, report: CertificateReport) {
         self.blocked_ports = report.blocked().len();
+        self.check_overdue = std::time::Duration::from_millis(report.overdue_ms).as_secs_f64();
         for entry in report.entries {
             let check = Check { state: entry.history.state, expires: entry.expires.map(seconds) };
             let name = (entry.namespace, entry.pod, entry.port);

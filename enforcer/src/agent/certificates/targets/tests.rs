@@ -44,6 +44,10 @@ fn wanted(pod: &ObjectName, meshed: bool) -> Desired {
     Desired { endpoints: BTreeMap::from([(Address::from(address), plan)]), ..Desired::default() }
 }
 
+fn names(domains: &TrustDomains) -> Names<'_> {
+    Names { domains, cluster: "cluster.example" }
+}
+
 #[test]
 fn strict_ports_that_are_declared_named_or_seen_are_checked() {
     let (objects, pod) = objects();
@@ -52,10 +56,10 @@ fn strict_ports_that_are_declared_named_or_seen_are_checked() {
         observed.note(&pod, port);
     }
     let domains = TrustDomains::default();
-    let found = targets(&objects, &wanted(&pod, true), &observed, &domains);
+    let found = targets(&objects, &wanted(&pod, true), &observed, names(&domains));
     assert_eq!(found.iter().map(|target| target.port).collect::<Vec<_>>(), [7000, 8080, 9443]);
     assert_eq!(found[0].expected.id.to_string(), "spiffe://cluster.local/ns/shop/sa/web");
-    assert!(targets(&objects, &wanted(&pod, false), &observed, &domains).is_empty());
+    assert!(targets(&objects, &wanted(&pod, false), &observed, names(&domains)).is_empty());
 }
 
 #[test]
@@ -73,10 +77,53 @@ fn the_server_name_is_that_of_the_service_whose_port_leads_here() {
     add("shop", "web", Some("web"), 82, TargetPort::Name("http".to_owned()));
     add("shop", "zzz", Some("web"), 83, TargetPort::Number(8080));
     add("shop", "raw", Some("web"), 84, TargetPort::Number(9443));
-    let found = targets(&objects, &wanted(&pod, true), &Observed::default(), &TrustDomains::default());
-    let fronts: Vec<_> = found.iter().map(|target| (target.port, target.service.clone())).collect();
-    let front = |name: &str, port| Some(Front { name: name.to_owned(), port });
-    assert_eq!(fronts, [(8080, front("web", 82)), (9443, front("raw", 84))]);
+    let found = targets(&objects, &wanted(&pod, true), &Observed::default(), names(&TrustDomains::default()));
+    let asked: Vec<_> = found
+        .iter()
+        .map(|target| {
+            let name = target.server_name.as_ref().expect("a name").as_ref();
+            (target.port, name, target.names.iter().map(AsRef::as_ref).collect::<Vec<_>>())
+        })
+        .collect();
+    let of = |service: &str| {
+        [service.to_owned(), format!("{service}.shop"), format!("{service}.shop.svc.cluster.example")]
+    };
+    let [web, zzz, raw] = [of("web"), of("zzz"), of("raw")];
+    assert_eq!(
+        asked,
+        [
+            (
+                8080,
+                "outbound_.82_._.web.shop.svc.cluster.example",
+                web.iter().chain(&zzz).map(String::as_str).collect()
+            ),
+            (
+                9443,
+                "outbound_.84_._.raw.shop.svc.cluster.example",
+                raw.iter().map(String::as_str).collect::<Vec<_>>()
+            ),
+        ]
+    );
+}
+
+#[test]
+fn of_an_ambient_pod_the_end_of_the_tunnel_is_checked() {
+    let (mut objects, pod) = objects();
+    let pod_object = objects.pods.get_mut(&pod).expect("the pod");
+    pod_object.annotations.insert("ambient.istio.io/redirection".to_owned(), "enabled".to_owned());
+    pod_object.uid = "u".to_owned();
+    let mut observed = Observed::default();
+    observed.note(&pod, 7000);
+    let domains = TrustDomains::default();
+    let found = targets(&objects, &wanted(&pod, true), &observed, names(&domains));
+    assert_eq!(found.iter().map(|target| (target.port, target.tunnel)).collect::<Vec<_>>(), [(15008, true)]);
+    assert_eq!((found[0].server_name.as_ref(), &*found[0].uid), (None, "u"));
+    let mut open = wanted(&pod, true);
+    for plan in open.endpoints.values_mut() {
+        plan.mode = Mode::PERMISSIVE;
+        plan.ports.clear();
+    }
+    assert!(targets(&objects, &open, &observed, names(&domains)).is_empty());
 }
 
 #[test]

@@ -1,5 +1,5 @@
 use super::*;
-use crate::datapath::attach::{HookedProgram, Way};
+use crate::datapath::attach::Hook;
 
 /// A machine as it should be.
 fn good() -> Facts {
@@ -28,7 +28,8 @@ fn good() -> Facts {
 }
 
 fn pod(kind: &str, programs: Vec<&str>) -> PodInterface {
-    let hooked = |name: &str| HookedProgram { way: Way::ToPod, program: 7, name: name.into() };
+    let hooked =
+        |name: &str| OnHook { way: Way::ToPod, hook: Hook::Tcx, program: Some(7), name: name.into() };
     PodInterface {
         name: "veth1".into(),
         kind: kind.into(),
@@ -123,8 +124,27 @@ fn without_root_nothing_fails_that_was_not_seen() {
 
 #[test]
 fn sys_admin_stands_for_the_younger_capabilities() {
-    let facts = Facts { capabilities: Some((1 << NET_ADMIN) | (1 << SYS_ADMIN)), ..good() };
+    let held = (1 << NET_ADMIN) | (1 << SYS_ADMIN) | (1 << NET_RAW) | (1 << SYSLOG);
+    let facts = Facts { capabilities: Some(held), ..good() };
     assert!(judge(&facts).iter().all(|check| check.outcome == Outcome::Ok));
+}
+
+#[test]
+fn each_capability_that_is_missing_says_what_it_costs() {
+    let all =
+        (1 << NET_ADMIN) | (1 << PERFMON) | (1 << BPF) | (1 << SYS_ADMIN) | (1 << NET_RAW) | (1 << SYSLOG);
+    for (bit, name, cost) in [
+        (NET_RAW, "CAP_NET_RAW", "silent"),
+        (SYS_ADMIN, "CAP_SYS_ADMIN", "look into pods"),
+        (SYSLOG, "CAP_SYSLOG", "redirect"),
+    ] {
+        let check = capabilities(&Facts { capabilities: Some(all & !(1 << bit)), ..good() });
+        assert_eq!((check.outcome, check.found), (Outcome::Warn, format!("without {name}")));
+        assert!(check.remedy.contains(cost), "{}", check.remedy);
+    }
+    let check = capabilities(&Facts { capabilities: Some(all & !(1 << NET_ADMIN)), ..good() });
+    assert_eq!(check.outcome, Outcome::Fail);
+    assert!(check.remedy.contains("CAP_NET_ADMIN"), "{}", check.remedy);
 }
 
 #[test]

@@ -3,19 +3,27 @@ use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 
 use super::super::app::Action;
-use super::super::sample::{Pod, Sample};
+use super::super::sample::{Sample, Workload};
 use super::*;
 use crate::telemetry::counts::Counts;
 
 const SECOND: u64 = 1_000_000_000;
 
-fn pod(mode: &'static str, tls: u64, plaintext: u64, refused: u64) -> Pod {
-    Pod { mode, counts: Counts { tls, plaintext, refused, would_refuse: 0 } }
+fn workload(mode: &'static str, tls: u64, plaintext: u64, refused: u64) -> Workload {
+    Workload { mode, pods: 1, counts: Counts { tls, plaintext, refused, would_refuse: 0 } }
 }
 
-fn client(pod: &str, last: u8, class: &'static str, verdict: Verdict, reason: Reason, age: u64) -> Client {
+fn client(
+    workload: &str,
+    last: u8,
+    class: &'static str,
+    verdict: Verdict,
+    reason: Reason,
+    age: u64,
+) -> Client {
     Client {
-        pod: pod.into(),
+        workload: workload.into(),
+        pod: format!("{workload}-6d4cf56db6-x7k2p"),
         port: 8080,
         address: [10, 244, 0, last].into(),
         name: (last == 20).then(|| "noistio/sleep".to_owned()),
@@ -27,12 +35,12 @@ fn client(pod: &str, last: u8, class: &'static str, verdict: Verdict, reason: Re
     }
 }
 
-fn sample(second: u64, frontend: Pod, adservice: Pod) -> Sample {
+fn sample(second: u64, frontend: Workload, adservice: Workload) -> Sample {
     Sample {
         time_ns: second * SECOND,
         agent: true,
         audit: false,
-        pods: [("shop/frontend".to_owned(), frontend), ("shop/adservice".to_owned(), adservice)].into(),
+        workloads: [("shop/frontend".to_owned(), frontend), ("shop/adservice".to_owned(), adservice)].into(),
         clients: vec![
             client("shop/adservice", 20, "plaintext", Verdict::RESET, Reason::PLAINTEXT, 5),
             client("shop/frontend", 20, "plaintext", Verdict::ALLOW, Reason::PLAINTEXT_PERMITTED, 7),
@@ -44,8 +52,8 @@ fn sample(second: u64, frontend: Pod, adservice: Pod) -> Sample {
 /// Two looks, two seconds apart.
 fn app() -> App {
     let mut app = App::default();
-    app.look(Ok(sample(10, pod("PERMISSIVE", 100, 50, 0), pod("STRICT", 5, 0, 7))));
-    app.look(Ok(sample(12, pod("PERMISSIVE", 124, 60, 0), pod("STRICT", 5, 0, 8))));
+    app.look(Ok(sample(10, workload("PERMISSIVE", 100, 50, 0), workload("STRICT", 5, 0, 7))));
+    app.look(Ok(sample(12, workload("PERMISSIVE", 124, 60, 0), workload("STRICT", 5, 0, 8))));
     app
 }
 
@@ -58,21 +66,36 @@ fn screen(app: &App, width: u16, height: u16) -> Vec<String> {
 }
 
 #[test]
-fn the_pods_with_their_rates_fit_in_80_by_24() {
+fn the_workloads_with_their_rates_fit_in_80_by_24() {
     let lines = screen(&app(), 80, 24);
-    assert_eq!(lines[0], "enforcer top  agent running  mode enforce  2 pods");
+    assert_eq!(lines[0], "enforcer top  agent running  mode enforce  2 workloads");
     let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-    assert_eq!(words(&lines[2]), ["POD", "MODE", "TLS/s", "PLAIN", "RESET"]);
+    assert_eq!(words(&lines[2]), ["WORKLOAD", "MODE", "TLS/s", "PLAIN", "RESET"]);
     // The one with refusals comes first.
     assert_eq!(words(&lines[3]), ["shop/adservice", "STRICT", "0", "0", "0.5", "█"]);
     assert_eq!(words(&lines[4]), ["shop/frontend", "PERMISSIVE", "12", "█", "5.0", "█", "0"]);
     let refused = lines.iter().position(|line| line.contains("LATEST REFUSED")).expect("its heading");
-    assert_eq!(words(&lines[refused + 1]), ["5s", "noistio/sleep", "shop/adservice:8080", "PLAINTEXT"]);
+    // Of a name that is too long the end is shown: there names differ, and there is the port.
+    let to = "…op/adservice-6d4cf56db6-x7k2p:8080";
+    assert_eq!(words(&lines[refused + 1]), ["5s", "noistio/sleep", to, "PLAINTEXT"]);
     assert_eq!(lines[23], "up/down select  Enter clients  s sort (trouble)  p pause  q quit");
 }
 
 #[test]
-fn a_pod_opens_into_its_clients() {
+fn a_workload_of_several_pods_says_how_many() {
+    let mut app = app();
+    let mut look = sample(14, workload("PERMISSIVE", 124, 60, 0), workload("STRICT", 5, 0, 8));
+    if let Some(frontend) = look.workloads.get_mut("shop/frontend") {
+        frontend.pods = 3;
+    }
+    app.look(Ok(look));
+    let lines = screen(&app, 80, 24);
+    assert!(lines.iter().any(|line| line.starts_with("shop/frontend x3 ")), "{lines:#?}");
+    assert!(lines.iter().any(|line| line.starts_with("shop/adservice  ")), "{lines:#?}");
+}
+
+#[test]
+fn a_workload_opens_into_its_clients() {
     let mut app = app();
     assert!(app.act(Action::Down) && app.act(Action::Open));
     let lines = screen(&app, 80, 24);
@@ -85,7 +108,7 @@ fn a_pod_opens_into_its_clients() {
     assert!(app.act(Action::Down) && app.act(Action::Down));
     assert_eq!(app.scroll, 1, "the last client stays in sight");
     assert!(app.act(Action::Close));
-    assert!(screen(&app, 80, 24)[2].starts_with("POD"));
+    assert!(screen(&app, 80, 24)[2].starts_with("WORKLOAD"));
 }
 
 #[test]
@@ -95,10 +118,10 @@ fn keys_select_sort_pause_and_end() {
     app.act(Action::Up);
     assert_eq!(app.position(), 0);
     app.act(Action::Sort);
-    assert_eq!(app.pods, ["shop/frontend", "shop/adservice"]);
-    assert_eq!(app.position(), 1, "the selection stays with its pod");
+    assert_eq!(app.workloads, ["shop/frontend", "shop/adservice"]);
+    assert_eq!(app.position(), 1, "the selection stays with its workload");
     app.act(Action::Sort);
-    assert_eq!(app.pods, ["shop/adservice", "shop/frontend"]);
+    assert_eq!(app.workloads, ["shop/adservice", "shop/frontend"]);
     app.act(Action::Pause);
     let before = app.clone();
     app.look(Ok(Sample::default()));
@@ -111,8 +134,8 @@ fn keys_select_sort_pause_and_end() {
 fn what_goes_away_is_not_shown_and_errors_are() {
     let mut app = app();
     app.act(Action::Open);
-    let mut less = sample(14, pod("PERMISSIVE", 124, 60, 0), pod("STRICT", 5, 0, 8));
-    less.pods.remove("shop/adservice");
+    let mut less = sample(14, workload("PERMISSIVE", 124, 60, 0), workload("STRICT", 5, 0, 8));
+    less.workloads.remove("shop/adservice");
     less.agent = false;
     app.look(Ok(less));
     assert_eq!((app.selected.as_deref(), app.opened), (Some("shop/frontend"), false));
@@ -127,10 +150,10 @@ fn what_goes_away_is_not_shown_and_errors_are() {
 #[test]
 fn a_counter_that_starts_anew_is_no_rate_and_memory_is_bounded() {
     let mut app = app();
-    app.look(Ok(sample(13, pod("PERMISSIVE", 1, 0, 0), pod("STRICT", 5, 0, 8))));
+    app.look(Ok(sample(13, workload("PERMISSIVE", 1, 0, 0), workload("STRICT", 5, 0, 8))));
     assert_eq!(app.rates["shop/frontend"].back().map(|rates| rates.tls), Some(0.0));
     for second in 14..200 {
-        app.look(Ok(sample(second, pod("PERMISSIVE", second, 0, 0), pod("STRICT", 5, 0, 8))));
+        app.look(Ok(sample(second, workload("PERMISSIVE", second, 0, 0), workload("STRICT", 5, 0, 8))));
     }
     assert_eq!(app.rates["shop/frontend"].len(), super::super::app::HISTORY);
 }
@@ -147,10 +170,10 @@ fn any_size_of_terminal_is_survived() {
 }
 
 #[test]
-fn the_selected_pod_stays_in_sight() {
+fn the_selected_workload_stays_in_sight() {
     let mut app = App::default();
-    let pods = (0..100).map(|n| (format!("shop/p{n:03}"), pod("STRICT", 0, 0, 0))).collect();
-    app.look(Ok(Sample { time_ns: 1, pods, ..Sample::default() }));
+    let workloads = (0..100).map(|n| (format!("shop/p{n:03}"), workload("STRICT", 0, 0, 0))).collect();
+    app.look(Ok(Sample { time_ns: 1, workloads, ..Sample::default() }));
     for _ in 0..60 {
         app.act(Action::Down);
     }
