@@ -28,6 +28,8 @@ use crate::telemetry::{Shared, Snapshot};
 const EVERY: Duration = Duration::from_secs(5);
 /// How often the history is written while no pod comes or goes and no client gets a name.
 const WRITE_EVERY: Duration = Duration::from_secs(15);
+/// What is written of the history in a second on average at most, bytes: a large one is written less often.
+const WRITE_RATE: u64 = 256 * 1024;
 /// How long after the first policy the places of the pods that were there are known.
 const SETTLE: Duration = Duration::from_secs(2);
 
@@ -55,13 +57,16 @@ pub fn read_of_boot(path: &Path) -> History {
     read(path).ok().filter(|history| history.is_of(&boot_id())).unwrap_or_default()
 }
 
-fn write(history: &History, path: &Path) -> io::Result<()> {
+/// Gives its size in bytes.
+fn write(history: &History, path: &Path) -> io::Result<u64> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
     }
     let new = path.with_extension("new");
-    fs::write(&new, serde_json::to_vec(history)?)?;
-    fs::rename(new, path)
+    let bytes = serde_json::to_vec(history)?;
+    fs::write(&new, &bytes)?;
+    fs::rename(new, path)?;
+    Ok(bytes.len() as u64)
 }
 
 /// The watch of a running agent.
@@ -78,6 +83,8 @@ struct Watch {
     /// Name of this node.
     node: Option<String>,
     written: Option<Instant>,
+    /// Size of what was written, bytes.
+    size: u64,
     pods: BTreeSet<u32>,
     told: bool,
 }
@@ -101,6 +108,7 @@ pub async fn run(shared: Arc<Shared>, bpffs: PathBuf, state_dir: PathBuf, node: 
         hellos: Hellos::default(),
         node,
         written: None,
+        size: 0,
         pods: BTreeSet::new(),
         told: false,
     };
@@ -160,7 +168,9 @@ impl Watch {
         let news = named != self.history.named();
         self.begun = true;
         let pods: BTreeSet<u32> = observed.pods.keys().copied().collect();
-        if news || pods != self.pods || self.written.is_none_or(|then| then.elapsed() >= WRITE_EVERY) {
+        let pause = if news || pods != self.pods { Duration::ZERO } else { WRITE_EVERY };
+        let pause = pause.max(Duration::from_secs(self.size / WRITE_RATE));
+        if self.written.is_none_or(|then| then.elapsed() >= pause) {
             self.pods = pods;
             self.save();
         }
@@ -169,7 +179,7 @@ impl Watch {
     fn save(&mut self) {
         self.written = Some(Instant::now());
         match write(&self.history, &self.path) {
-            Ok(()) => self.told = false,
+            Ok(size) => (self.size, self.told) = (size, false),
             Err(error) if !self.told => {
                 warn!(
                     "{} cannot be written ({error}): readiness forgets what was watched when the agent ends",
