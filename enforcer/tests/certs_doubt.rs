@@ -222,3 +222,16 @@ fn a_signature_that_a_server_does_not_want_is_no_refusal_of_ours() {
     nothing_is_said(&checked, &[Client::SelfSigned, Client::Mesh]);
     checked.is(State::Unchecked);
 }
+
+#[test]
+fn the_end_of_a_tunnel_speaks_tls_1_3() {
+    let mesh = mesh();
+    let insist = ["-Verify", "3", "-verify_return_error", "-alpn", "h2"];
+    let server = s_server(&mesh, "server", &insist);
+    let checked = mesh.check_tunnel(server.address, &settings());
+    checked.is(State::Verified);
+    let seen = checked.probe.server.as_ref().expect("a handshake");
+    assert_eq!((seen.alpn.as_deref(), seen.version.as_deref()), (Some("h2"), Some("TLS 1.3")));
+    let old = s_server(&mesh, "server", &[&insist[..], &["-tls1_2"]].concat());
+    mesh.check_tunnel(old.address, &settings()).is(State::Untrusted);
+}

@@ -199,8 +199,7 @@ fn servers_that_misbehave_behind_the_handshake_cost_bounded_time_and_memory() {
     let mesh = Mesh::new();
     mesh.issue("server", |_| {});
     let clients = Clients { anonymous: true, delay: Duration::ZERO };
-    type Behave = fn(Stream);
-    let cases: [(&str, Behave, Option<State>); 5] = [
+    let cases: [(&str, fn(Stream), Option<State>); 5] = [
         (
             "application data without end",
             |stream| own::flood(stream, &[b'x'; 16 << 10]),

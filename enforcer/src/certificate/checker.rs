@@ -26,7 +26,7 @@ use running::Running;
 mod own_client;
 mod running;
 
-/// Results that change nothing are published at most this often, and the file is written no more often.
+/// Results are written and published at most this often.
 const WRITE_PAUSE: Duration = Duration::from_secs(1);
 
 /// How the checker works.
@@ -84,7 +84,6 @@ impl Checker {
             running: Running::new(),
             publish,
             stale: false,
-            dirty: false,
         };
         tokio::spawn(task.run(receiver));
         Ok(Self { commands, reports })
@@ -145,10 +144,8 @@ struct Task {
     start: Instant,
     running: Running<Key, Done>,
     publish: watch::Sender<CertificateReport>,
-    /// There are results that are not published.
+    /// There are results that are not in the file, or not published.
     stale: bool,
-    /// There are published results that are not in the file.
-    dirty: bool,
 }
 
 impl Task {
@@ -168,26 +165,19 @@ impl Task {
                         self.obey(command);
                     }
                     self.review_client();
-                    self.publish();
+                    self.stale = true;
                 }
                 Some((key, done)) = self.running.next() => self.take(key, done),
                 () = sleep_until(wake) => {}
-                // The first change after a pause is written at once: a successor is to know it.
-                _ = write.tick(), if self.stale || self.dirty => {
-                    if self.stale {
-                        self.publish();
-                    }
-                    self.write().await;
-                }
+                _ = write.tick(), if self.stale => self.write().await,
                 _ = review.tick() => {
                     if self.mesh_client.is_due(Timestamp::now()) {
                         self.review_client();
-                        self.publish();
+                        self.stale = true;
                     }
                 }
             }
         }
-        self.publish();
         self.write().await;
     }
 
@@ -370,16 +360,14 @@ impl Task {
         }
         if changed {
             log(entry);
-            self.publish();
-        } else {
-            self.stale = true;
         }
+        self.stale = true;
     }
 
-    fn publish(&mut self) {
+    fn report(&self) -> CertificateReport {
         let (now, time) = (self.now(), Timestamp::now());
         let bundle = self.bundle.good();
-        let report = CertificateReport {
+        CertificateReport {
             time,
             bundle: bundle.map(|bundle| bundle.fingerprint().to_owned()),
             bundle_problem: self.bundle.problem().map(ToString::to_string),
@@ -388,25 +376,24 @@ impl Task {
             client_problem: self.mesh_client.problem(),
             overdue_ms: u64::try_from(self.schedule.overdue(now).as_millis()).unwrap_or(u64::MAX),
             entries: self.targets.values().map(|known| known.entry.clone()).collect(),
-        };
-        self.publish.send_replace(report);
-        self.stale = false;
-        self.dirty = self.config.file.is_some();
+        }
     }
 
+    /// Writes the results, and only then publishes them: what is closed for them is known to a successor.
     async fn write(&mut self) {
-        self.dirty = false;
-        let Some(path) = self.config.file.clone() else {
-            return;
-        };
-        let report = self.publish.borrow().clone();
-        let written = tokio::task::spawn_blocking(move || report.write(&path).map_err(|e| (path, e))).await;
-        if let Ok(Err((path, error))) = written {
-            tracing::warn!(
-                "results of the certificate checks cannot be written to {}: {error}",
-                path.display()
-            );
+        self.stale = false;
+        let report = self.report();
+        if let Some(path) = self.config.file.clone() {
+            let kept = report.clone();
+            let written = tokio::task::spawn_blocking(move || kept.write(&path).map_err(|e| (path, e))).await;
+            if let Ok(Err((path, error))) = written {
+                tracing::warn!(
+                    "results of the certificate checks cannot be written to {}: {error}",
+                    path.display()
+                );
+            }
         }
+        self.publish.send_replace(report);
     }
 }
 

@@ -257,13 +257,13 @@ impl fmt::Display for Finding {
             Self::Expiring { certificate, not_after } => {
                 write!(f, "{certificate} expires at {not_after}; its rotation is late")
             }
-            Self::WrongIdentity { expected, presented } => match &presented[..] {
-                [] => write!(f, "the certificate has no SPIFFE ID, expected {expected}"),
-                _ => {
-                    let presented = printable(&presented.join(" and "));
-                    write!(f, "identity is {presented}, expected exactly {expected}")
-                }
-            },
+            Self::WrongIdentity { expected, presented } if presented.is_empty() => {
+                write!(f, "the certificate has no SPIFFE ID, expected {expected}")
+            }
+            Self::WrongIdentity { expected, presented } => {
+                let presented = printable(&presented.join(" and "));
+                write!(f, "identity is {presented}, expected exactly {expected}")
+            }
             Self::ForbiddenAccepted { client, server_name, why } => {
                 write!(f, "client with {client}{} {why}", Asked(server_name.as_deref()))
             }

@@ -51,8 +51,8 @@ impl ForbiddenClients {
         let trust_domain = trust_domain.unwrap_or(DEFAULT_TRUST_DOMAIN);
         let rsa = || KeyPair::try_from(RSA_KEY);
         let ecdsa = || KeyPair::generate();
-        let kinds = generate(trust_domain, now, [ecdsa, ecdsa])
-            .and_then(|first| Ok([first, generate(trust_domain, now, [rsa, rsa])?]));
+        let kinds = generate(trust_domain, now, &[ecdsa, ecdsa])
+            .and_then(|first| Ok([first, generate(trust_domain, now, &[rsa, rsa])?]));
         kinds.map(|kinds| Self { kinds }).map_err(|error| GenerateError(error.to_string()))
     }
 
@@ -73,7 +73,7 @@ impl ForbiddenClients {
 }
 
 /// `keys`: that of the clients and that of the foreign CA.
-fn generate<K>(trust_domain: &str, now: Timestamp, keys: [K; 2]) -> Result<Kind, Box<dyn std::error::Error>>
+fn generate<K>(trust_domain: &str, now: Timestamp, keys: &[K; 2]) -> Result<Kind, Box<dyn std::error::Error>>
 where
     K: Fn() -> Result<KeyPair, rcgen::Error>,
 {

@@ -190,7 +190,7 @@ fn verify_at(
                 .build()
         });
         let time = UnixTime::since_unix_epoch(since_epoch);
-        leaf.verify_for_usage(algorithms, &anchors, intermediates, time, usage.clone(), revocation, None)
+        leaf.verify_for_usage(algorithms, &anchors, intermediates, time, *usage, revocation, None)
     };
     let path = verify(&[])?;
     for list in bundle.revocation_lists() {

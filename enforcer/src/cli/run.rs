@@ -307,17 +307,7 @@ fn config(args: Args, source: source::Origin) -> anyhow::Result<Config> {
         .with_context(|| {
             format!("--undecided-timeout {}: give a number of seconds above 0", args.undecided_timeout)
         })?;
-    if (args.unchecked_ports, args.on_certificate_failure) == (UncheckedPorts::Block, OnFailure::Report) {
-        bail!(
-            "--unchecked-ports block closes nothing by itself: give --on-certificate-failure block too, or leave it out"
-        );
-    }
-    if DnsName::try_from(args.cluster_domain.as_str()).is_err() {
-        bail!(
-            "--cluster-domain {:?} is no DNS name: give the cluster's domain, such as cluster.local",
-            args.cluster_domain
-        );
-    }
+    let certificates = certificate_options(&args)?;
     let unknown_pods = match args.unknown_pods {
         Unknown::Allow => UnknownPods::ALLOW,
         Unknown::Strict => UnknownPods::STRICT,
@@ -383,6 +373,44 @@ fn config(args: Args, source: source::Origin) -> anyhow::Result<Config> {
         existing: args.existing_flows,
         detach_on_exit: args.detach_on_exit,
         state_dir: args.state_dir,
+<<<<<<< HEAD
+        certificates,
+    })
+}
+
+fn certificate_options(args: &Args) -> anyhow::Result<CertificateOptions> {
+    if (args.unchecked_ports, args.on_certificate_failure) == (UncheckedPorts::Block, OnFailure::Report) {
+        bail!(
+            "--unchecked-ports block closes nothing by itself: give --on-certificate-failure block too, or leave it out"
+        );
+    }
+    if DnsName::try_from(args.cluster_domain.as_str()).is_err() {
+        bail!(
+            "--cluster-domain {:?} is no DNS name: give the cluster's domain, such as cluster.local",
+            args.cluster_domain
+        );
+    }
+    Ok(CertificateOptions {
+        trust_bundle: args.trust_bundle.clone(),
+        config_map: args.trust_bundle_config_map.clone(),
+        crl: args.crl.clone(),
+        crl_config_map: args.crl_config_map.clone(),
+        root_namespace: args.root_namespace.clone(),
+        trust_domain: args.trust_domain.clone(),
+        aliases: args.trust_domain_alias.clone(),
+        cluster_domain: args.cluster_domain.clone(),
+        http_probe: args.http_probe == Switch::On,
+        alert_wait: args.alert_wait,
+        client: args.client_certificate.clone().zip(args.client_key.clone()),
+        consequences: Consequences {
+            on_failure: args.on_certificate_failure,
+            unchecked: args.unchecked_ports,
+            ..Consequences::default()
+        },
+        schedule: ScheduleSettings {
+            interval: Duration::from_secs(args.certificate_check_interval),
+            ..ScheduleSettings::default()
+=======
         certificates: CertificateOptions {
             trust_bundle: args.trust_bundle,
             config_map: args.trust_bundle_config_map,
@@ -405,6 +433,7 @@ fn config(args: Args, source: source::Origin) -> anyhow::Result<Config> {
                 ..ScheduleSettings::default()
             },
             announcer: None,
+>>>>>>> main
         },
     })
 }

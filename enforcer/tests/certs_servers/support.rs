@@ -96,20 +96,32 @@ impl Mesh {
 
     /// Checks a server against this mesh, with its client certificate.
     pub(crate) fn check(&self, address: SocketAddr, settings: &Settings) -> Checked {
-        self.run(address, settings, &[], true)
+        self.run(address, settings, &[], true, false)
+    }
+
+    /// The same as the end of a tunnel.
+    pub(crate) fn check_tunnel(&self, address: SocketAddr, settings: &Settings) -> Checked {
+        self.run(address, settings, &[], true, true)
     }
 
     /// The same without a certificate of the mesh.
     pub(crate) fn check_as_stranger(&self, address: SocketAddr, settings: &Settings) -> Checked {
-        self.run(address, settings, &[], false)
+        self.run(address, settings, &[], false, false)
     }
 
     /// The same with clients that ask for these names.
     pub(crate) fn check_with(&self, address: SocketAddr, settings: &Settings, names: &[&str]) -> Checked {
-        self.run(address, settings, names, true)
+        self.run(address, settings, names, true, false)
     }
 
-    fn run(&self, address: SocketAddr, settings: &Settings, names: &[&str], with_client: bool) -> Checked {
+    fn run(
+        &self,
+        address: SocketAddr,
+        settings: &Settings,
+        names: &[&str],
+        with_client: bool,
+        tunnel: bool,
+    ) -> Checked {
         let bundle = TrustBundle::from_file(&self.path("root.pem")).expect("a bundle");
         let forbidden = ForbiddenClients::generate(None, Timestamp::now()).expect("certificates");
         let mesh_client = client::load(&self.path("client.pem"), &self.path("client.key")).expect("a client");
@@ -121,7 +133,7 @@ impl Mesh {
             address,
             server_name: server_name.as_ref(),
             names: &names,
-            tunnel: false,
+            tunnel,
             bundle: Some(&bundle),
             expected: Some(&expected),
             forbidden: &forbidden,

@@ -95,7 +95,8 @@ impl Check<'_> {
             let alpn = MESH_ALPN.map(<[u8]>::to_vec).to_vec();
             Hello { alpn, server_name: self.request.server_name.cloned(), ..Hello::default() }
         };
-        let mut hellos = vec![mesh.clone(), Hello { alpn: Vec::new(), ..mesh.clone() }, Hello::default()];
+        let bare = Hello { only_tls13: mesh.only_tls13, ..Hello::default() };
+        let mut hellos = vec![mesh.clone(), Hello { alpn: Vec::new(), ..mesh.clone() }, bare];
         hellos.dedup_by(|next, earlier| next.alpn == earlier.alpn && next.server_name == earlier.server_name);
         let mut first_failure = None;
         for hello in hellos {
@@ -151,7 +152,7 @@ impl Check<'_> {
         let failed = session.handshake(self.limit()).await.err();
         let unanswered =
             failed.is_some_and(|failure| failure.ended == Ended::Silent && failure.received == 0);
-        let outcome = self.outcome(client, &mut session, name.map(|name| name.as_ref()), listen).await;
+        let outcome = self.outcome(client, &mut session, name.map(AsRef::as_ref), listen).await;
         tried(outcome, unanswered)
     }
 

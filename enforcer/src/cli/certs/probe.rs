@@ -72,6 +72,7 @@ pub(super) struct Args {
 }
 
 /// The form of `-o json`.
+#[expect(clippy::struct_excessive_bools, reason = "each is a field of the output")]
 #[derive(Serialize)]
 struct Answer<'a> {
     server: SocketAddr,
