@@ -1,5 +1,6 @@
 //! The agent: objects and facts about the node in, map writes out.
 
+mod aging;
 pub mod certificates;
 pub mod farewell;
 mod gap;
@@ -9,6 +10,7 @@ mod kernel_log;
 pub mod pods;
 mod reconcile;
 pub(crate) mod retired;
+mod sides;
 mod snapshot;
 pub mod state;
 pub mod tables;
@@ -28,6 +30,7 @@ use tracing::{debug, info, warn};
 use self::certificates::{CertificateOptions, Certificates};
 use self::gap::Gaps;
 use self::pods::SourceState;
+pub use self::sides::Attach;
 use self::state::State;
 use self::tables::{ExistingFlows, Tables};
 use crate::certificate::report::PodPort;
@@ -36,6 +39,7 @@ use crate::datapath::desired::{self, Desired, Facts, GonePod, WorkloadIds};
 use crate::datapath::kubelet::KubeletCgroup;
 use crate::datapath::load::OpenError;
 use crate::datapath::lock::LockError;
+use crate::datapath::memory;
 use crate::datapath::nudge::Nudge;
 use crate::datapath::{Attachment, Datapath, LinkWatch, OpenOptions, Selector};
 use crate::object::{ObjectName, Objects};
@@ -56,6 +60,8 @@ pub struct Config {
     pub source: source::Origin,
     /// Interfaces to hook.
     pub selector: Selector,
+    /// At which end of a pod's pair of devices.
+    pub attach: Attach,
     /// How objects are read.
     pub objects: desired::Options,
     /// What the kernel side is told; the agent fills heartbeat and pid in.
@@ -100,12 +106,16 @@ struct Agent {
     port_warnings: BTreeSet<String>,
     hooks: hooks::Hooks,
     retired: retired::Retired,
+    sides: sides::Sides,
     /// Of the certificate checks, and of the search for the kubelet.
     checks_problem: Option<String>,
     probers_problem: Option<&'static str>,
     looks: interfaces::Looks,
     /// Interfaces that could not be hooked.
     failed: BTreeMap<u32, interfaces::Failed>,
+    /// Why closes of pods' sockets are not seen.
+    sockets_problem: Option<String>,
+    aging: aging::Aging,
     /// What an earlier layout left is still pinned.
     unretired: bool,
     kept: retired::Kept,
@@ -133,13 +143,18 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     for warning in datapath.warnings() {
         warn!("{warning}");
     }
-    if let Err(error) = datapath.watch_sockets() {
-        warn!("{error}");
+    let sockets_problem = datapath.watch_sockets().err().map(|error| error.to_string());
+    if let Some(problem) = &sockets_problem {
+        warn!("{problem}");
+    }
+    match memory::of_maps(datapath.pins()) {
+        Ok(maps) => info!("memory of the maps: {}", memory::in_words(&maps)),
+        Err(error) => warn!("the memory of the maps cannot be read: {error}"),
     }
     let tables = Tables::open(&mut datapath)?;
     let mut kernel_lines = kernel_log::open(&mut datapath, config.open.log_level);
-    let memory = state::path(&config.state_dir, &config.open.bpffs);
-    let mut source = Source::open(config.source.clone(), &memory)?;
+    let remembered = state::path(&config.state_dir, &config.open.bpffs);
+    let mut source = Source::open(config.source.clone(), &remembered)?;
     let (asked, questions) = source::kube::lookup::channel();
     let in_cluster = matches!(config.source, source::Origin::Kubernetes { .. });
     let telemetry = Telemetry::start(&config.telemetry, in_cluster.then_some(asked))?;
@@ -157,9 +172,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         config.telemetry.node.clone(),
     ));
     let mut agent = Agent::new(config, datapath, tables, telemetry.shared().clone())?;
+    agent.sockets_problem = sockets_problem;
     agent.heartbeat()?;
     let mut certificates = Certificates::new(
-        agent.config.certificates.clone(),
+        CertificateOptions {
+            announcer: Some(sides::own_probes(&mut agent.datapath)?),
+            ..agent.config.certificates.clone()
+        },
         state::certificates_path(&agent.config.state_dir, &agent.config.open.bpffs),
     )?;
     // Before the first write: a port that an earlier agent closed is not open for a moment.
@@ -182,6 +201,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     agent.gaps = Gaps::default();
     agent.reconcile()?;
     agent.finish_earlier()?;
+    agent.choose_sides()?;
+    agent.leave_other_devices();
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     info!(pid = std::process::id(), "agent is running");
@@ -194,6 +215,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                     agent.interface(event.context("cannot watch the interfaces")?);
                 }
                 agent.reconcile()?;
+                agent.choose_sides()?;
             }
             changed = node_addresses.changed() => {
                 changed.context("cannot watch this node's addresses")?;
@@ -276,10 +298,13 @@ impl Agent {
             port_warnings: BTreeSet::new(),
             hooks: hooks::Hooks::default(),
             retired: retired::Retired::default(),
+            sides: sides::Sides::default(),
             checks_problem: None,
             probers_problem: None,
             looks: interfaces::Looks::default(),
             failed: BTreeMap::new(),
+            sockets_problem: None,
+            aging: aging::Aging::default(),
             unretired: true,
             kept: retired::Kept::restore(&last.retired),
             refused: BTreeSet::new(),
@@ -304,7 +329,9 @@ impl Agent {
         if self.unretired {
             self.retire()?;
         }
+        self.choose_sides()?;
         self.check_hooks()?;
+        self.age_flows()?;
         self.retire_workloads();
         self.nudge_silent()
     }
@@ -312,10 +339,23 @@ impl Agent {
     /// Clients that fell silent before they said enough are judged for their silence.
     fn nudge_silent(&mut self) -> anyhow::Result<()> {
         let Some(nudge) = &self.nudge else { return Ok(()) };
-        for (key, pending, flow) in self.tables.silent(monotonic_ns(), self.config.settings.undecided_ns)? {
-            if let Err(error) = nudge.send(&key, &pending, &flow) {
-                debug!(interface = pending.ifindex, "a silent client could not be judged: {error}");
+        for (key, mut pending, flow) in
+            self.tables.silent(monotonic_ns(), self.config.settings.undecided_ns)?
+        {
+            if let [interface] = self.facts.places.of(&IpAddr::from(key.pod))[..] {
+                // At the pod's own device the index is that one's; the way there is by its other end.
+                pending.ifindex = interface;
             }
+            match nudge.send(&key, &pending, &flow) {
+                // Nobody is left to judge.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) => {}
+                Err(error) => {
+                    debug!(interface = pending.ifindex, "a silent client is judged later: {error}");
+                    continue;
+                }
+                Ok(()) => {}
+            }
+            self.tables.heard(&key)?;
         }
         Ok(())
     }

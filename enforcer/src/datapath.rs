@@ -19,14 +19,17 @@ pub mod load;
 pub mod lock;
 pub mod look;
 pub mod maps;
+pub mod memory;
 pub mod netns;
 pub mod nudge;
 pub mod pin;
 pub mod places;
+pub mod pod_side;
 pub mod sockdiag;
 pub mod sockets;
 
 mod clsact;
+mod entry;
 mod migrate;
 mod netlink;
 mod redirects;
@@ -34,6 +37,6 @@ mod sys;
 mod tcx;
 pub mod trial;
 
-pub use attach::{Attachment, Hook};
+pub use attach::{Attachment, Hook, Side};
 pub use interface::{Interface, InterfaceEvent, LinkWatch, Selector};
 pub use load::{Datapath, OpenOptions, Pinned};

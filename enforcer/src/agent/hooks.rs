@@ -9,7 +9,7 @@ use tracing::{info, warn};
 use super::Agent;
 use crate::datapath::Interface;
 use crate::datapath::attach::AttachError;
-use crate::datapath::netns::holders;
+use crate::datapath::netns::{Namespaces, holders};
 
 /// Every this many ticks.
 const EVERY: u32 = 6;
@@ -35,18 +35,43 @@ impl Agent {
             return Ok(());
         }
         self.hooks.ticks = 0;
-        let interfaces: Vec<Interface> =
-            self.attachments.values().map(|attachment| attachment.interface.clone()).collect();
-        for interface in interfaces {
-            self.check_hook(&interface);
+        let (inside, outside): (Vec<_>, Vec<_>) =
+            self.attachments.values().cloned().partition(|attachment| attachment.device.is_some());
+        for attachment in outside {
+            self.check_hook(&attachment.interface);
+        }
+        if !inside.is_empty()
+            && let Ok(namespaces) = Namespaces::scan()
+        {
+            for attachment in inside {
+                self.check_inside(&namespaces, &attachment);
+            }
         }
         if self.look_behind_all() {
             self.reconcile()?;
         }
+        self.check_sockets();
         self.find_unhooked();
         self.tell_shared();
         self.write_state();
         Ok(())
+    }
+
+    /// Whether closes of pods' sockets are seen; where they are not, it is tried again.
+    fn check_sockets(&mut self) {
+        if self.sockets_problem.is_none() && self.datapath.watches_sockets() {
+            return;
+        }
+        match (self.datapath.watch_sockets(), self.sockets_problem.take()) {
+            (Ok(()), _) => info!("closes of pods' sockets are seen again"),
+            (Err(error), before) => {
+                let problem = error.to_string();
+                if before.as_ref() != Some(&problem) {
+                    warn!("{problem}");
+                }
+                self.sockets_problem = Some(problem);
+            }
+        }
     }
 
     fn check_hook(&mut self, interface: &Interface) {

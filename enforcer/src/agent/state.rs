@@ -11,7 +11,9 @@ use enforcer_common::{Reason, Verdict};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::datapath::Side;
 use crate::datapath::desired::GonePod;
+use crate::datapath::pod_side::PodDevice;
 use crate::source::KindState;
 
 /// Folder of the state files.
@@ -51,6 +53,8 @@ pub struct State {
     pub unsupported_interfaces: Vec<String>,
     /// Pods that a mesh namespace leaves without a data plane.
     pub unprotected_pods: Vec<String>,
+    /// Why closes of pods' sockets are not seen; harmless.
+    pub sockets_problem: Option<String>,
     /// What is missing until every endpoint is enforced by its policy, one sentence each; what `/readyz` says.
     pub missing: Vec<String>,
     /// What a person should look at, one sentence each.
@@ -119,6 +123,12 @@ pub struct InterfaceState {
     pub index: u32,
     /// Its name.
     pub name: String,
+    /// Which end of the pod's pair of devices carries the programs.
+    #[serde(default)]
+    pub side: Side,
+    /// The pod's own device, where that is the end.
+    #[serde(default)]
+    pub device: Option<PodDevice>,
     /// `tcx` or `clsact`.
     pub hook: String,
     /// Other programs on the same hooks.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use enforcer_common::map::{
-    Endpoint, Flow, FlowKey, FlowState, Outbound, Pending, PortKey, endpoint_flags, flow_flags,
+    Bypassed, Endpoint, Flow, FlowKey, FlowState, Outbound, Pending, PortKey, endpoint_flags, flow_flags,
 };
 use enforcer_common::settings::Settings;
 use enforcer_common::{Address, Mode, Reason, Verdict};
@@ -13,7 +13,7 @@ use crate::datapath::Datapath;
 use crate::datapath::apply::{Change, Held, Write};
 use crate::datapath::conntrack::Ends;
 use crate::datapath::maps::{
-    Endpoints, Exempt, Flows, MapsError, Outbounds, Pendings, PortModes, SettingsMap,
+    BypassedPods, Endpoints, Exempt, Flows, MapsError, Outbounds, Pendings, PortModes, SettingsMap,
 };
 use crate::datapath::sockdiag::{OnWire, PodSockets};
 
@@ -52,6 +52,7 @@ pub struct Tables {
     transient: Flows,
     outbound: Outbounds,
     pending: Pendings,
+    bypassed: BypassedPods,
     settings: SettingsMap,
     held: Held,
     stale: Vec<(Instant, Vec<PortKey>)>,
@@ -87,6 +88,7 @@ impl Tables {
             transient: Flows::new("TRANSIENT", take(datapath, "TRANSIENT")?)?,
             outbound: Outbounds::new("OUTBOUND", take(datapath, "OUTBOUND")?)?,
             pending: Pendings::new("PENDING", take(datapath, "PENDING")?)?,
+            bypassed: BypassedPods::new("BYPASSED", take(datapath, "BYPASSED")?)?,
             settings: SettingsMap::new(take(datapath, "SETTINGS")?)?,
             held,
             stale: Vec::new(),
@@ -255,6 +257,20 @@ impl Tables {
         Ok(moved)
     }
 
+    /// Moves a connection to where others can push it out, when it is still the one that is meant. The pod's next packet brings
+    /// it back. True when it was moved.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn unprotect(&mut self, key: &FlowKey, is_meant: impl Fn(&Flow) -> bool) -> Result<bool, MapsError> {
+        let Some(mut flow) = self.flows.get(key)?.filter(is_meant) else { return Ok(false) };
+        flow.look_again();
+        flow.flags &= !(flow_flags::PROTECTED | flow_flags::SETTLED);
+        self.transient.insert(key, &flow)?;
+        self.flows.remove(key)?;
+        Ok(true)
+    }
+
     /// Removes ports of generations that no packet can be using any more.
     ///
     /// # Errors
@@ -279,7 +295,7 @@ impl Tables {
     }
 
     /// Clients that said something that could become a TLS hello, and then nothing for longer than `budget_ns`. Each is told
-    /// once for what it said so far.
+    /// until [`Self::heard`] is called for it.
     ///
     /// # Errors
     /// When a map cannot be read.
@@ -296,11 +312,36 @@ impl Tables {
                 continue;
             };
             if now_ns.saturating_sub(flow.phase_ns) > budget_ns {
-                self.pending.remove(&key)?;
                 silent.push((key, pending, flow));
             }
         }
         Ok(silent)
+    }
+
+    /// Pods that packets reach past the hook on the host side of their interface. Evidence against those that are enforced at
+    /// their own device, or are listed no more, is void and goes.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn bypassed(&mut self) -> Result<BTreeMap<Address, Bypassed>, MapsError> {
+        let mut found = BTreeMap::new();
+        for (address, evidence) in self.bypassed.entries()? {
+            let endpoint = self.held.endpoints.get(&address);
+            if endpoint.is_some_and(|endpoint| endpoint.flags & endpoint_flags::POD_SIDE == 0) {
+                found.insert(address, evidence);
+            } else {
+                self.bypassed.remove(&address)?;
+            }
+        }
+        Ok(found)
+    }
+
+    /// The kernel side was made to judge a silent client for what it said so far.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn heard(&mut self, key: &FlowKey) -> Result<(), MapsError> {
+        self.pending.remove(key)
     }
 
     /// Endpoints that an agent before this one left in learning.
@@ -326,7 +367,8 @@ fn strictest(endpoint: Endpoint) -> Endpoint {
     }
 }
 
-fn key((pod, other): Ends) -> FlowKey {
+/// The flow with these ends on the wire: the pod's, then the other's.
+pub(super) fn key((pod, other): Ends) -> FlowKey {
     FlowKey {
         client: Address::from(other.ip()),
         pod: Address::from(pod.ip()),
