@@ -86,9 +86,12 @@ impl Cluster {
         let pid = self.pid(program)?;
         kill(pid, Signal::SIGKILL).with_context(|| format!("cannot kill {program}"))?;
         poll::until(&format!("the end of {program}"), Duration::from_secs(10), || {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            // A zombie is as good as gone: whoever inherited it may be slow to bury it.
-            ensure!(stat.is_empty() || stat.contains(") Z "), "{stat}");
+            // Each thread: the first may be gone while others still hold its sockets.
+            for thread in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+                let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+                // A zombie is as good as gone: whoever inherited it may be slow to bury it.
+                ensure!(stat.is_empty() || stat.contains(") Z ") || stat.contains(") X "), "{stat}");
+            }
             Ok(())
         })
     }

@@ -218,7 +218,9 @@ impl Node {
             fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
         };
         self.apply(&read("kubernetes/peerauthentication-crd.yaml")?)?;
-        self.kubectl(&["wait", "--for=condition=Established", "crd/peerauthentications.security.istio.io"])?;
+        // kubectl gives up at once when there is no condition at all yet.
+        let wait = ["wait", "--for=condition=Established", "crd/peerauthentications.security.istio.io"];
+        poll::until("the definition to be established", PATIENCE, || self.kubectl(&wait))?;
         self.apply(&read("namespaces.yaml")?)?;
         self.certificates()?;
         self.apply(&read("kubernetes/servers.yaml")?)?;
