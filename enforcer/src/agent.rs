@@ -1,5 +1,6 @@
 //! The agent: objects and facts about the node in, map writes out.
 
+mod aging;
 pub mod certificates;
 pub mod farewell;
 mod gap;
@@ -38,6 +39,7 @@ use crate::datapath::desired::{self, Desired, Facts, GonePod, WorkloadIds};
 use crate::datapath::kubelet::KubeletCgroup;
 use crate::datapath::load::OpenError;
 use crate::datapath::lock::LockError;
+use crate::datapath::memory;
 use crate::datapath::nudge::Nudge;
 use crate::datapath::{Attachment, Datapath, LinkWatch, OpenOptions, Selector};
 use crate::object::{ObjectName, Objects};
@@ -111,6 +113,9 @@ struct Agent {
     looks: interfaces::Looks,
     /// Interfaces that could not be hooked.
     failed: BTreeMap<u32, interfaces::Failed>,
+    /// Why closes of pods' sockets are not seen.
+    sockets_problem: Option<String>,
+    aging: aging::Aging,
     /// What an earlier layout left is still pinned.
     unretired: bool,
     kept: retired::Kept,
@@ -138,13 +143,18 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     for warning in datapath.warnings() {
         warn!("{warning}");
     }
-    if let Err(error) = datapath.watch_sockets() {
-        warn!("{error}");
+    let sockets_problem = datapath.watch_sockets().err().map(|error| error.to_string());
+    if let Some(problem) = &sockets_problem {
+        warn!("{problem}");
+    }
+    match memory::of_maps(datapath.pins()) {
+        Ok(maps) => info!("memory of the maps: {}", memory::in_words(&maps)),
+        Err(error) => warn!("the memory of the maps cannot be read: {error}"),
     }
     let tables = Tables::open(&mut datapath)?;
     let mut kernel_lines = kernel_log::open(&mut datapath, config.open.log_level);
-    let memory = state::path(&config.state_dir, &config.open.bpffs);
-    let mut source = Source::open(config.source.clone(), &memory)?;
+    let remembered = state::path(&config.state_dir, &config.open.bpffs);
+    let mut source = Source::open(config.source.clone(), &remembered)?;
     let (asked, questions) = source::kube::lookup::channel();
     let in_cluster = matches!(config.source, source::Origin::Kubernetes { .. });
     let telemetry = Telemetry::start(&config.telemetry, in_cluster.then_some(asked))?;
@@ -162,6 +172,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         config.telemetry.node.clone(),
     ));
     let mut agent = Agent::new(config, datapath, tables, telemetry.shared().clone())?;
+    agent.sockets_problem = sockets_problem;
     agent.heartbeat()?;
     let mut certificates = Certificates::new(
         CertificateOptions {
@@ -292,6 +303,8 @@ impl Agent {
             probers_problem: None,
             looks: interfaces::Looks::default(),
             failed: BTreeMap::new(),
+            sockets_problem: None,
+            aging: aging::Aging::default(),
             unretired: true,
             kept: retired::Kept::restore(&last.retired),
             refused: BTreeSet::new(),
@@ -318,6 +331,7 @@ impl Agent {
         }
         self.choose_sides()?;
         self.check_hooks()?;
+        self.age_flows()?;
         self.retire_workloads();
         self.nudge_silent()
     }
@@ -332,9 +346,16 @@ impl Agent {
                 // At the pod's own device the index is that one's; the way there is by its other end.
                 pending.ifindex = interface;
             }
-            if let Err(error) = nudge.send(&key, &pending, &flow) {
-                debug!(interface = pending.ifindex, "a silent client could not be judged: {error}");
+            match nudge.send(&key, &pending, &flow) {
+                // Nobody is left to judge.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) => {}
+                Err(error) => {
+                    debug!(interface = pending.ifindex, "a silent client is judged later: {error}");
+                    continue;
+                }
+                Ok(()) => {}
             }
+            self.tables.heard(&key)?;
         }
         Ok(())
     }

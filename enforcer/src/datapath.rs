@@ -19,6 +19,7 @@ pub mod load;
 pub mod lock;
 pub mod look;
 pub mod maps;
+pub mod memory;
 pub mod netns;
 pub mod nudge;
 pub mod pin;

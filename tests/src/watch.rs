@@ -156,6 +156,16 @@ impl Lab {
         Ok(Flows::new("TRANSIENT", Pinned::open(&self.bpffs())?.map("TRANSIENT")?)?.entries()?)
     }
 
+    /// Moves a connection from `FLOWS` to `TRANSIENT`, as the agent does with what seems to be over.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn move_to_transient(&self, key: &FlowKey, flow: &Flow) -> Result<()> {
+        let pinned = Pinned::open(&self.bpffs())?;
+        Flows::new("TRANSIENT", pinned.map("TRANSIENT")?)?.insert(key, flow)?;
+        Ok(Flows::new("FLOWS", pinned.map("FLOWS")?)?.remove(key)?)
+    }
+
     /// Waits until the agent has entered what was open at these pods before it came.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ use enforcer_common::map::{Flow, flow_flags};
 use enforcer_common::{Reason, Verdict};
 use enforcer_tests::agent::MESH_STRICT;
 use enforcer_tests::client::tls;
+use enforcer_tests::lab::NODE;
 use enforcer_tests::{Lab, Scene, poll};
 
 const HOST: &str = "frontend.hipstershopv1v2";
@@ -86,4 +87,108 @@ fn a_full_table_loses_no_tls_connection_and_lets_nothing_through() -> Result<()>
     assert!(tls::get(&mut late, HOST).is_err(), "still no room");
     live.clear();
     poll::until("room for new connections", PATIENCE, || tls::get(&mut open(&lab, false)?, HOST).map(drop))
+}
+
+/// Nobody sees the end of a connection: its socket is not watched, and what the pod said last was lost on the way. Its place is
+/// freed all the same, and one that lives keeps its own.
+#[test]
+fn connections_without_a_socket_give_up_their_place() -> Result<()> {
+    let scene = Scene::strict()?;
+    let lab = &scene.lab;
+    let (_server, _) = lab.sidecar("frontend", 8080)?;
+    let link = lab.bpffs().join("links/cgroup-sockets");
+    std::fs::remove_file(&link)?;
+    // The agent cannot put it back.
+    std::fs::create_dir(&link)?;
+    // It is said, and harmless.
+    poll::until("the note", PATIENCE, || {
+        let status = lab.enforcer(&["status"])?;
+        ensure!(status.stdout.contains("ends of connections are told by their packets alone"), "{status:?}");
+        ensure!(status.code == 0, "{status:?}");
+        Ok(())
+    })?;
+    let places = || -> Result<Vec<u16>> {
+        let flows = lab.flows()?.into_iter().filter(|(key, _)| key.pod_port == 8080);
+        Ok(flows.map(|(key, _)| key.client_port).collect())
+    };
+    let mut dead = open(lab, false)?;
+    tls::get(&mut dead, HOST)?;
+    let [port] = places()?[..] else { panic!("{:?}", places()?) };
+    let mut live = open(lab, false)?;
+    tls::get(&mut live, HOST)?;
+    let flows = of_clients(lab.flows()?);
+    assert_eq!(flows.len(), 2, "{flows:?}");
+    assert!(flows.iter().all(|flow| flow.flags & flow_flags::TAGGED == 0), "{flows:?}");
+    let hush = format!(
+        "add table inet hush; add chain inet hush out {{ type filter hook output priority 0; }}; \
+         add rule inet hush out tcp dport {port} drop"
+    );
+    lab.exec("frontend", ["nft", &hush])?.success()?;
+    let client = lab.pod("loadgenerator").v4().to_string();
+    let killed =
+        lab.exec("frontend", ["ss", "-K", "dst", &client, "dport", "=", &format!(":{port}")])?.success()?;
+    assert!(killed.stdout.contains(&port.to_string()), "{killed:?}");
+    poll::until("the place of the dead one", Duration::from_secs(90), || {
+        let found = places()?;
+        ensure!(!found.contains(&port), "{found:?}");
+        Ok(())
+    })?;
+    assert_eq!(places()?.len(), 1, "the living one keeps its place");
+    assert!(lab.transient()?.iter().any(|(key, _)| key.client_port == port), "it is still known");
+    tls::get(&mut live, HOST)?;
+    assert_eq!(lab.count(Verdict::RESET, Reason::MIDSTREAM)?.connections, 0);
+    Ok(())
+}
+
+/// Somebody takes the program off the hierarchy: it is put back, and the next agent replaces it in place.
+#[test]
+fn the_program_that_sees_sockets_is_put_back_and_replaced() -> Result<()> {
+    let mut scene = Scene::strict()?;
+    let link = scene.lab.bpffs().join("links/cgroup-sockets");
+    let path = link.display().to_string();
+    let show = |lab: &Lab| -> Result<serde_json::Value> {
+        let shown = lab.exec(NODE, ["bpftool", "-j", "link", "show", "pinned", &path])?.success()?.stdout;
+        Ok(serde_json::from_str(&shown)?)
+    };
+    let first = show(&scene.lab)?;
+    scene.lab.exec(NODE, ["bpftool", "link", "detach", "pinned", &path])?.success()?;
+    poll::until("another link", PATIENCE, || {
+        let now = show(&scene.lab)?;
+        ensure!(now["id"] != first["id"] && now["cgroup_id"] != 0, "{now}");
+        Ok(())
+    })?;
+    let before = show(&scene.lab)?;
+    scene.agent.kill()?;
+    scene.agent = scene.lab.agent()?;
+    let after = show(&scene.lab)?;
+    assert_eq!(after["id"], before["id"], "one link for good");
+    assert_ne!(after["prog_id"], before["prog_id"], "with the new agent's program");
+    let (_server, _) = scene.lab.sidecar("frontend", 8080)?;
+    let mut stream = open(&scene.lab, false)?;
+    tls::get(&mut stream, HOST)?;
+    let flows = of_clients(scene.lab.flows()?);
+    assert!(flows.iter().all(|flow| flow.flags & flow_flags::TAGGED != 0) && flows.len() == 1, "{flows:?}");
+    Ok(())
+}
+
+/// A connection that was taken for a dead one lives: what the pod says next gives it its place back.
+#[test]
+fn a_living_connection_takes_its_place_again() -> Result<()> {
+    let scene = Scene::strict()?;
+    let lab = &scene.lab;
+    let (_server, _) = lab.sidecar("frontend", 8080)?;
+    let mut stream = open(lab, true)?;
+    tls::get(&mut stream, HOST)?;
+    let [(key, flow)] = lab.flows()?[..] else { panic!("one flow: {:?}", lab.flows()?) };
+    let mut moved = flow;
+    moved.look_again();
+    moved.flags &= !(flow_flags::PROTECTED | flow_flags::SETTLED);
+    lab.move_to_transient(&key, &moved)?;
+    assert!(lab.flows()?.is_empty());
+    tls::get(&mut stream, HOST)?;
+    let [(back, flow)] = lab.flows()?[..] else { panic!("it is not back: {:?}", lab.flows()?) };
+    assert_eq!(back, key);
+    assert_eq!(flow.flags & flow_flags::PROTECTED, flow_flags::PROTECTED);
+    assert_eq!(lab.count(Verdict::RESET, Reason::MIDSTREAM)?.connections, 0);
+    Ok(())
 }

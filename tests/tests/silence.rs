@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use enforcer_common::{Mode, Reason, Verdict};
 use enforcer_tests::agent::MESH_STRICT;
-use enforcer_tests::lab::Topology;
+use enforcer_tests::lab::{NODE, Topology};
 use enforcer_tests::record::End;
 use enforcer_tests::{Lab, Pod};
 
@@ -53,4 +53,26 @@ fn silence_on_a_routed_pod_is_reset() -> Result<()> {
 #[test]
 fn silence_on_a_bridged_pod_is_reset() -> Result<()> {
     silent_clients_are_reset(Topology::Bridge)
+}
+
+/// The way to the pod is closed at the moment when the silent client should be judged: it is judged afterwards.
+#[test]
+fn a_silent_client_is_judged_once_that_is_possible() -> Result<()> {
+    let lab = Lab::with(Topology::Bridge, Pod::cast())?;
+    lab.describe()?;
+    lab.apply("mesh.yaml", MESH_STRICT)?;
+    let _agent = lab.agent_with(&["--undecided-timeout", "1"])?;
+    lab.wait_mode("frontend", Mode::STRICT)?;
+    let (_server, _) = lab.raw_server("frontend", 8080, &[])?;
+    let mut stream = lab.connect("sleep", lab.address("frontend", 8080, false))?;
+    stream.write_all(&[0x16])?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    let interface = lab.pod("frontend").interface();
+    let link = |state: &str| lab.exec(NODE, ["ip", "link", "set", &interface, state])?.success();
+    link("down")?;
+    std::thread::sleep(Duration::from_secs(3));
+    link("up")?;
+    let end = stream.read(&mut [0; 16]).expect_err("nothing is ever answered");
+    assert_eq!(end.kind(), std::io::ErrorKind::ConnectionReset, "{end}");
+    Ok(())
 }

@@ -176,3 +176,28 @@ fn doctor_sees_the_running_agent_and_its_neighbours() -> Result<()> {
     );
     Ok(())
 }
+
+/// What the maps cost is told at the start, and it is what the kernel counts for all that is pinned.
+#[test]
+fn the_memory_of_all_maps_is_told_at_the_start() -> Result<()> {
+    let scene = Scene::strict()?;
+    let output = scene.agent.output();
+    let line = output.lines().find(|line| line.contains("memory of the maps:")).context(output.clone())?;
+    let words: Vec<&str> = line.split_once("memory of the maps: ").context("a line")?.1.split(' ').collect();
+    let (told, count): (f64, usize) = (words[0].parse()?, words[3].parse()?);
+    let mut bytes = 0;
+    let mut pinned = 0;
+    for entry in std::fs::read_dir(scene.lab.map_path("FLOWS")?.parent().context("a folder")?)? {
+        let path = entry?.path().display().to_string();
+        let shown =
+            scene.lab.exec(NODE, ["bpftool", "-j", "map", "show", "pinned", &path])?.success()?.stdout;
+        let shown: Value = serde_json::from_str(&shown)?;
+        bytes += shown["bytes_memlock"].as_u64().context("its memory")?;
+        pinned += 1;
+    }
+    assert_eq!(count, pinned, "{line}");
+    let mebibytes = bytes as f64 / f64::from(1 << 20);
+    assert!((told - mebibytes).abs() < 0.2, "{line}, but the kernel counts {mebibytes:.1} MiB");
+    assert!(line.contains("FLOWS"), "{line}");
+    Ok(())
+}

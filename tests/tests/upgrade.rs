@@ -217,8 +217,13 @@ fn detach_leaves_no_trace(hook: &str) -> Result<()> {
     agent.wait_for_output(RUNNING)?;
     let (_server, _) = lab.sidecar("frontend", 8080)?;
     assert_eq!(lab.curl("sleep", &[PLAIN])?.code, 56);
-    let (maps, programs) = (pinned(&lab, "map", "maps")?, pinned(&lab, "prog", "programs")?);
+    let (maps, mut programs) = (pinned(&lab, "map", "maps")?, pinned(&lab, "prog", "programs")?);
     assert!(maps.len() >= 12 && programs.len() >= 2, "{maps:?} {programs:?}");
+    // The program that sees sockets is pinned by its link alone.
+    let link = lab.bpffs().join("links/cgroup-sockets").display().to_string();
+    let shown = lab.exec(NODE, ["bpftool", "-j", "link", "show", "pinned", &link])?.success()?.stdout;
+    let shown: serde_json::Value = serde_json::from_str(&shown)?;
+    programs.insert(shown["prog_id"].as_u64().with_context(|| format!("no program in {shown}"))?);
     agent.signal(nix::sys::signal::Signal::SIGTERM)?;
     agent.wait(LIMIT)?;
     assert!(maps.is_subset(&loaded(&lab, "map")?) && programs.is_subset(&loaded(&lab, "prog")?));

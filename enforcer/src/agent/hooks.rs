@@ -50,10 +50,28 @@ impl Agent {
         if self.look_behind_all() {
             self.reconcile()?;
         }
+        self.check_sockets();
         self.find_unhooked();
         self.tell_shared();
         self.write_state();
         Ok(())
+    }
+
+    /// Whether closes of pods' sockets are seen; where they are not, it is tried again.
+    fn check_sockets(&mut self) {
+        if self.sockets_problem.is_none() && self.datapath.watches_sockets() {
+            return;
+        }
+        match (self.datapath.watch_sockets(), self.sockets_problem.take()) {
+            (Ok(()), _) => info!("closes of pods' sockets are seen again"),
+            (Err(error), before) => {
+                let problem = error.to_string();
+                if before.as_ref() != Some(&problem) {
+                    warn!("{problem}");
+                }
+                self.sockets_problem = Some(problem);
+            }
+        }
     }
 
     fn check_hook(&mut self, interface: &Interface) {

@@ -136,6 +136,7 @@ impl Agent {
             interfaces: interfaces.collect(),
             unsupported_interfaces: self.unsupported.values().chain(&self.unhooked_pods()).cloned().collect(),
             unprotected_pods: self.wanted.unprotected.iter().map(ToString::to_string).collect(),
+            sockets_problem: self.sockets_problem.clone(),
             missing: Vec::new(),
             problems: self
                 .source_problems

@@ -53,6 +53,8 @@ pub struct State {
     pub unsupported_interfaces: Vec<String>,
     /// Pods that a mesh namespace leaves without a data plane.
     pub unprotected_pods: Vec<String>,
+    /// Why closes of pods' sockets are not seen; harmless.
+    pub sockets_problem: Option<String>,
     /// What is missing until every endpoint is enforced by its policy, one sentence each; what `/readyz` says.
     pub missing: Vec<String>,
     /// What a person should look at, one sentence each.

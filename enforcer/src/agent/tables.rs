@@ -257,6 +257,20 @@ impl Tables {
         Ok(moved)
     }
 
+    /// Moves a connection to where others can push it out, when it is still the one that is meant. The pod's next packet brings
+    /// it back. True when it was moved.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn unprotect(&mut self, key: &FlowKey, is_meant: impl Fn(&Flow) -> bool) -> Result<bool, MapsError> {
+        let Some(mut flow) = self.flows.get(key)?.filter(is_meant) else { return Ok(false) };
+        flow.look_again();
+        flow.flags &= !(flow_flags::PROTECTED | flow_flags::SETTLED);
+        self.transient.insert(key, &flow)?;
+        self.flows.remove(key)?;
+        Ok(true)
+    }
+
     /// Removes ports of generations that no packet can be using any more.
     ///
     /// # Errors
@@ -281,7 +295,7 @@ impl Tables {
     }
 
     /// Clients that said something that could become a TLS hello, and then nothing for longer than `budget_ns`. Each is told
-    /// once for what it said so far.
+    /// until [`Self::heard`] is called for it.
     ///
     /// # Errors
     /// When a map cannot be read.
@@ -298,7 +312,6 @@ impl Tables {
                 continue;
             };
             if now_ns.saturating_sub(flow.phase_ns) > budget_ns {
-                self.pending.remove(&key)?;
                 silent.push((key, pending, flow));
             }
         }
@@ -321,6 +334,14 @@ impl Tables {
             }
         }
         Ok(found)
+    }
+
+    /// The kernel side was made to judge a silent client for what it said so far.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn heard(&mut self, key: &FlowKey) -> Result<(), MapsError> {
+        self.pending.remove(key)
     }
 
     /// Endpoints that an agent before this one left in learning.
@@ -346,7 +367,8 @@ fn strictest(endpoint: Endpoint) -> Endpoint {
     }
 }
 
-fn key((pod, other): Ends) -> FlowKey {
+/// The flow with these ends on the wire: the pod's, then the other's.
+pub(super) fn key((pod, other): Ends) -> FlowKey {
     FlowKey {
         client: Address::from(other.ip()),
         pod: Address::from(pod.ip()),

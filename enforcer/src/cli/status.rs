@@ -235,6 +235,7 @@ impl Status {
             notes: Vec::new(),
         };
         status.notes = status.find_notes();
+        status.notes.extend(node.state.sockets_problem.iter().cloned());
         Ok(status)
     }
 

@@ -294,4 +294,6 @@ fn exempt(facts: &Facts) -> BTreeMap<Address, ExemptKind> {
 }
 
 #[cfg(test)]
+mod checks;
+#[cfg(test)]
 mod tests;

@@ -351,7 +351,7 @@ impl Pinned {
     /// True while an agent holds the folder.
     #[must_use]
     pub fn agent(&self) -> Option<LockError> {
-        AgentLock::take(self.pins.dir()).err()
+        AgentLock::held(self.pins.dir())
     }
 }
 

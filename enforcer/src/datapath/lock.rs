@@ -4,9 +4,14 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use std::time::{Duration, Instant};
+
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::libc;
+
+/// How long asking whether the lock is held may take.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Why there is no lock.
 #[derive(Debug, thiserror::Error)]
@@ -40,15 +45,33 @@ pub struct AgentLock {
 }
 
 impl AgentLock {
-    /// Takes the lock of an existing folder.
+    /// Takes the lock of an existing folder. Whoever only asks whether it is held is waited for.
     ///
     /// # Errors
     /// When another process holds it, or the folder cannot be opened.
     pub fn take(dir: &Path) -> Result<Self, LockError> {
+        let patience = Instant::now() + PATIENCE;
+        loop {
+            match Self::lock(dir, FlockArg::LockExclusiveNonblock) {
+                Err(LockError::Held { .. }) if Instant::now() < patience => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Whether an agent holds the lock, or why that cannot be told. Any number of processes may ask at once.
+    #[must_use]
+    pub fn held(dir: &Path) -> Option<LockError> {
+        Self::lock(dir, FlockArg::LockSharedNonblock).err()
+    }
+
+    fn lock(dir: &Path, how: FlockArg) -> Result<Self, LockError> {
         let failed = |source| LockError::Io { dir: dir.to_owned(), source };
         loop {
             let file = File::open(dir).map_err(failed)?;
-            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            match Flock::lock(file, how) {
                 Ok(file) => {
                     // A detach may have removed the folder between opening and locking it.
                     let (held, there) =
@@ -94,5 +117,22 @@ mod tests {
         }
         drop(first);
         AgentLock::take(dir.path()).expect("free again");
+    }
+
+    #[test]
+    fn who_only_asks_is_taken_for_no_agent_and_keeps_none_from_starting() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let ask = || AgentLock::lock(dir.path(), FlockArg::LockSharedNonblock);
+        let asking = ask().expect("nobody holds it");
+        assert!(AgentLock::held(dir.path()).is_none(), "another one asks");
+        let later = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(30));
+            drop(asking);
+        });
+        let agent = AgentLock::take(dir.path()).expect("it waits for who only asks");
+        later.join().expect("a thread");
+        assert!(matches!(AgentLock::held(dir.path()), Some(LockError::Held { .. })));
+        drop(agent);
+        assert!(AgentLock::held(dir.path()).is_none());
     }
 }

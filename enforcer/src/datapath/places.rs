@@ -92,6 +92,12 @@ impl Places {
         self.behind.get(&ifindex).is_some_and(|behind| !behind.addresses.is_empty())
     }
 
+    /// The addresses that were seen behind the interface.
+    #[must_use]
+    pub fn behind(&self, ifindex: u32) -> BTreeSet<IpAddr> {
+        self.behind.get(&ifindex).map(|behind| behind.addresses.clone()).unwrap_or_default()
+    }
+
     /// Interfaces behind which an address was seen.
     #[must_use]
     pub fn known(&self) -> BTreeSet<u32> {

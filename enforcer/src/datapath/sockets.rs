@@ -65,6 +65,13 @@ fn pin_of(pins: &Pins) -> PathBuf {
 }
 
 impl Datapath {
+    /// True while the program sees sockets: its link is pinned and still on a hierarchy.
+    #[must_use]
+    pub fn watches_sockets(&self) -> bool {
+        let link = sys::open(&pin_of(&self.pins)).and_then(|link| sys::link_info(link.as_fd()));
+        link.is_ok_and(|info| info.has_cgroup())
+    }
+
     /// Sees sockets close from now on; replaces the program of an earlier agent.
     ///
     /// # Errors

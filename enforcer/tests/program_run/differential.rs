@@ -1,5 +1,5 @@
 //! Random conversations, packet by packet through the rules on the host and through the compiled programs: both must decide
-//! alike and leave the same tables. `ENFORCER_SEQUENCES` sets how many conversations are tried.
+//! alike and leave the same tables. `ENFORCER_SEQUENCES` sets how many conversations are tried, `ENFORCER_SEED` repeats a run.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use enforcer_common::tcp::{ACK, FIN, RST, SYN, URG};
 use enforcer_common::{Direction, Mode, Reason, Verdict};
 use proptest::collection::vec;
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use super::frame::{Frame, read};
 use super::model::{Model, Packet};
@@ -390,7 +390,12 @@ fn timeless(flow: Flow) -> Flow {
 #[test]
 fn the_programs_do_what_the_rules_say() {
     let cases = std::env::var("ENFORCER_SEQUENCES")
-        .map_or(300, |text| text.parse().expect("ENFORCER_SEQUENCES must be a number of conversations"));
+        .map_or(2000, |text| text.parse().expect("ENFORCER_SEQUENCES must be a number of conversations"));
+    let seed = std::env::var("ENFORCER_SEED").map_or_else(
+        |_| std::time::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_micros() as u64),
+        |text| text.parse().expect("ENFORCER_SEED must be a number"),
+    );
+    println!("ENFORCER_SEED={seed} repeats this run");
     with_rig(move |rig| {
         let mut number = 0_u16;
         let reached = std::cell::RefCell::new(BTreeMap::new());
@@ -400,58 +405,62 @@ fn the_programs_do_what_the_rules_say() {
         let conversation = (mode(), any::<bool>(), opening, vec(step(), 1..40));
         let rig = std::cell::RefCell::new(rig);
         let number = std::cell::RefCell::new(&mut number);
-        let result = TestRunner::new(config).run(&conversation, |(mode, is_v6, opening, steps)| {
-            let mut rig = rig.borrow_mut();
-            let mut number = number.borrow_mut();
-            **number = number.wrapping_add(1).max(1);
-            let key = if is_v6 { v6(**number) } else { v4(**number) };
-            rig.flows.remove(&key).expect("FLOWS");
-            rig.transient.remove(&key).expect("TRANSIENT");
-            rig.half_open.remove(&key).expect("HALF_OPEN");
-            rig.outbound.remove(&key).expect("OUTBOUND");
-            rig.outbound_ended.remove(&key).expect("OUTBOUND_ENDED");
-            rig.events();
-            rig.sent();
-            let counts = rig.counts();
-            let before = counts.clone();
-            let mut model = Model::new(mode);
-            model.settings = Settings {
-                undecided_ns: u64::MAX,
-                resets_per_second: u32::MAX,
-                resets_per_second_per_client: u32::MAX,
-                events_per_second: u32::MAX,
-                ..Settings::DEFAULT
-            };
-            for (client, _) in rig.client_entries() {
-                rig.clients.remove(&client).expect("CLIENTS");
-            }
-            let mut both = Both {
-                rig: &mut rig,
-                model,
-                key,
-                client_isn: 5000,
-                pod_isn: u32::MAX - 4,
-                counts,
-                clients: BTreeMap::new(),
-                ends: 0,
-            };
-            both.write();
-            both.step(&Step::Handshake);
-            if let Some((client, pod)) = opening {
-                both.step(&Step::Tls(client, pod));
-            }
-            for step in &steps {
-                both.step(step);
-            }
-            ends.set(ends.get() + both.ends);
-            for (key, counter) in &both.counts {
-                let packets = counter.packets - before.get(key).map_or(0, |counter| counter.packets);
-                *reached.borrow_mut().entry((key.0, key.1)).or_insert(0) += packets;
-            }
-            Ok(())
-        });
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&seed.to_le_bytes());
+        let random = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+        let result =
+            TestRunner::new_with_rng(config, random).run(&conversation, |(mode, is_v6, opening, steps)| {
+                let mut rig = rig.borrow_mut();
+                let mut number = number.borrow_mut();
+                **number = number.wrapping_add(1).max(1);
+                let key = if is_v6 { v6(**number) } else { v4(**number) };
+                rig.flows.remove(&key).expect("FLOWS");
+                rig.transient.remove(&key).expect("TRANSIENT");
+                rig.half_open.remove(&key).expect("HALF_OPEN");
+                rig.outbound.remove(&key).expect("OUTBOUND");
+                rig.outbound_ended.remove(&key).expect("OUTBOUND_ENDED");
+                rig.events();
+                rig.sent();
+                let counts = rig.counts();
+                let before = counts.clone();
+                let mut model = Model::new(mode);
+                model.settings = Settings {
+                    undecided_ns: u64::MAX,
+                    resets_per_second: u32::MAX,
+                    resets_per_second_per_client: u32::MAX,
+                    events_per_second: u32::MAX,
+                    ..Settings::DEFAULT
+                };
+                for (client, _) in rig.client_entries() {
+                    rig.clients.remove(&client).expect("CLIENTS");
+                }
+                let mut both = Both {
+                    rig: &mut rig,
+                    model,
+                    key,
+                    client_isn: 5000,
+                    pod_isn: u32::MAX - 4,
+                    counts,
+                    clients: BTreeMap::new(),
+                    ends: 0,
+                };
+                both.write();
+                both.step(&Step::Handshake);
+                if let Some((client, pod)) = opening {
+                    both.step(&Step::Tls(client, pod));
+                }
+                for step in &steps {
+                    both.step(step);
+                }
+                ends.set(ends.get() + both.ends);
+                for (key, counter) in &both.counts {
+                    let packets = counter.packets - before.get(key).map_or(0, |counter| counter.packets);
+                    *reached.borrow_mut().entry((key.0, key.1)).or_insert(0) += packets;
+                }
+                Ok(())
+            });
         if let Err(failure) = result {
-            panic!("{failure}");
+            panic!("{failure}\nENFORCER_SEED={seed} repeats this run");
         }
         let reached = reached.into_inner();
         println!("packets by verdict: {reached:?}");

@@ -2,8 +2,9 @@
 
 use anyhow::{Result, ensure};
 use enforcer_common::tcp::{ACK, RST, SYN};
+use enforcer_tests::raw::Tcp;
 
-use crate::arena::{HELLO_LEN, REQUEST, each_family};
+use crate::arena::{HELLO, HELLO_LEN, REQUEST, each_family};
 
 #[test]
 fn forged_syns_and_resets_change_nothing() -> Result<()> {
@@ -15,7 +16,7 @@ fn forged_syns_and_resets_change_nothing() -> Result<()> {
             syn.seq = seq;
             client.send(&syn)?;
             client.send(&syn.clone().with(ACK))?;
-            client.send(&enforcer_tests::raw::Tcp { ack: pod_isn, ..syn.with(ACK) })?;
+            client.send(&Tcp { ack: pod_isn, ..syn.with(ACK) })?;
             // Not exact, so that the pod answers with a challenge at most (RFC 5961, section 3.2).
             let mut reset = client.ack(HELLO_LEN + 1000).with(RST);
             reset.seq = seq.wrapping_add(7);
@@ -42,6 +43,32 @@ fn keepalive_probes_with_a_garbage_byte_survive() -> Result<()> {
         client.send(&client.data(u32::MAX, b"\0"))?;
         client.send(&client.data(u32::MAX - 2, REQUEST.get(..3).unwrap_or_default()))?;
         arena.lives_on(&mut client)?;
+        arena.nothing_refused()
+    })
+}
+
+/// Neither end's window is open for a while; both ask whether it is by now (RFC 9293, section 3.8.6.1).
+#[test]
+fn zero_window_probes_of_both_ends_survive() -> Result<()> {
+    each_family(|arena, v6| {
+        let more = b"more of the same";
+        let mut client = arena.judged(v6)?;
+        let heard = client.pod_isn.wrapping_add(1 + HELLO_LEN);
+        let closed = |segment: Tcp| Tcp { ack: heard, window: 0, ..segment };
+        client.send(&closed(client.data(HELLO_LEN, more)))?;
+        for _ in 0..2 {
+            let probe = heard.wrapping_sub(1);
+            client.wait("the pod's probe", |segment| segment.seq == probe && segment.payload.is_empty())?;
+            client.send(&closed(client.ack(HELLO_LEN + 16)))?;
+        }
+        // The client's own: nothing, or a byte of garbage, below what it would say next.
+        client.send(&closed(client.ack(HELLO_LEN + 15)))?;
+        client.send(&closed(client.data(HELLO_LEN + 15, b"\0")))?;
+        client.send(&Tcp { ack: heard, ..client.ack(HELLO_LEN + 16) })?;
+        client.expect_heard(&[HELLO, more].concat())?;
+        client.abort(HELLO_LEN + 16)?;
+        let record = arena.records.of_peer(client.local())?;
+        ensure!(record.head == [HELLO, more].concat(), "the pod read {record:?}");
         arena.nothing_refused()
     })
 }

@@ -6,9 +6,11 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use enforcer_common::Reason;
 use enforcer_common::tcp::{ACK, FIN, RST, SYN};
-use enforcer_tests::raw::Tcp;
+use enforcer_tests::poll;
+use enforcer_tests::raw::{Client, Tcp};
+use enforcer_tests::record::End;
 
-use crate::arena::{HELLO, HELLO_LEN, ISN, REQUEST, REQUEST_LEN, each_family, hello};
+use crate::arena::{ECHO, HELLO, HELLO_LEN, ISN, REQUEST, REQUEST_LEN, each_family, hello};
 
 /// A judged flow, reset by its client, and the same tuple again at once with plaintext.
 #[test]
@@ -42,22 +44,31 @@ fn a_tuple_reopened_at_once_is_judged_anew() -> Result<()> {
 /// Closed by the pod first, so that the pod's socket is in TIME-WAIT when the tuple comes again.
 #[test]
 fn a_tuple_in_time_wait_is_judged_anew() -> Result<()> {
+    const PORT: u16 = 8081;
     each_family(|arena, v6| {
-        let seen = arena.records.all()?.len();
-        let mut client = arena.judged(v6)?;
-        // The echo server closes when its client does; a client that closed first would be the one that waits, so both do.
-        client.send(&client.ack(HELLO_LEN).with(FIN))?;
+        let lab = &arena.scene.lab;
+        let (mut server, _) = lab.raw_server("frontend", PORT, ECHO)?;
+        let mut client = Client::new(&arena.wire, 39_000, lab.address("frontend", PORT, v6), ISN);
+        client.shake()?;
+        hello(&mut client)?;
+        // The server ends, and with it the connection.
+        server.kill()?;
         let fin = client.wait("the pod's FIN", |segment| segment.has(FIN))?;
-        let last = Tcp { ack: fin.seq.wrapping_add(1), ..client.ack(HELLO_LEN + 1) };
-        client.send(&last)?;
+        client.send(&Tcp { ack: fin.seq.wrapping_add(1), ..client.ack(HELLO_LEN).with(FIN) })?;
+        poll::until("the pod's socket to be in TIME-WAIT", Duration::from_secs(3), || {
+            let listed = lab.exec("frontend", ["ss", "-tanH", "state", "time-wait"])?.stdout;
+            ensure!(listed.contains(":39000"), "{listed}");
+            Ok(())
+        })?;
+        let (_server, records) = lab.raw_server("frontend", PORT, ECHO)?;
         client.received.clear();
         // Higher than what was used, as RFC 6191 wants it.
         client.isn = client.isn.wrapping_add(100_000);
-        let seen = arena.records.at_least(seen + 1)?.len();
         client.shake()?;
         client.send(&client.data(0, REQUEST))?;
         client.expect_reset()?;
-        arena.pod_was_reset(seen, &client, b"")?;
+        let record = records.next(0, client.local())?;
+        ensure!(record.end == End::Reset && record.head.is_empty(), "{record:?}");
         arena.was_reset_for(Reason::PLAINTEXT)
     })
 }
