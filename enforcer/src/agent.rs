@@ -174,13 +174,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut agent = Agent::new(config, datapath, tables, telemetry.shared().clone())?;
     agent.sockets_problem = sockets_problem;
     agent.heartbeat()?;
-    let mut certificates = Certificates::new(
-        CertificateOptions {
-            announcer: Some(sides::own_probes(&mut agent.datapath)?),
-            ..agent.config.certificates.clone()
-        },
-        state::certificates_path(&agent.config.state_dir, &agent.config.open.bpffs),
-    )?;
+    let mut certificates = agent.certificates()?;
     // Before the first write: a port that an earlier agent closed is not open for a moment.
     (agent.facts.blocked, agent.facts.passed) = certificates.closed();
     if let Some(update) = source.first() {
@@ -316,6 +310,17 @@ impl Agent {
             gaps: Gaps::default(),
             nudge,
         })
+    }
+
+    /// The certificate checks, whose connections pods' own devices are told of.
+    fn certificates(&mut self) -> anyhow::Result<Certificates> {
+        Certificates::new(
+            CertificateOptions {
+                announcer: Some(sides::own_probes(&mut self.datapath)?),
+                ..self.config.certificates.clone()
+            },
+            state::certificates_path(&self.config.state_dir, &self.config.open.bpffs),
+        )
     }
 
     fn tick(&mut self) -> anyhow::Result<()> {

@@ -26,7 +26,7 @@ use crate::datapath::{Attachment, Datapath, Interface};
 pub enum Attach {
     /// At the host side of their interfaces. Where packets reach a pod past it, `status` says so
     Host,
-    /// At their own devices, in their network namespaces; needs TCX and CAP_SYS_ADMIN
+    /// At their own devices, in their network namespaces; needs TCX and `CAP_SYS_ADMIN`
     Pod,
     /// At the host side, and at its own device once packets reach a pod past the host side
     #[default]
@@ -184,15 +184,16 @@ impl Agent {
         let bypassed: BTreeSet<Address> = self.sides.bypassed.keys().copied().collect();
         for address in bypassed.difference(&self.sides.told) {
             let pod = self.wanted.endpoints.get(address).map(|plan| plan.pod.to_string()).unwrap_or_default();
-            match self.config.attach {
-                Attach::Host => warn!(
+            if self.config.attach == Attach::Host {
+                warn!(
                     pod, %address,
                     "packets reach the pod past the hook on the host side of its interface: it is not enforced; run with --attach auto or pod"
-                ),
-                _ => info!(
+                );
+            } else {
+                info!(
                     pod, %address,
                     "packets reach the pod past the hook on the host side of its interface: it is to be enforced at its own device"
-                ),
+                );
             }
         }
         self.sides.told = bypassed;

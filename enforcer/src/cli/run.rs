@@ -262,6 +262,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             format!("--manifests {} cannot be read: give an existing file or folder", path.display())
         })?;
     }
+    if args.attach == Attach::Pod && matches!(args.hook, HookChoice::Clsact) {
+        bail!("--attach pod works with TCX only: leave --hook clsact out, or run with --attach host");
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let source = origin(&args).await?;
@@ -298,9 +301,6 @@ fn node_name(given: Option<&String>) -> Option<String> {
 }
 
 fn config(args: Args, source: source::Origin) -> anyhow::Result<Config> {
-    if args.attach == Attach::Pod && matches!(args.hook, HookChoice::Clsact) {
-        bail!("--attach pod works with TCX only: leave --hook clsact out, or run with --attach host");
-    }
     let undecided = Duration::try_from_secs_f64(args.undecided_timeout)
         .ok()
         .filter(|timeout| !timeout.is_zero())

@@ -115,7 +115,7 @@ fn fast_open_is_no_evidence() {
 fn an_entry_that_was_pushed_out_is_no_evidence() {
     let mut talk = Conversation::open(Mode::PERMISSIVE);
     allowed(talk.client(0, REQUEST), Reason::PLAINTEXT_PERMITTED);
-    talk.model.forget_flow(&talk.key);
+    talk.model.remove_flow(&talk.key);
     passes(talk.pod_acks(18));
     assert_eq!(noted(&talk), 0);
 }

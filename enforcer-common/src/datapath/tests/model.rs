@@ -152,12 +152,6 @@ impl Model {
         self.flows.borrow().get(&tuple(key)).copied()
     }
 
-    /// Pushes a flow out.
-    pub(crate) fn forget_flow(&self, key: &FlowKey) {
-        self.flows.borrow_mut().remove(&tuple(key));
-        self.transient.borrow_mut().remove(&tuple(key));
-    }
-
     /// The entry of a half-open connection.
     pub(crate) fn half_open_entry(&self, key: &FlowKey) -> Option<HalfOpen> {
         self.half_open.borrow().get(&tuple(key)).copied()

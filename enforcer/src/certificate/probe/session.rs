@@ -106,7 +106,7 @@ pub(super) enum Answer {
 /// One connection.
 pub(super) struct Session {
     stream: TcpStream,
-    _announced: Option<Announced>,
+    _notice: Option<Announced>,
     tls: ClientConnection,
     recorder: Arc<Recorder>,
     received: usize,
@@ -131,17 +131,17 @@ impl Session {
             if let Some(mark) = mark {
                 nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::Mark, &mark)?;
             }
-            let announced = announcer.map(|announcer| announcer.announce(&socket, address)).transpose()?;
+            let notice = announcer.map(|announcer| announcer.announce(&socket, address)).transpose()?;
             let stream = socket.connect(address).await?;
             stream.set_nodelay(true)?;
-            io::Result::Ok((stream, announced))
+            io::Result::Ok((stream, notice))
         };
-        let (stream, announced) = match timeout_at(deadline, connecting).await {
+        let (stream, notice) = match timeout_at(deadline, connecting).await {
             Ok(Ok(connected)) => connected,
             Ok(Err(error)) => return Err(format!("cannot connect to {address}: {error}")),
             Err(_) => return Err(format!("cannot connect to {address}: no answer in time")),
         };
-        Ok(Self { stream, _announced: announced, tls, recorder, received: 0, first: [0; 2], failure: None })
+        Ok(Self { stream, _notice: notice, tls, recorder, received: 0, first: [0; 2], failure: None })
     }
 
     /// Drives the handshake until our side of it is sent.
