@@ -96,7 +96,7 @@ pub fn change(held: &Held, wanted: &Desired) -> Change {
         let old = held.endpoints.get(address).filter(|old| old.workload == plan.workload);
         // Nothing was followed of a pod outside the mesh: when it joins, what is open there is not known.
         let joins = |old: &&Endpoint| plan.meshed && old.flags & endpoint_flags::NOT_MESHED != 0;
-        if old.filter(|old| !joins(old)).is_none() {
+        if old.is_none_or(|old| joins(&old)) {
             change.fresh.insert(*address);
         }
         let unchanged = old.filter(|old| !exempt_changed && same_policy(held, old, plan));

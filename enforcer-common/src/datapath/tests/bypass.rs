@@ -28,9 +28,9 @@ fn a_pod_that_acknowledges_unseen_bytes_is_bypassed() {
         let answer = talk.pod(0, b"HTTP/1.1 200 OK\r\n");
         // No plaintext answer leaves a STRICT pod, and nothing is said of a connection of which nothing is known.
         if mode == Mode::STRICT {
-            reset(answer, Reason::MIDSTREAM)
+            reset(answer, Reason::MIDSTREAM);
         } else {
-            passes(answer)
+            passes(answer);
         }
         assert_eq!((noted(&talk), talk.model.flow_entry(&talk.key)), (2, None), "{mode}");
     }

@@ -45,6 +45,10 @@ impl Packet {
 }
 
 /// The tables, the settings and the packet at hand.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own about the packet or the pod's stack"
+)]
 pub(crate) struct Model {
     /// The pod.
     pub endpoint: Endpoint,
