@@ -17,6 +17,7 @@ use crate::tcp::{ACK, FIN, RST, SYN, Segment};
 use crate::tls::{CLIENT_PREFIX, POD_PREFIX};
 use crate::{Address, Reason, Verdict};
 
+mod bypass;
 mod decision;
 mod lifetime;
 mod outbound;
@@ -84,6 +85,8 @@ pub trait Env: FlowTables {
     fn hello_bytes(&self) -> u32;
     /// The monotonic clock, ns.
     fn now_ns(&self) -> u64;
+    /// Notes that the pod has received packets of this connection that `to_pod` did not see.
+    fn note_bypass(&self, key: &FlowKey);
     /// The packet was sent by the agent itself, to check the server.
     fn is_own_probe(&self, key: &FlowKey) -> bool;
     /// The packet still carries the socket that sent it, one of those that may probe pods: the kubelet's, or where that is not
@@ -147,7 +150,12 @@ pub fn to_pod<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey, segment: &Seg
     }
     let numbers =
         ResetNumbers { client_seq: segment.ack, client_ack: 0, pod_seq: segment.seq, pod_ack: segment.ack };
-    unknown_flow(env, endpoint, key, segment, numbers, full)
+    let decision = unknown_flow(env, endpoint, key, segment, numbers, full);
+    if full && decision.act == Act::Pass && segment.payload_len > 0 {
+        // It goes on unfollowed. What the pod says to it must not look as if it had come past this hook.
+        env.remove_half_open(key);
+    }
+    decision
 }
 
 /// Decides about a TCP packet from the pod.
@@ -173,13 +181,16 @@ pub fn from_pod<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey, segment: &S
         if let Some(own) = env.outbound(key) {
             return note_outbound(env, key, segment, own, flow_flags::POD_FIN);
         }
-        if segment.payload_len > 0
-            && let Some(half_open) = env.half_open(key)
+        if let Some(half_open) = env.half_open(key)
             && segment.seq == half_open.pod_isn.wrapping_add(1)
         {
-            // The pod speaks before the handshake is done, as TCP fast open lets it.
-            found = promote(env, endpoint, key, &half_open);
-            full = found.is_none();
+            if bypass::acknowledges_unseen(segment, half_open.client_isn.wrapping_add(1)) {
+                env.note_bypass(key);
+            } else if segment.payload_len > 0 {
+                // The pod speaks before the handshake is done, as TCP fast open lets it.
+                found = promote(env, endpoint, key, &half_open);
+                full = found.is_none();
+            }
         }
     }
     if let Some(mut flow) = found {
@@ -330,6 +341,10 @@ fn pod_segment<E: Env>(
         flow.bytes_from_pod += u64::from(segment.payload_len);
         return Decision::PASS;
     }
+    let unheard = bypass::is_unheard(flow);
+    if unheard && bypass::acknowledges_unseen(segment, flow.client_start) {
+        env.note_bypass(key);
+    }
     let policy = policy(env, endpoint, key, flow.flags);
     let hold = policy.is_enforced() && env.enforcement() == Enforcement::ENFORCE;
     let window = if segment.payload_len > 0 && matches!(flow.state, FlowState::OPEN | FlowState::HELLO) {
@@ -361,6 +376,10 @@ fn pod_segment<E: Env>(
                 ..Decision::PASS
             };
         }
+    }
+    if unheard {
+        // Each of its segments is looked at until the client is heard.
+        flow.flags &= !flow_flags::SETTLED;
     }
     if decision.report {
         decision.carried = flow.carried();

@@ -6,6 +6,10 @@ use crate::{Address, Direction, Mode, Reason, Verdict};
 /// Version of the layout of all maps, part of the pin folder's name: raised with every change of a type here.
 pub const LAYOUT_VERSION: u32 = 3;
 
+/// The word of a packet's control buffer (`__sk_buff.cb`) in which the entry program of a pod's own device hands over the
+/// low half of the cookie of the pod's network namespace.
+pub const POD_STAMP_WORD: usize = 4;
+
 /// Makes a `repr(C)` map type with the derives that both sides need.
 macro_rules! map_type {
     ($(#[$meta:meta])* pub struct $name:ident { $($(#[$field_meta:meta])* pub $field:ident: $ty:ty,)* }) => {
@@ -30,9 +34,11 @@ map_type! {
         pub mode: Mode,
         /// Bits of [`endpoint_flags`].
         pub flags: u8,
-        /// Index of the pod's host-side interface in the agent's network namespace; 0: any.
+        /// Index of the pod's host-side interface in the agent's network namespace; 0: any. With
+        /// [`endpoint_flags::POD_SIDE`]: of the pod's own device, in the pod's namespace.
         pub ifindex: u32,
-        /// Id of the pod's network namespace as the agent's namespace numbers it, plus one; 0: not known.
+        /// Id of the pod's network namespace as the agent's namespace numbers it, plus one; 0: not known. With
+        /// [`endpoint_flags::POD_SIDE`]: the low half of that namespace's cookie.
         pub netns_id: u32,
     }
 }
@@ -53,6 +59,8 @@ pub mod endpoint_flags {
     pub const LEARNING: u8 = 4;
     /// The pod is known and outside the mesh: it is listed only so that it is not taken for an unknown pod.
     pub const NOT_MESHED: u8 = 8;
+    /// The pod is enforced at its own device: the programs at the host side leave its packets alone.
+    pub const POD_SIDE: u8 = 16;
 }
 
 map_type! {
@@ -353,6 +361,46 @@ map_type! {
         pub frame: [u8; 14],
         /// Zero.
         pub reserved: [u8; 6],
+    }
+}
+
+map_type! {
+    /// Key of `POD_LINKS`.
+    pub struct PodLinkKey {
+        /// The pod.
+        pub pod: Address,
+        /// The remote end.
+        pub client: Address,
+    }
+}
+
+map_type! {
+    /// Value of `POD_LINKS`: how frames of a pod that is enforced at its own device begin on their way to a client. Frames that
+    /// come to it past the host side need not have been sent to its address, nor by the one that it sends to.
+    pub struct PodLink {
+        /// Destination and source MAC, network byte order.
+        pub macs: [u8; 12],
+    }
+}
+
+map_type! {
+    /// Value of `BYPASSED` (key: the pod's [`Address`]): the pod acknowledged bytes of a client that `to_pod` never saw, so
+    /// packets reach it past that hook.
+    pub struct Bypassed {
+        /// When that was seen first, `CLOCK_MONOTONIC` ns.
+        pub first_ns: u64,
+        /// When it was seen last, `CLOCK_MONOTONIC` ns.
+        pub last_ns: u64,
+        /// Packets of the pod that show it.
+        pub packets: u64,
+        /// The client of the last one.
+        pub client: Address,
+        /// The interface that the pod's packets came by.
+        pub ifindex: u32,
+        /// Port of the pod, host byte order.
+        pub port: u16,
+        /// Zero.
+        pub reserved: u16,
     }
 }
 

@@ -104,7 +104,7 @@ macro_rules! reasons {
                 match self { $(Self::$name => $summary,)* }
             }
 
-            /// What an operator can do about it; empty where nothing is to be done.
+            /// What an operator can do about it, or that nothing is to be done; empty for [`Self::NONE`].
             #[must_use]
             pub const fn remedy(self) -> &'static str {
                 match self { $(Self::$name => $remedy,)* }
@@ -115,14 +115,20 @@ macro_rules! reasons {
 
 reasons! {
     NONE = 0, "No reason yet.", "";
-    TLS = 1, "The connection opened as TLS. Whether its client is of the mesh, its class says: only user space reads the ALPN of its hello.", "";
-    MESH_TLS = 2, "The connection opened as TLS to the mesh's tunnel port, 15008. Other connections of the mesh have the reason TLS; their class tells them from others.", "";
+    TLS = 1, "The connection opened as TLS. Whether its client is of the mesh, its class says: only user space reads the ALPN of its hello.",
+        "Nothing to do here; enforcer certs says whether the server asks its clients for certificates.";
+    MESH_TLS = 2, "The connection opened as TLS to the mesh's tunnel port, 15008. Other connections of the mesh have the reason TLS; their class tells them from others.",
+        "Nothing to do: this is how the mesh's own proxies talk.";
     PLAINTEXT_PERMITTED = 3, "The connection is plaintext, and the policy is PERMISSIVE.",
         "Give this client a sidecar or move it to TLS before turning STRICT on.";
-    DISABLED = 4, "The policy is DISABLE: nothing is asked of this connection.", "";
-    EXEMPT_PORT = 5, "The port is exempt: a port of the mesh itself, or one that the pod's annotations exclude.", "";
-    EXEMPT_SOURCE = 6, "The source address is exempt: the mesh's own probe address.", "";
-    PROBE = 7, "A probe of the kubelet to a port that the pod names for probes, or a check of the agent's own.", "";
+    DISABLED = 4, "The policy is DISABLE: nothing is asked of this connection.",
+        "Turn the policy PERMISSIVE to see what the clients speak, then STRICT.";
+    EXEMPT_PORT = 5, "The port is exempt: a port of the mesh itself, or one that the pod's annotations exclude.",
+        "Nothing to do for the mesh's own ports; take other ports out of the pod's excludeInboundPorts to have them held to policy.";
+    EXEMPT_SOURCE = 6, "The source address is exempt: the mesh's own probe address.",
+        "Nothing to do: probes of ambient workloads come from this address.";
+    PROBE = 7, "A probe of the kubelet to a port that the pod names for probes, or a check of the agent's own.",
+        "Nothing to do; a port that no probe needs is closed to plaintext by taking it out of the pod's probes.";
     EXISTING = 8, "The connection was open before the pod was enforced, and existing connections are allowed.",
         "Restart the client, or run the agent with --existing-flows reset.";
     PLAINTEXT = 32, "The connection opened as plaintext under STRICT.",
@@ -147,8 +153,10 @@ reasons! {
         "Wait for the agent to learn the pod, or run it with --unknown-pods allow.";
     RESET_LIMIT = 42, "Dropped without a reset: the limit of resets per second was reached.",
         "Find the client that floods, or raise --resets-per-second.";
-    OUT_OF_ORDER = 64, "Data ahead of bytes that are still missing for a judgement: dropped, to be sent again.", "";
-    SYN_DATA_TRIMMED = 65, "Data in a SYN was cut off (TCP fast open): the client sends it again after the handshake.", "";
+    OUT_OF_ORDER = 64, "Data ahead of bytes that are still missing for a judgement: dropped, to be sent again.",
+        "Nothing to do: the sender repeats it; if it goes on, look for loss on the path to the node.";
+    SYN_DATA_TRIMMED = 65, "Data in a SYN was cut off (TCP fast open): the client sends it again after the handshake.",
+        "Nothing to do: it costs the client one round trip; without TCP fast open it is spared.";
 }
 
 impl fmt::Display for Reason {

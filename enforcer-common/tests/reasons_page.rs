@@ -27,3 +27,12 @@ fn the_page_is_the_table() {
         "docs/reasons.md differs from the table: run UPDATE_DOCS=1 cargo test -p enforcer-common"
     );
 }
+
+#[test]
+fn every_reason_says_what_happened_and_what_to_do() {
+    for reason in Reason::ALL.iter().filter(|reason| **reason != Reason::NONE) {
+        for text in [reason.summary(), reason.remedy()] {
+            assert!(text.len() > 20 && text.ends_with('.'), "{reason}: {text:?}");
+        }
+    }
+}

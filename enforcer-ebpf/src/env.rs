@@ -11,20 +11,24 @@ use enforcer_common::map::{ExemptKind, Flow, FlowKey, HalfOpen, Outbound, PortKe
 use enforcer_common::settings::{Action, Enforcement, OWN_PROBE_MARK, OWN_PROBE_MASK};
 use enforcer_common::tcp::{Segment, overlap};
 
+use crate::report;
 use crate::skb::{Skb, bounded};
-use crate::tables::{self, BPF_NOEXIST, FLOWS, HALF_OPEN, OUTBOUND, OUTBOUND_ENDED, PORT_MODES, SettingsRef, TRANSIENT};
+use crate::tables::{
+    self, BPF_NOEXIST, FLOWS, HALF_OPEN, OUTBOUND, OUTBOUND_ENDED, OWN_PROBES, PORT_MODES, SettingsRef, TRANSIENT,
+};
 
 /// The maps and one packet.
 pub struct SkbEnv<'a> {
     skb: &'a Skb,
     payload_offset: u32,
     settings: SettingsRef,
+    pod_side: bool,
 }
 
 impl<'a> SkbEnv<'a> {
     #[inline(always)]
-    pub fn new(skb: &'a Skb, payload_offset: u32) -> Self {
-        Self { skb, payload_offset, settings: tables::settings() }
+    pub fn new(skb: &'a Skb, payload_offset: u32, pod_side: bool) -> Self {
+        Self { skb, payload_offset, settings: tables::settings(), pod_side }
     }
 }
 
@@ -194,7 +198,18 @@ impl Env for SkbEnv<'_> {
     }
 
     #[inline(always)]
-    fn is_own_probe(&self, _key: &FlowKey) -> bool {
+    fn note_bypass(&self, key: &FlowKey) {
+        // Nothing reaches the pod past its own device.
+        if !self.pod_side {
+            report::bypassed(self.skb, key);
+        }
+    }
+
+    #[inline(always)]
+    fn is_own_probe(&self, key: &FlowKey) -> bool {
+        if self.pod_side {
+            return OWN_PROBES.get_ptr(key).is_some();
+        }
         // A mark does not cross network namespaces, so only a socket of the node itself can carry this one. Others on the node
         // write marks of theirs beside it.
         self.skb.mark() & OWN_PROBE_MASK == OWN_PROBE_MARK

@@ -1,4 +1,5 @@
-//! The kernel side of enforcer: two TC programs on the host-side interface of each pod, and one that sees sockets close.
+//! The kernel side of enforcer: two TC programs on the host-side interface of each pod, or two on the pod's own device where
+//! packets reach it past that interface, and one that sees sockets close.
 //!
 //! The programs are thin: [`packet`] finds the headers, `enforcer_common::datapath` decides over the maps of
 //! [`tables`], [`reset`] carries a refusal out and [`report`] counts and reports it.
@@ -12,6 +13,7 @@ mod env;
 mod hello;
 mod multipath;
 mod packet;
+mod place;
 mod report;
 mod reset;
 mod skb;
@@ -23,23 +25,37 @@ use aya_ebpf::programs::{SockOpsContext, TcContext};
 use enforcer_common::datapath::{self, Act, Decision};
 use enforcer_common::map::{Endpoint, endpoint_flags};
 use enforcer_common::settings::{Enforcement, UnknownPods};
+use enforcer_common::tcp::SYN;
 use enforcer_common::{Direction, Reason, Verdict};
 
 use crate::env::SkbEnv;
 use crate::packet::{Layer, Network, Parsed};
+use crate::place::Side;
 use crate::skb::{DROP, NEXT, Skb};
 use crate::tables::Work;
 
 /// Towards the pod: egress of its host-side interface.
 #[classifier]
 pub fn to_pod(ctx: TcContext) -> i32 {
-    run(&Skb::new(&ctx), Direction::TO_POD)
+    run(&Skb::new(&ctx), Direction::TO_POD, Side::Host)
 }
 
 /// From the pod: ingress of its host-side interface.
 #[classifier]
 pub fn from_pod(ctx: TcContext) -> i32 {
-    run(&Skb::new(&ctx), Direction::FROM_POD)
+    run(&Skb::new(&ctx), Direction::FROM_POD, Side::Host)
+}
+
+/// Towards the pod: ingress of its own device.
+#[classifier]
+pub fn to_pod_in(ctx: TcContext) -> i32 {
+    run(&Skb::new(&ctx), Direction::TO_POD, Side::Pod)
+}
+
+/// From the pod: egress of its own device.
+#[classifier]
+pub fn from_pod_in(ctx: TcContext) -> i32 {
+    run(&Skb::new(&ctx), Direction::FROM_POD, Side::Pod)
 }
 
 /// Lives of accepted sockets, on the root of the cgroup hierarchy. Named like no section: the linker takes those for its own.
@@ -50,19 +66,20 @@ pub fn socket_events(ctx: SockOpsContext) -> u32 {
 }
 
 #[inline(always)]
-fn run(skb: &Skb, direction: Direction) -> i32 {
+fn run(skb: &Skb, direction: Direction, side: Side) -> i32 {
     let mut network = Network::new();
     match packet::network(skb, &mut network) {
         Layer::Ip => {}
         Layer::Other => return NEXT,
-        Layer::TooDeep => return too_deep(skb, direction),
+        Layer::TooDeep => return too_deep(skb, direction, side),
     }
     let pod = match direction {
         Direction::TO_POD => &network.destination,
         Direction::FROM_POD => &network.source,
     };
     let endpoint = match tables::endpoint(pod) {
-        Some(endpoint) if endpoint.ifindex == 0 || endpoint.ifindex == skb.ifindex() => endpoint,
+        Some(endpoint) if place::is_here(skb, &endpoint, side) => endpoint,
+        Some(endpoint) if place::is_of_other_side(&endpoint, side) => return NEXT,
         // One that lives behind another interface is unknown on this one.
         _ if direction == Direction::TO_POD
             && tables::settings().unknown_pods() == UnknownPods::STRICT =>
@@ -74,7 +91,7 @@ fn run(skb: &Skb, direction: Direction) -> i32 {
     let Some(work) = tables::work() else {
         return DROP;
     };
-    work.packet.begin(&network, direction);
+    work.packet.begin(&network, direction, side);
     work.endpoint = endpoint;
     let decided = match packet::transport(skb, &mut work.packet) {
         Parsed::Tcp => match direction {
@@ -84,12 +101,17 @@ fn run(skb: &Skb, direction: Direction) -> i32 {
                 }
                 decide_to_pod(skb, work)
             }
-            Direction::FROM_POD => decide_from_pod(skb, work),
+            Direction::FROM_POD => {
+                if side == Side::Pod && work.packet.segment.has(SYN) {
+                    report::link(skb, &work.packet);
+                }
+                decide_from_pod(skb, work)
+            }
         },
         Parsed::Unreadable(reason) => decide_unreadable(skb, work, reason),
         Parsed::Other => false,
     };
-    if decided { act(skb, work, direction) } else { NEXT }
+    if decided { act(skb, work, direction, side) } else { NEXT }
 }
 
 /// Whether packets to this endpoint may be changed: not in audit mode, and not those of a pod outside the mesh.
@@ -102,16 +124,16 @@ fn rewrites(endpoint: &Endpoint) -> bool {
 /// A frame behind more VLAN tags than are stepped over. The kernel of the pod unpacks any number of empty ones, so whatever it
 /// carries is held to STRICT, like all that cannot be read.
 #[inline(always)]
-fn too_deep(skb: &Skb, direction: Direction) -> i32 {
+fn too_deep(skb: &Skb, direction: Direction, side: Side) -> i32 {
     if direction != Direction::TO_POD {
         return NEXT;
     }
     let Some(work) = tables::work() else {
         return DROP;
     };
-    work.packet.begin(&Network::new(), direction);
+    work.packet.begin(&Network::new(), direction, side);
     work.endpoint = Endpoint { flags: endpoint_flags::ANY_STRICT, ..Endpoint::UNKNOWN };
-    if decide_unreadable(skb, work, Reason::MALFORMED) { act(skb, work, direction) } else { NEXT }
+    if decide_unreadable(skb, work, Reason::MALFORMED) { act(skb, work, direction, side) } else { NEXT }
 }
 
 // The decision and what follows from it are functions of their own, so that their stack frames share one place: the kernel
@@ -120,7 +142,7 @@ fn too_deep(skb: &Skb, direction: Direction) -> i32 {
 #[inline(never)]
 fn decide_to_pod(skb: &Skb, work: &mut Work) -> bool {
     let Work { packet, endpoint, decision } = work;
-    let env = SkbEnv::new(skb, packet.payload_offset);
+    let env = SkbEnv::new(skb, packet.payload_offset, packet.pod_side);
     let decided = if endpoint.workload == 0 {
         datapath::unknown_pod(&env, &packet.segment)
     } else {
@@ -132,14 +154,14 @@ fn decide_to_pod(skb: &Skb, work: &mut Work) -> bool {
 #[inline(never)]
 fn decide_from_pod(skb: &Skb, work: &mut Work) -> bool {
     let Work { packet, endpoint, decision } = work;
-    let env = SkbEnv::new(skb, packet.payload_offset);
+    let env = SkbEnv::new(skb, packet.payload_offset, packet.pod_side);
     keep(decision, datapath::from_pod(&env, endpoint, &packet.key, &packet.segment))
 }
 
 #[inline(never)]
 fn decide_unreadable(skb: &Skb, work: &mut Work, reason: Reason) -> bool {
     let Work { packet, endpoint, decision } = work;
-    keep(decision, datapath::unreadable(&SkbEnv::new(skb, 0), endpoint, &packet.key.client, reason))
+    keep(decision, datapath::unreadable(&SkbEnv::new(skb, 0, packet.pod_side), endpoint, &packet.key.client, reason))
 }
 
 /// Keeps a decision; false when there is nothing to do.
@@ -154,7 +176,7 @@ fn keep(kept: &mut Decision, decision: Decision) -> bool {
 
 /// Counts and reports a decision and carries it out, in this order: carrying a reset out cuts the packet short.
 #[inline(always)]
-fn act(skb: &Skb, work: &mut Work, direction: Direction) -> i32 {
+fn act(skb: &Skb, work: &mut Work, direction: Direction, side: Side) -> i32 {
     let Work { packet, endpoint, decision } = work;
     if decision.pending && !report::pending(skb, packet) {
         // Nobody would look again, should the client fall silent: it has to say this once more when there is room.
@@ -188,9 +210,11 @@ fn act(skb: &Skb, work: &mut Work, direction: Direction) -> i32 {
         Act::Pass => NEXT,
         Act::Drop => DROP,
         Act::TrimSyn => reset::trim_syn(skb, packet),
-        Act::Reset => match direction {
-            Direction::TO_POD => reset::from_client_packet(skb, packet, &decision.numbers),
-            Direction::FROM_POD => reset::from_pod_packet(skb, packet, &decision.numbers),
+        Act::Reset => match (side, direction) {
+            (Side::Host, Direction::TO_POD) | (Side::Pod, Direction::FROM_POD) => {
+                reset::at_egress(skb, packet, &decision.numbers)
+            }
+            _ => reset::at_ingress(skb, packet, &decision.numbers),
         },
     }
 }

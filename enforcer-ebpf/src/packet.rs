@@ -4,6 +4,7 @@ use enforcer_common::map::FlowKey;
 use enforcer_common::tcp::Segment;
 use enforcer_common::{Address, Direction, Reason};
 
+use crate::place::Side;
 use crate::skb::Skb;
 
 const ETHERNET_LEN: u32 = 14;
@@ -60,6 +61,8 @@ pub struct Packet {
     /// Offset of the payload.
     pub payload_offset: u32,
     pub is_v6: bool,
+    /// It is looked at on the pod's own device.
+    pub pod_side: bool,
 }
 
 impl Network {
@@ -74,7 +77,7 @@ impl Network {
 impl Packet {
     /// Begins a packet, to be completed by [`transport`].
     #[inline(always)]
-    pub fn begin(&mut self, network: &Network, direction: Direction) {
+    pub fn begin(&mut self, network: &Network, direction: Direction, side: Side) {
         let (client, pod) = match direction {
             Direction::TO_POD => (network.source, network.destination),
             Direction::FROM_POD => (network.destination, network.source),
@@ -84,6 +87,7 @@ impl Packet {
         self.segment = Segment { seq: 0, ack: 0, payload_len: 0, flags: 0 };
         self.ip_offset = network.ip_offset;
         self.is_v6 = network.is_v6;
+        self.pod_side = matches!(side, Side::Pod);
     }
 
     /// Source and destination address as they stand in the packet.

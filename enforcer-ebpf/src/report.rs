@@ -7,7 +7,8 @@ use aya_log_ebpf::debug;
 use enforcer_common::datapath::{Act, Decision};
 use enforcer_common::event::{Event, EventKind, HEAD_BYTES};
 use enforcer_common::map::{
-    Client, ClientBudget, ClientKey, Counter, CounterKey, Endpoint, EventBudget, FlowKey, Pending, ResetBudget,
+    Bypassed, Client, ClientBudget, ClientKey, Counter, CounterKey, Endpoint, EventBudget, FlowKey, Pending, PodLink,
+    PodLinkKey, ResetBudget,
     WorkloadCounterKey,
 };
 use enforcer_common::{Direction, Reason, Verdict};
@@ -15,7 +16,8 @@ use enforcer_common::{Direction, Reason, Verdict};
 use crate::packet::Packet;
 use crate::skb::{Skb, bounded};
 use crate::tables::{
-    BPF_NOEXIST, CLIENT_RESETS, CLIENTS, COUNTERS, EEXIST, EVENT_BUDGET, EVENTS, PENDING, RESET_BUDGET, WORKLOAD_COUNTERS,
+    BPF_NOEXIST, BYPASSED, CLIENT_RESETS, CLIENTS, COUNTERS, EEXIST, EVENT_BUDGET, EVENTS, PENDING, POD_LINKS,
+    RESET_BUDGET, WORKLOAD_COUNTERS,
     settings,
 };
 
@@ -141,6 +143,45 @@ pub fn pending(skb: &Skb, packet: &Packet) -> bool {
         Ok(()) => true,
         Err(error) => i64::from(error) == EEXIST,
     }
+}
+
+/// Keeps how frames of a pod to this client begin, for resets in its name.
+#[inline(never)]
+pub fn link(skb: &Skb, packet: &Packet) {
+    let mut macs = [0; 12];
+    if !skb.load(0, macs.as_mut_ptr(), 12) {
+        return;
+    }
+    let key = PodLinkKey { pod: packet.key.pod, client: packet.key.client };
+    let _ = POD_LINKS.insert(key, PodLink { macs }, 0);
+}
+
+/// Notes that packets reach a pod past the hook of `to_pod`.
+#[inline(never)]
+pub fn bypassed(skb: &Skb, key: &FlowKey) {
+    // SAFETY: the helper has no arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if let Some(entry) = BYPASSED.get_ptr_mut(key.pod) {
+        // SAFETY: the pointer comes from the map. Packets are added up in one step; of the other fields the last writer's stay.
+        unsafe {
+            atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(&raw mut (*entry).packets, 1);
+            (*entry).last_ns = now;
+            (*entry).client = key.client;
+            (*entry).ifindex = skb.ifindex();
+            (*entry).port = key.pod_port;
+        }
+        return;
+    }
+    let entry = Bypassed {
+        first_ns: now,
+        last_ns: now,
+        packets: 1,
+        client: key.client,
+        ifindex: skb.ifindex(),
+        port: key.pod_port,
+        reserved: 0,
+    };
+    let _ = BYPASSED.insert(key.pod, entry, 0);
 }
 
 /// Enters a client under what it speaks.

@@ -4,12 +4,14 @@
 //! acknowledged last: both exact, so neither end answers with a challenge ACK (RFC 5961, section 3.2).
 
 use aya_ebpf::helpers::generated::bpf_csum_diff;
-use enforcer_common::Address;
 use enforcer_common::datapath::ResetNumbers;
+use enforcer_common::map::PodLinkKey;
 use enforcer_common::tcp::{ACK, RST};
+use enforcer_common::{Address, Direction};
 
 use crate::packet::{Packet, Tcp};
 use crate::skb::{DROP, NEXT, Skb, bounded};
+use crate::tables::POD_LINKS;
 
 const TCP_LEN: u32 = 20;
 const TTL: u8 = 64;
@@ -23,51 +25,74 @@ struct Rst {
     flags: u8,
 }
 
-/// Answers a packet towards the pod: a RST follows it, the packet itself turns round as a RST to the client.
+/// Answers a packet that leaves by the interface: a RST goes on in its place, the packet itself turns round as the other one.
 #[inline(never)]
-pub fn from_client_packet(skb: &Skb, packet: &Packet, numbers: &ResetNumbers) -> i32 {
+pub fn at_egress(skb: &Skb, packet: &Packet, numbers: &ResetNumbers) -> i32 {
     // The copy that is sent first is looked at as any packet, and takes their place.
     let (packet, numbers) = (&{ *packet }, &{ *numbers });
     let Some(partial) = make_bare(skb, packet) else {
         return DROP;
     };
-    let (source_port, destination_port) = packet.ports();
-    let to_pod =
-        Rst { source_port, destination_port, seq: numbers.pod_seq, ack: numbers.pod_ack, flags: RST | ACK };
-    if write(skb, packet, &to_pod, partial) {
+    if write(skb, packet, &straight(packet, numbers), partial) {
         skb.clone_to_egress();
     }
-    let to_client = rst_to_client(destination_port, source_port, numbers);
-    if turn(skb, packet) && write(skb, packet, &to_client, partial) {
+    let Some(macs) = macs(skb) else {
+        return DROP;
+    };
+    let (source, destination) = packet.addresses();
+    if address(skb, packet, &swapped(&macs), destination, source)
+        && write(skb, packet, &turned(packet, numbers), partial)
+    {
         return skb.redirect_to_ingress();
     }
     DROP
 }
 
-/// Answers a packet from the pod: a copy turns round as a RST to the pod, the packet itself goes on as a RST to the client.
+/// Answers a packet that came in by the interface: a copy turns round as a RST, the packet itself goes on as the other one.
 #[inline(never)]
-pub fn from_pod_packet(skb: &Skb, packet: &Packet, numbers: &ResetNumbers) -> i32 {
+pub fn at_ingress(skb: &Skb, packet: &Packet, numbers: &ResetNumbers) -> i32 {
     // The copy that is sent first is looked at as any packet, and takes their place.
     let (packet, numbers) = (&{ *packet }, &{ *numbers });
     let Some(partial) = make_bare(skb, packet) else {
         return DROP;
     };
-    let (source_port, destination_port) = packet.ports();
-    let to_pod = Rst {
-        source_port: destination_port,
-        destination_port: source_port,
-        seq: numbers.pod_seq,
-        ack: numbers.pod_ack,
-        flags: RST | ACK,
+    let Some(macs) = macs(skb) else {
+        return DROP;
     };
-    if !turn(skb, packet) {
+    let (source, destination) = packet.addresses();
+    if !address(skb, packet, &way_back(packet, &macs), destination, source) {
         return DROP;
     }
-    if write(skb, packet, &to_pod, partial) {
+    if write(skb, packet, &turned(packet, numbers), partial) {
         skb.clone_to_egress();
     }
-    let to_client = rst_to_client(source_port, destination_port, numbers);
-    if turn_back(skb, packet) && write(skb, packet, &to_client, partial) { NEXT } else { DROP }
+    let restored = address(skb, packet, &macs, source, destination);
+    if restored && write(skb, packet, &straight(packet, numbers), partial) { NEXT } else { DROP }
+}
+
+/// The RST in the direction of the packet.
+#[inline(always)]
+fn straight(packet: &Packet, numbers: &ResetNumbers) -> Rst {
+    let (source_port, destination_port) = packet.ports();
+    match packet.direction {
+        Direction::TO_POD => rst_to_pod(source_port, destination_port, numbers),
+        Direction::FROM_POD => rst_to_client(source_port, destination_port, numbers),
+    }
+}
+
+/// The RST against the direction of the packet.
+#[inline(always)]
+fn turned(packet: &Packet, numbers: &ResetNumbers) -> Rst {
+    let (source_port, destination_port) = packet.ports();
+    match packet.direction {
+        Direction::TO_POD => rst_to_client(destination_port, source_port, numbers),
+        Direction::FROM_POD => rst_to_pod(destination_port, source_port, numbers),
+    }
+}
+
+#[inline(always)]
+fn rst_to_pod(source_port: u16, destination_port: u16, numbers: &ResetNumbers) -> Rst {
+    Rst { source_port, destination_port, seq: numbers.pod_seq, ack: numbers.pod_ack, flags: RST | ACK }
 }
 
 #[inline(always)]
@@ -189,24 +214,37 @@ fn write(skb: &Skb, packet: &Packet, rst: &Rst, partial: bool) -> bool {
     skb.store(packet.tcp_offset, &header)
 }
 
-/// Swaps the MAC and IP addresses of the packet as it came.
+/// Destination and source MAC.
 #[inline(always)]
-fn turn(skb: &Skb, packet: &Packet) -> bool {
-    let Some(macs) = skb.read::<[[u8; 6]; 2]>(0) else {
-        return false;
-    };
-    let (source, destination) = packet.addresses();
-    skb.store(0, &[macs[1], macs[0]]) && store_addresses(skb, packet, destination, source)
+fn macs(skb: &Skb) -> Option<[u8; 12]> {
+    let mut macs = [0; 12];
+    skb.load(0, macs.as_mut_ptr(), 12).then_some(macs)
 }
 
-/// Undoes [`turn`].
 #[inline(always)]
-fn turn_back(skb: &Skb, packet: &Packet) -> bool {
-    let Some(macs) = skb.read::<[[u8; 6]; 2]>(0) else {
-        return false;
-    };
-    let (source, destination) = packet.addresses();
-    skb.store(0, &[macs[1], macs[0]]) && store_addresses(skb, packet, source, destination)
+fn swapped(macs: &[u8; 12]) -> [u8; 12] {
+    let [a, b, c, d, e, f, g, h, i, j, k, l] = *macs;
+    [g, h, i, j, k, l, a, b, c, d, e, f]
+}
+
+/// The MACs of a frame against the direction of the one at hand: what the pod itself sends to its client, where that is known,
+/// since a frame that came past the host side need not have been addressed to the pod.
+#[inline(always)]
+fn way_back(packet: &Packet, macs: &[u8; 12]) -> [u8; 12] {
+    if packet.pod_side {
+        let key = PodLinkKey { pod: packet.key.pod, client: packet.key.client };
+        if let Some(link) = POD_LINKS.get_ptr(key) {
+            // SAFETY: the pointer comes from the map; the entry is copied at once.
+            return unsafe { (*link).macs };
+        }
+    }
+    swapped(macs)
+}
+
+/// Writes MAC and IP addresses.
+#[inline(always)]
+fn address(skb: &Skb, packet: &Packet, macs: &[u8; 12], source: &Address, destination: &Address) -> bool {
+    skb.store(0, macs) && store_addresses(skb, packet, source, destination)
 }
 
 /// Swapping addresses leaves the IPv4 header checksum as it is.

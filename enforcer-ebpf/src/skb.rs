@@ -10,6 +10,7 @@ use aya_ebpf::helpers::generated::{
     bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
+use enforcer_common::map::POD_STAMP_WORD;
 
 /// Let the packet on to the next program on the hook (`TCX_NEXT`; `TC_ACT_UNSPEC` to clsact).
 pub const NEXT: i32 = -1;
@@ -61,6 +62,13 @@ impl Skb {
     pub fn ifindex(&self) -> u32 {
         // SAFETY: as above.
         unsafe { (*self.raw).ifindex }
+    }
+
+    /// The number of the pod's namespace that the entry program of the pod's device left.
+    #[inline(always)]
+    pub fn stamp(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.raw).cb[POD_STAMP_WORD] }
     }
 
     /// The packet's mark.

@@ -11,8 +11,8 @@ use aya_ebpf::macros::btf_map;
 use enforcer_common::datapath::Decision;
 use enforcer_common::event::Event;
 use enforcer_common::map::{
-    Client, ClientBudget, ClientKey, Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow, FlowKey,
-    HalfOpen, Outbound, Pending, PortKey, PortMode, ResetBudget, SocketTag, WorkloadCounterKey,
+    Bypassed, Client, ClientBudget, ClientKey, Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow, FlowKey,
+    HalfOpen, Outbound, Pending, PodLink, PodLinkKey, PortKey, PortMode, ResetBudget, SocketTag, WorkloadCounterKey,
 };
 use enforcer_common::settings::{Action, Enforcement, Settings, UnknownPods};
 use enforcer_common::{Address, Mode};
@@ -71,6 +71,15 @@ pub static SETTINGS: Array<Settings, 1> = Array::new();
 /// Clients whose first bytes are not enough to tell what they speak.
 #[btf_map]
 pub static PENDING: HashMap<FlowKey, Pending, 4096> = HashMap::new();
+/// Pods that packets reach past the hook of `to_pod`.
+#[btf_map]
+pub static BYPASSED: LruHashMap<Address, Bypassed, 4096> = LruHashMap::new();
+/// How frames of pods that are enforced at their own device begin.
+#[btf_map]
+pub static POD_LINKS: LruHashMap<PodLinkKey, PodLink, 16384> = LruHashMap::new();
+/// Connections of the agent's own checks, entered before they are made: on a pod's own device no mark tells them.
+#[btf_map]
+pub static OWN_PROBES: LruHashMap<FlowKey, u64, 1024> = LruHashMap::new();
 /// Resets of the current second.
 #[btf_map]
 pub static RESET_BUDGET: Array<ResetBudget, 1> = Array::new();
@@ -108,8 +117,8 @@ pub fn work<'a>() -> Option<&'a mut Work> {
 pub fn endpoint(address: &Address) -> Option<Endpoint> {
     let entry = ENDPOINTS.get_ptr(address)?;
     // SAFETY: the entry is 16 bytes, aligned to 8 as every map value is; a concurrent update replaces it as a whole.
-    let (word, ifindex) =
-        unsafe { (entry.cast::<u64>().read_volatile(), (&raw const (*entry).ifindex).read_volatile()) };
+    let (word, place) =
+        unsafe { (entry.cast::<u64>().read_volatile(), entry.cast::<u64>().add(1).read_volatile()) };
     Some(Endpoint {
         workload: word as u32,
         generation: (word >> 32) as u16,
@@ -119,8 +128,8 @@ pub fn endpoint(address: &Address) -> Option<Endpoint> {
             _ => Mode::STRICT,
         },
         flags: (word >> 56) as u8,
-        ifindex,
-        netns_id: 0,
+        ifindex: place as u32,
+        netns_id: (place >> 32) as u32,
     })
 }
 

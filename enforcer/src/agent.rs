@@ -10,6 +10,7 @@ mod kernel_log;
 pub mod pods;
 mod reconcile;
 pub(crate) mod retired;
+mod sides;
 mod snapshot;
 pub mod state;
 pub mod tables;
@@ -29,6 +30,7 @@ use tracing::{debug, info, warn};
 use self::certificates::{CertificateOptions, Certificates};
 use self::gap::Gaps;
 use self::pods::SourceState;
+pub use self::sides::Attach;
 use self::state::State;
 use self::tables::{ExistingFlows, Tables};
 use crate::certificate::report::PodPort;
@@ -58,6 +60,8 @@ pub struct Config {
     pub source: source::Origin,
     /// Interfaces to hook.
     pub selector: Selector,
+    /// At which end of a pod's pair of devices.
+    pub attach: Attach,
     /// How objects are read.
     pub objects: desired::Options,
     /// What the kernel side is told; the agent fills heartbeat and pid in.
@@ -102,6 +106,7 @@ struct Agent {
     port_warnings: BTreeSet<String>,
     hooks: hooks::Hooks,
     retired: retired::Retired,
+    sides: sides::Sides,
     /// Of the certificate checks, and of the search for the kubelet.
     checks_problem: Option<String>,
     probers_problem: Option<&'static str>,
@@ -170,7 +175,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     agent.sockets_problem = sockets_problem;
     agent.heartbeat()?;
     let mut certificates = Certificates::new(
-        agent.config.certificates.clone(),
+        CertificateOptions {
+            announcer: Some(sides::own_probes(&mut agent.datapath)?),
+            ..agent.config.certificates.clone()
+        },
         state::certificates_path(&agent.config.state_dir, &agent.config.open.bpffs),
     )?;
     // Before the first write: a port that an earlier agent closed is not open for a moment.
@@ -193,6 +201,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     agent.gaps = Gaps::default();
     agent.reconcile()?;
     agent.finish_earlier()?;
+    agent.choose_sides()?;
+    agent.leave_other_devices();
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     info!(pid = std::process::id(), "agent is running");
@@ -205,6 +215,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                     agent.interface(event.context("cannot watch the interfaces")?);
                 }
                 agent.reconcile()?;
+                agent.choose_sides()?;
             }
             changed = node_addresses.changed() => {
                 changed.context("cannot watch this node's addresses")?;
@@ -287,6 +298,7 @@ impl Agent {
             port_warnings: BTreeSet::new(),
             hooks: hooks::Hooks::default(),
             retired: retired::Retired::default(),
+            sides: sides::Sides::default(),
             checks_problem: None,
             probers_problem: None,
             looks: interfaces::Looks::default(),
@@ -317,6 +329,7 @@ impl Agent {
         if self.unretired {
             self.retire()?;
         }
+        self.choose_sides()?;
         self.check_hooks()?;
         self.age_flows()?;
         self.retire_workloads();
@@ -326,7 +339,13 @@ impl Agent {
     /// Clients that fell silent before they said enough are judged for their silence.
     fn nudge_silent(&mut self) -> anyhow::Result<()> {
         let Some(nudge) = &self.nudge else { return Ok(()) };
-        for (key, pending, flow) in self.tables.silent(monotonic_ns(), self.config.settings.undecided_ns)? {
+        for (key, mut pending, flow) in
+            self.tables.silent(monotonic_ns(), self.config.settings.undecided_ns)?
+        {
+            if let [interface] = self.facts.places.of(&IpAddr::from(key.pod))[..] {
+                // At the pod's own device the index is that one's; the way there is by its other end.
+                pending.ifindex = interface;
+            }
             match nudge.send(&key, &pending, &flow) {
                 // Nobody is left to judge.
                 Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) => {}

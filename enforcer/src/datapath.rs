@@ -24,10 +24,12 @@ pub mod netns;
 pub mod nudge;
 pub mod pin;
 pub mod places;
+pub mod pod_side;
 pub mod sockdiag;
 pub mod sockets;
 
 mod clsact;
+mod entry;
 mod migrate;
 mod netlink;
 mod redirects;
@@ -35,6 +37,6 @@ mod sys;
 mod tcx;
 pub mod trial;
 
-pub use attach::{Attachment, Hook};
+pub use attach::{Attachment, Hook, Side};
 pub use interface::{Interface, InterfaceEvent, LinkWatch, Selector};
 pub use load::{Datapath, OpenOptions, Pinned};

@@ -3,6 +3,7 @@
 //! All of it runs on threads of its own and reads what the policy loop publishes ([`Shared::publish`]) and the pinned maps:
 //! however slow a reader is, policy is not delayed, and a record that nobody takes is counted, not waited for.
 
+pub mod bypass;
 pub mod client;
 pub mod connections;
 pub mod counts;
@@ -87,6 +88,8 @@ pub struct Snapshot {
     pub state: State,
     /// Interfaces behind which addresses were found.
     pub placed: BTreeSet<u32>,
+    /// Pods that packets reach past the hook on the host side of their interface.
+    pub bypassed: BTreeSet<String>,
     /// Addresses that are behind several interfaces and are enforced on all.
     pub shared: BTreeSet<Address>,
     /// Interfaces of pods that could not be hooked, with the reason.

@@ -3,9 +3,10 @@
 #[path = "support/datapath.rs"]
 mod support;
 
-use enforcer::datapath::attach::{Way, hooked_programs};
+use enforcer::datapath::attach::{AttachError, Side, Way, hooked_programs, hooked_programs_at};
 use enforcer::datapath::detach::{detach, remove_all};
 use enforcer::datapath::interface::{self, Interface};
+use enforcer::datapath::netns::Namespaces;
 use enforcer::datapath::{Datapath, Hook, OpenOptions, Pinned};
 use support::{Lab, in_namespace, shell};
 
@@ -137,5 +138,69 @@ fn clsact_filters_are_replaced_in_place_and_the_qdisc_goes_only_when_ours() {
         let refused =
             Datapath::open(&options).expect("opened").attach(&host).expect_err("no room").to_string();
         assert!(refused.contains("ingress qdisc"), "{refused}");
+    });
+}
+
+/// The pod's own device: hooked, replaced in place, told when somebody takes the programs off, and left from outside.
+#[test]
+fn a_pods_own_device_is_hooked_and_left() {
+    in_namespace("da5", |lab: &Lab| {
+        let options = OpenOptions { bpffs: lab.bpffs.clone(), ..OpenOptions::default() };
+        let host = veth("host0");
+        let inside = |namespaces: &Namespaces| {
+            let index = host.peer_index.expect("a peer");
+            let programs = || Ok(hooked_programs_at(index, Side::Pod)?);
+            let found = namespaces.enter(&host, programs).expect("the pod");
+            found.into_iter().map(|p| (p.way, p.name, p.program)).collect::<Vec<_>>()
+        };
+        let namespaces = Namespaces::scan().expect("namespaces");
+        let open = || {
+            let mut datapath = Datapath::open(&options).expect("opened");
+            assert!(matches!(datapath.attach_inside(&namespaces, &host), Err(AttachError::NotPrepared)));
+            datapath.prepare_inside().expect("loaded");
+            datapath.prepare_inside().expect("nothing to do");
+            datapath
+        };
+        let first = open();
+        assert_eq!(first.hooked_inside(&namespaces, &host), None);
+        let attachment = first.attach_inside(&namespaces, &host).expect("attached");
+        let device = attachment.device.clone().expect("a device");
+        assert!(!attachment.replaced && attachment.neighbours.is_empty(), "{attachment:?}");
+        assert_eq!(ids(&host), [], "nothing on the host side");
+        let before = inside(&namespaces);
+        assert_eq!(
+            before.iter().map(|(way, name, _)| (*way, name.as_str())).collect::<Vec<_>>(),
+            Way::BOTH.map(|way| (way, way.program()))
+        );
+        assert_eq!(
+            device.programs(first.pins()).expect("pins").map(|ids| ids.to_vec()),
+            Some(before.iter().map(|p| p.2).collect())
+        );
+        drop(first);
+        let again = open();
+        assert_eq!(again.hooked_inside(&namespaces, &host).map(|found| found.index), Some(device.index));
+        assert!(again.attach_inside(&namespaces, &host).expect("attached again").replaced);
+        assert_eq!(inside(&namespaces).len(), 2, "one program a direction");
+        assert_eq!(
+            again.forget_others(&[]).expect("cleaned"),
+            Vec::<u32>::new(),
+            "pods are none of its business"
+        );
+        assert_eq!(again.leave_others(&[], true).expect("cleaned"), 0, "the device is there");
+        again.leave(&device).expect("left");
+        assert_eq!(device.programs(again.pins()).expect("pins"), None);
+        assert_eq!(inside(&namespaces), []);
+        again.attach_inside(&namespaces, &host).expect("attached");
+        drop(again);
+        let removed = detach(&lab.bpffs, false).expect("detached");
+        assert_eq!((removed.links.len(), removed.left.len()), (2, 0), "{removed:?}");
+        assert_eq!(inside(&namespaces), []);
+        assert!(!lab.bpffs.exists());
+
+        let datapath = open();
+        datapath.attach_inside(&namespaces, &host).expect("attached");
+        shell("ip link del host0");
+        assert_eq!(datapath.leave_others(&[], true).expect("cleaned"), 2, "the device is gone");
+        assert_eq!(datapath.pins().list_links().expect("links"), []);
     });
 }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
+use enforcer::certificate::report::PodPort;
 use enforcer::datapath::apply::{Held, change};
 use enforcer::datapath::desired::{Facts, Options, WorkloadIds, desired};
 use enforcer::object::{ContainerPort, Map, Namespace, ObjectName, Objects, Origin, PeerAuthentication, Pod};
@@ -33,6 +34,10 @@ enum Event {
 /// A pod's name says its namespace and address, so that no two claim one.
 fn name(index: usize) -> ObjectName {
     ObjectName::new(if index == 3 { ROOT } else { "shop" }, PODS[index])
+}
+
+fn pod_port(pod: ObjectName, port: u16) -> PodPort {
+    PodPort { pod, uid: String::new(), port }
 }
 
 fn address(index: usize) -> IpAddr {
@@ -120,8 +125,8 @@ fn apply(event: &Event, objects: &mut Objects, facts: &mut Facts) {
             let labels = label.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
             objects.namespaces.insert(name.to_owned(), Namespace { name: name.to_owned(), labels });
         }
-        Event::Blocked(index, port, true) => drop(facts.blocked.insert((name(index), port))),
-        Event::Blocked(index, port, false) => drop(facts.blocked.remove(&(name(index), port))),
+        Event::Blocked(index, port, true) => drop(facts.blocked.insert(pod_port(name(index), port))),
+        Event::Blocked(index, port, false) => drop(facts.blocked.remove(&pod_port(name(index), port))),
     }
 }
 
@@ -222,7 +227,7 @@ fn naive(objects: &Objects, facts: &Facts, pod: &Pod, port: u16) -> Naive {
             mode = own.ports.get(&port).copied().flatten().unwrap_or(mode);
         }
     }
-    let blocked = facts.blocked.contains(&(pod.name.clone(), port));
+    let blocked = facts.blocked.contains(&pod_port(pod.name.clone(), port));
     Naive::Judged { mode, probe: pod.probe_ports.contains(&port), blocked }
 }
 
@@ -314,7 +319,7 @@ fn the_model_tells_the_treatments_apart() {
     };
     let mut objects = Objects::default();
     objects.pods.insert(pod.name.clone(), pod);
-    let facts = Facts { blocked: BTreeSet::from([(name(0), 80)]), ..Facts::default() };
+    let facts = Facts { blocked: BTreeSet::from([pod_port(name(0), 80)]), ..Facts::default() };
     let mut maps = Maps::default();
     maps.follow(&objects, &facts);
     let read = |port| read(maps.seen(address(0), port));

@@ -3,6 +3,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Output};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -18,12 +19,15 @@ fn json(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("no json: {output:?}"))
 }
 
-/// A folder that the binary can be started from by anybody, and that is empty otherwise.
-fn open_folder() -> TempDir {
+/// A folder that the binary can be started from by anybody, and that is empty otherwise. One at a time: a process that another
+/// test starts while the copy is written would hold it open, and then it cannot be executed.
+fn open_folder() -> (TempDir, MutexGuard<'static, ()>) {
+    static COPYING: Mutex<()> = Mutex::new(());
+    let alone = COPYING.lock().unwrap_or_else(PoisonError::into_inner);
     let folder = TempDir::new().expect("a temporary folder");
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).expect("chmod");
     std::fs::copy(env!("CARGO_BIN_EXE_enforcer"), folder.path().join("enforcer")).expect("a copy");
-    folder
+    (folder, alone)
 }
 
 fn doctor(folder: &TempDir) -> Command {
@@ -36,7 +40,7 @@ fn doctor(folder: &TempDir) -> Command {
 
 #[test]
 fn root_sees_that_the_kernel_takes_the_programs() {
-    let folder = open_folder();
+    let (folder, _alone) = open_folder();
     let output = doctor(&folder).output().expect("it starts");
     let report = json(&output);
     for name in ["kernel", "capabilities", "programs", "maps", "state"] {
@@ -56,7 +60,7 @@ fn root_sees_that_the_kernel_takes_the_programs() {
 
 #[test]
 fn nobody_is_told_what_was_not_seen() {
-    let folder = open_folder();
+    let (folder, _alone) = open_folder();
     let output = doctor(&folder).uid(NOBODY).gid(NOBODY).output().expect("it starts");
     let report = json(&output);
     for name in ["capabilities", "programs", "maps"] {
@@ -71,7 +75,7 @@ fn nobody_is_told_what_was_not_seen() {
 
 #[test]
 fn the_table_says_the_same_and_ends_with_a_sentence() {
-    let folder = open_folder();
+    let (folder, _alone) = open_folder();
     let output = Command::new(folder.path().join("enforcer")).arg("doctor").output().expect("it starts");
     let table = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(table.starts_with("CHECK"), "{table}");

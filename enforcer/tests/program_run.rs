@@ -12,6 +12,8 @@ mod rig;
 
 #[path = "program_run/clients.rs"]
 mod clients;
+#[path = "program_run/inside.rs"]
+mod inside;
 #[path = "program_run/reset.rs"]
 mod reset;
 #[path = "program_run/verdict.rs"]

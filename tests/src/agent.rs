@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use enforcer::datapath::attach::{HookedProgram, hooked_programs};
+use enforcer::datapath::attach::{HookedProgram, Side, hooked_programs, hooked_programs_at};
 use enforcer::datapath::load::Pinned;
 use enforcer::datapath::maps::{Counters, Endpoints, PortModes};
 use enforcer::telemetry::client;
@@ -93,6 +93,13 @@ pub fn policy(namespace: &str, name: &str, app: Option<&str>, mode: &str, ports:
     text
 }
 
+/// What the agents of all labs are told about `--attach`, where a test does not say it itself: `ENFORCER_TEST_ATTACH`. So the
+/// suites can be run against pods that are enforced at their own device.
+#[must_use]
+pub fn attach_switch() -> Option<String> {
+    std::env::var("ENFORCER_TEST_ATTACH").ok().filter(|attach| !attach.is_empty())
+}
+
 /// The agent's binary: `ENFORCER_BIN`, or the one of this build.
 ///
 /// # Errors
@@ -133,6 +140,9 @@ impl Lab {
         let mut words = vec![path(enforcer_binary()?), "run".to_owned()];
         words.extend(["--manifests".to_owned(), path(self.manifests())]);
         words.extend(self.places());
+        if let Some(attach) = attach_switch().filter(|_| !more.contains(&"--attach")) {
+            words.extend(["--attach".to_owned(), attach]);
+        }
         words.extend(more.iter().map(|&word| word.to_owned()));
         Ok(words)
     }
@@ -160,10 +170,16 @@ impl Lab {
     pub fn agent_with(&self, more: &[&str]) -> Result<Running> {
         let mut agent = self.start_agent(more)?;
         self.wait_enforcing(&mut agent)?;
+        let said =
+            more.iter().skip_while(|word| **word != "--attach").nth(1).map(|&attach| attach.to_owned());
+        if said.or_else(attach_switch).as_deref() == Some("pod") {
+            self.wait_inside().map_err(|error| error.context(agent.output()))?;
+        }
         Ok(agent)
     }
 
-    /// Waits until both addresses of every meshed pod are in the map and both directions of its interface are hooked.
+    /// Waits until both addresses of every meshed pod are in the map and both directions of its interface are hooked, or of its
+    /// own device.
     ///
     /// # Errors
     /// When the agent ends or does not get there, with its log.
@@ -181,6 +197,13 @@ impl Lab {
                 }
                 let ours = self.own_hooks(&pod.name)?;
                 ensure!(ours.len() == 2, "{} has hooks {ours:?}", pod.interface());
+                let flags = self.endpoint(pod.v4().into())?.flags;
+                let is_inside = flags & endpoint_flags::POD_SIDE != 0;
+                ensure!(
+                    is_inside || attach_switch().as_deref() != Some("pod"),
+                    "{} is to change over",
+                    pod.name
+                );
             }
             let state: serde_json::Value = serde_json::from_str(&client::get(&self.socket(), "/v1/state")?)?;
             // Without its API server an agent enforces what is pinned.
@@ -194,6 +217,21 @@ impl Lab {
             Ok(false) => bail!("the agent ended with {ended:?}:\n{}", agent.output()),
             Err(error) => Err(error.context(agent.output())),
         }
+    }
+
+    /// Waits until every pod is enforced at its own device, and only there.
+    fn wait_inside(&self) -> Result<()> {
+        poll::until("the pods to change over", START, || {
+            for pod in self.pods() {
+                let [host, inside] = self.own_hooks_by_side(&pod.name)?;
+                ensure!(host.is_empty() && inside.len() == 2, "{} has {host:?} and {inside:?}", pod.name);
+                for address in pod.addresses().into_iter().filter(|_| pod.is_meshed()) {
+                    let flags = self.endpoint(address)?.flags;
+                    ensure!(flags & endpoint_flags::POD_SIDE != 0, "{address} is enforced at the host side");
+                }
+            }
+            Ok(())
+        })
     }
 
     /// The arguments that keep an agent of this lab to this lab: its pins and its state.
@@ -267,6 +305,21 @@ impl Lab {
         Ok(sum)
     }
 
+    /// The enforcer's own programs on the host side of a pod's interface and on the pod's own device.
+    ///
+    /// # Errors
+    /// When the interface is gone.
+    pub fn own_hooks_by_side(&self, pod: &str) -> Result<[Vec<HookedProgram>; 2]> {
+        let inside = self.inside(pod, || {
+            let index = if_nametoindex("eth0").context("no eth0")?;
+            anyhow::Ok(hooked_programs_at(index, Side::Pod)?)
+        })??;
+        Ok([self.hooks(pod)?, inside].map(|mut hooks| {
+            hooks.retain(|hook| matches!(hook.name.as_str(), "to_pod" | "from_pod"));
+            hooks
+        }))
+    }
+
     /// Every program on the hooks of a pod's interface, first to run first.
     ///
     /// # Errors
@@ -280,14 +333,12 @@ impl Lab {
         })?
     }
 
-    /// The enforcer's own programs among them: one per direction where it is attached.
+    /// The enforcer's own programs there and on the pod's own device: one per direction where it is attached.
     ///
     /// # Errors
     /// When the interface is gone.
     pub fn own_hooks(&self, pod: &str) -> Result<Vec<HookedProgram>> {
-        let mut hooks = self.hooks(pod)?;
-        hooks.retain(|hook| matches!(hook.name.as_str(), "to_pod" | "from_pod"));
-        Ok(hooks)
+        Ok(self.own_hooks_by_side(pod)?.concat())
     }
 
     /// The path of a pinned map.

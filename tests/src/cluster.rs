@@ -113,7 +113,8 @@ impl Cluster {
         &self.dir
     }
 
-    /// Lists and watches that the API server was asked for and that `is` takes, by path and query, from its audit log.
+    /// Lists that the API server was asked for, and watches that have ended, where `is` takes their path and query; from its
+    /// audit log.
     ///
     /// # Errors
     /// When the log cannot be read.
@@ -122,7 +123,7 @@ impl Cluster {
         let asked = text.lines().filter_map(|line| {
             // The last line is being written.
             let event: Value = serde_json::from_str(line).ok()?;
-            let complete = event["verb"] == "watch" || event["stage"] == "ResponseComplete";
+            let complete = event["stage"] == "ResponseComplete";
             // Not what it asks itself, nor kubelets and controllers.
             let own = event["userAgent"].as_str().is_some_and(|agent| agent.starts_with("kube"));
             event["requestURI"].as_str().filter(|_| complete && !own).map(str::to_owned)

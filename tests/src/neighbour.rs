@@ -33,6 +33,8 @@ pub enum Answer {
     Drop,
     /// The packet goes out by the interface with this index.
     Redirect(u32),
+    /// The packet comes in by the other end of the pair whose host side has this index, past that side (`bpf_redirect_peer`).
+    RedirectPeer(u32),
 }
 
 /// Where the program goes on the hook.
@@ -103,11 +105,12 @@ fn code(counter: u32, answer: Answer) -> Vec<u8> {
         Answer::Next => -1_i32,
         Answer::Pass => 0,
         Answer::Drop => 2,
-        Answer::Redirect(ifindex) => {
-            // bpf_redirect(ifindex, 0) gives the answer.
+        Answer::Redirect(ifindex) | Answer::RedirectPeer(ifindex) => {
+            // bpf_redirect(ifindex, 0) or bpf_redirect_peer(ifindex, 0) gives the answer.
+            let helper = if matches!(answer, Answer::Redirect(_)) { 23 } else { 155 };
             code.push(instruction(0xb7, 1, 0, 0, ifindex));
             code.push(instruction(0xb7, 2, 0, 0, 0));
-            code.push(instruction(0x85, 0, 0, 0, 23));
+            code.push(instruction(0x85, 0, 0, 0, helper));
             code.push(instruction(0x95, 0, 0, 0, 0));
             return code.concat();
         }

@@ -97,7 +97,7 @@ fn a_server_that_does_not_insist_is_blocked_until_it_does() -> Result<()> {
 const OTHERS_MARKS: &str =
     "table inet plugins { chain out { type filter hook output priority mangle; policy accept;
     meta l4proto tcp meta mark set meta mark and 0x000030ff
-    meta l4proto tcp meta mark set meta mark or 0xabcdcf00 } }";
+    meta l4proto tcp meta mark set meta mark or 0xabcdcf00; }; }";
 
 #[test]
 fn checks_stay_our_own_although_others_write_into_the_mark() -> Result<()> {

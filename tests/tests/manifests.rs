@@ -76,6 +76,29 @@ fn a_file_that_breaks_keeps_its_last_good_content() -> Result<()> {
     scene.lab.wait_mode("frontend", Mode::DISABLE)
 }
 
+/// What is misspelt may be what says which object it is, and null may make a selector wider than it was meant.
+#[test]
+fn a_policy_whose_kind_or_name_is_misspelt_stays_in_force() -> Result<()> {
+    let scene = Scene::strict()?;
+    for (right, wrong) in [
+        ("kind: PeerAuthentication", "kind: PeerAuthentcation"),
+        ("namespace: istio-system", "namespac: istio-system"),
+        ("name: default", "nam: default"),
+        ("kind: PeerAuthentication", "kid: PeerAuthentication"),
+    ] {
+        ensure!(MESH_STRICT.contains(right), "{MESH_STRICT}");
+        scene.lab.apply("mesh.yaml", &MESH_STRICT.replace(right, wrong))?;
+        let word =
+            wrong.split_once(": ").map_or(wrong, |(key, value)| if key == "kind" { value } else { key });
+        let shown = if word == "kid" { "has no `kind`" } else { word };
+        wait_for_line(&scene, &["mesh.yaml", shown])?;
+        assert_strict(&scene)?;
+    }
+    // A dated policy that only its null selector makes mesh-wide is not put in force over what is.
+    let open = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: a, namespace: hipstershopv1v2, creationTimestamp: '2020-01-01T00:00:00Z'}\nspec: {selector: null, mtls: {mode: DISABLE}}\n";
+    assert_reported(&scene, open, &["spec.selector", "null"])
+}
+
 #[test]
 fn a_folder_that_vanishes() -> Result<()> {
     let scene = Scene::strict()?;

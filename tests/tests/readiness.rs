@@ -1,5 +1,6 @@
 //! From PERMISSIVE to STRICT: who would break is named, what is printed as safe to apply is safe.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::time::Duration;
 
@@ -327,7 +328,7 @@ fn page() -> std::path::PathBuf {
 fn without_times(text: &str) -> String {
     let is_time = |word: &str| {
         let digits = word.trim_end_matches([';', ',', ':']).trim_end_matches(['s', 'm', 'h', 'd']);
-        word.contains("T") && word.ends_with('Z')
+        word.contains('T') && word.ends_with('Z')
             || digits.len() < word.len() && digits.parse::<u64>().is_ok()
     };
     let line = |line: &str| {
@@ -392,7 +393,7 @@ fn the_page_shows_what_is_printed() -> Result<()> {
                 printed.stderr
             );
         }
-        after.push_str(&format!("```console\n{prompt}\n{}```{rest}", printed.stdout));
+        let _ = write!(after, "```console\n{prompt}\n{}```{rest}", printed.stdout);
     }
     if std::env::var_os("UPDATE_DOCS").is_some() {
         fs::write(page(), after)?;

@@ -3,6 +3,7 @@
 mod conversation;
 mod model;
 
+mod bypass;
 mod handshake;
 mod judging;
 mod lifetime;

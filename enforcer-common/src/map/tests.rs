@@ -3,9 +3,9 @@
 use core::mem::{align_of, offset_of, size_of};
 
 use super::{
-    Client, ClientBudget, ClientKey, Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow, FlowKey,
-    FlowState, HalfOpen, Outbound, Pending, PortKey, PortMode, ResetBudget, SocketTag, TrafficClass,
-    WorkloadCounterKey,
+    Bypassed, Client, ClientBudget, ClientKey, Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow,
+    FlowKey, FlowState, HalfOpen, Outbound, Pending, PodLink, PodLinkKey, PortKey, PortMode, ResetBudget,
+    SocketTag, TrafficClass, WorkloadCounterKey,
 };
 use crate::event::{CHUNK_BYTES, Event, EventKind, HEAD_BYTES, HelloChunk, HelloHeader};
 use crate::settings::{Action, Enforcement, Settings, UnknownPods};
@@ -41,6 +41,9 @@ fn keys_and_small_values() {
     layout!(Counter: 24, align 8 { connections: 0, 8; packets: 8, 8; bytes: 16, 8; });
     layout!(ClientKey: 28, align 4 { workload: 0, 4; class: 4, 4; client: 8, 16; port: 24, 2; reserved: 26, 2; });
     layout!(Client: 32, align 8 { connections: 0, 8; first_ns: 8, 8; last_ns: 16, 8; verdict: 24, 4; reason: 28, 4; });
+    layout!(PodLinkKey: 32, align 1 { pod: 0, 16; client: 16, 16; });
+    layout!(PodLink: 12, align 1 { macs: 0, 12; });
+    layout!(Bypassed: 48, align 8 { first_ns: 0, 8; last_ns: 8, 8; packets: 16, 8; client: 24, 16; ifindex: 40, 4; port: 44, 2; reserved: 46, 2; });
     layout!(Pending: 32, align 8 { since_ns: 0, 8; ifindex: 8, 4; frame: 12, 14; reserved: 26, 6; });
     layout!(ResetBudget: 16, align 8 { window_ns: 0, 8; sent: 8, 8; });
     layout!(ClientBudget: 24, align 8 { resets: 0, 16; told_ns: 16, 8; });

@@ -56,6 +56,8 @@ pub struct CertificateOptions {
     pub consequences: Consequences,
     /// When checks are made.
     pub schedule: ScheduleSettings,
+    /// Is told of every connection of a check.
+    pub announcer: Option<probe::Announcer>,
 }
 
 impl CertificateOptions {
@@ -97,6 +99,7 @@ impl Certificates {
         let config = CheckerConfig {
             probe: probe::Settings {
                 mark: Some(OWN_PROBE_MARK),
+                announcer: options.announcer.clone(),
                 http_probe: options.http_probe,
                 alert_wait: options.alert_wait,
                 ..probe::Settings::default()

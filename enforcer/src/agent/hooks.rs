@@ -9,7 +9,7 @@ use tracing::{info, warn};
 use super::Agent;
 use crate::datapath::Interface;
 use crate::datapath::attach::AttachError;
-use crate::datapath::netns::holders;
+use crate::datapath::netns::{Namespaces, holders};
 
 /// Every this many ticks.
 const EVERY: u32 = 6;
@@ -35,10 +35,17 @@ impl Agent {
             return Ok(());
         }
         self.hooks.ticks = 0;
-        let interfaces: Vec<Interface> =
-            self.attachments.values().map(|attachment| attachment.interface.clone()).collect();
-        for interface in interfaces {
-            self.check_hook(&interface);
+        let (inside, outside): (Vec<_>, Vec<_>) =
+            self.attachments.values().cloned().partition(|attachment| attachment.device.is_some());
+        for attachment in outside {
+            self.check_hook(&attachment.interface);
+        }
+        if !inside.is_empty()
+            && let Ok(namespaces) = Namespaces::scan()
+        {
+            for attachment in inside {
+                self.check_inside(&namespaces, &attachment);
+            }
         }
         if self.look_behind_all() {
             self.reconcile()?;

@@ -45,6 +45,7 @@ impl Agent {
                 self.gaps.appeared(interface.index, Instant::now());
                 // Also when it was there and leads to another pod now.
                 self.facts.places.appeared(interface.index);
+                self.leave_gone(&interface);
                 self.forget_gone(interface.index);
                 self.unsupported.remove(&interface.index);
                 self.attach(&interface);
@@ -59,6 +60,7 @@ impl Agent {
             }
             InterfaceEvent::Gone(interface) => {
                 self.gaps.gone(interface.index);
+                self.leave_gone(&interface);
                 self.attachments.remove(&interface.index);
                 self.unsupported.remove(&interface.index);
                 self.failed.remove(&interface.index);
@@ -77,6 +79,9 @@ impl Agent {
 
     /// Hooks an interface. What fails is told once, and tried again with every tick.
     pub(super) fn attach(&mut self, interface: &Interface) {
+        if self.attach_as_before(interface) {
+            return;
+        }
         match self.datapath.attach(interface) {
             Ok(attachment) => {
                 for warning in &attachment.warnings {
@@ -102,6 +107,12 @@ impl Agent {
                 self.failed.insert(interface.index, Failed { interface: interface.clone(), why });
             }
         }
+    }
+
+    /// Looks behind the interfaces again soon.
+    pub(super) fn look_soon(&mut self) {
+        self.looks.due = true;
+        self.looks.eager_until = Some(Instant::now() + EAGER);
     }
 
     /// Tries again what could not be hooked. True when something is hooked now.

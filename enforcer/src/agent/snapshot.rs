@@ -8,10 +8,10 @@ use tracing::warn;
 
 use super::Agent;
 use super::state::{self, DecisionState, EndpointState, InterfaceState, State};
-use crate::datapath::Attachment;
 use crate::datapath::apply::holds;
 use crate::datapath::chain::Neighbour;
 use crate::datapath::desired::{EndpointPlan, apart};
+use crate::datapath::{Attachment, Side};
 use crate::telemetry::names::workload_name;
 use crate::telemetry::{Snapshot, health};
 
@@ -42,6 +42,15 @@ impl Agent {
         self.hooks.unhooked.values().cloned().collect()
     }
 
+    /// Pods that packets reach past the hook on the host side.
+    fn bypassed_pods(&self) -> BTreeSet<String> {
+        let name = |address: &Address| {
+            let plan = self.wanted.endpoints.get(address);
+            plan.map_or_else(|| IpAddr::from(*address).to_string(), |plan| plan.pod.to_string())
+        };
+        self.sides.bypassed.keys().map(name).collect()
+    }
+
     /// What is known, for telemetry.
     fn snapshot(&self) -> Snapshot {
         let endpoints = &self.tables.held().endpoints;
@@ -52,11 +61,13 @@ impl Agent {
             node_addresses: self.node_addresses.clone(),
             state: self.state(),
             placed: self.facts.places.known(),
+            bypassed: self.bypassed_pods(),
             shared: self.looks.shared.keys().copied().map(Address::from).collect(),
             unhooked: self
                 .failed
                 .values()
                 .map(|failed| format!("{}: {}", failed.interface.name, failed.why))
+                .chain(self.sides.problems.values().cloned())
                 .collect(),
         }
     }
@@ -97,6 +108,8 @@ impl Agent {
         let interfaces = self.attachments.values().map(|attachment| InterfaceState {
             index: attachment.interface.index,
             name: attachment.interface.name.clone(),
+            side: if attachment.device.is_some() { Side::Pod } else { Side::Host },
+            device: attachment.device.clone(),
             hook: hook_name(attachment).to_owned(),
             neighbours: attachment.neighbours.iter().map(Neighbour::describe).collect(),
         });
@@ -130,6 +143,7 @@ impl Agent {
                 .iter()
                 .chain(&self.checks_problem)
                 .chain(&failed)
+                .chain(self.sides.problems.values())
                 .chain(self.looks.shared.values())
                 .chain(&self.refused)
                 .cloned()

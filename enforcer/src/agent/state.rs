@@ -11,7 +11,9 @@ use enforcer_common::{Reason, Verdict};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::datapath::Side;
 use crate::datapath::desired::GonePod;
+use crate::datapath::pod_side::PodDevice;
 use crate::source::KindState;
 
 /// Folder of the state files.
@@ -121,6 +123,12 @@ pub struct InterfaceState {
     pub index: u32,
     /// Its name.
     pub name: String,
+    /// Which end of the pod's pair of devices carries the programs.
+    #[serde(default)]
+    pub side: Side,
+    /// The pod's own device, where that is the end.
+    #[serde(default)]
+    pub device: Option<PodDevice>,
     /// `tcx` or `clsact`.
     pub hook: String,
     /// Other programs on the same hooks.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use enforcer_common::map::{
-    Endpoint, Flow, FlowKey, FlowState, Outbound, Pending, PortKey, endpoint_flags, flow_flags,
+    Bypassed, Endpoint, Flow, FlowKey, FlowState, Outbound, Pending, PortKey, endpoint_flags, flow_flags,
 };
 use enforcer_common::settings::Settings;
 use enforcer_common::{Address, Mode, Reason, Verdict};
@@ -13,7 +13,7 @@ use crate::datapath::Datapath;
 use crate::datapath::apply::{Change, Held, Write};
 use crate::datapath::conntrack::Ends;
 use crate::datapath::maps::{
-    Endpoints, Exempt, Flows, MapsError, Outbounds, Pendings, PortModes, SettingsMap,
+    BypassedPods, Endpoints, Exempt, Flows, MapsError, Outbounds, Pendings, PortModes, SettingsMap,
 };
 use crate::datapath::sockdiag::{OnWire, PodSockets};
 
@@ -52,6 +52,7 @@ pub struct Tables {
     transient: Flows,
     outbound: Outbounds,
     pending: Pendings,
+    bypassed: BypassedPods,
     settings: SettingsMap,
     held: Held,
     stale: Vec<(Instant, Vec<PortKey>)>,
@@ -87,6 +88,7 @@ impl Tables {
             transient: Flows::new("TRANSIENT", take(datapath, "TRANSIENT")?)?,
             outbound: Outbounds::new("OUTBOUND", take(datapath, "OUTBOUND")?)?,
             pending: Pendings::new("PENDING", take(datapath, "PENDING")?)?,
+            bypassed: BypassedPods::new("BYPASSED", take(datapath, "BYPASSED")?)?,
             settings: SettingsMap::new(take(datapath, "SETTINGS")?)?,
             held,
             stale: Vec::new(),
@@ -314,6 +316,24 @@ impl Tables {
             }
         }
         Ok(silent)
+    }
+
+    /// Pods that packets reach past the hook on the host side of their interface. Evidence against those that are enforced at
+    /// their own device, or are listed no more, is void and goes.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn bypassed(&mut self) -> Result<BTreeMap<Address, Bypassed>, MapsError> {
+        let mut found = BTreeMap::new();
+        for (address, evidence) in self.bypassed.entries()? {
+            let endpoint = self.held.endpoints.get(&address);
+            if endpoint.is_some_and(|endpoint| endpoint.flags & endpoint_flags::POD_SIDE == 0) {
+                found.insert(address, evidence);
+            } else {
+                self.bypassed.remove(&address)?;
+            }
+        }
+        Ok(found)
     }
 
     /// The kernel side was made to judge a silent client for what it said so far.

@@ -155,6 +155,8 @@ impl Task {
     async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
         let mut write = tokio::time::interval(WRITE_PAUSE);
         write.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut review = tokio::time::interval(WRITE_PAUSE);
+        review.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let wake = self.start_due();
             tokio::select! {
@@ -170,13 +172,14 @@ impl Task {
                 }
                 Some((key, done)) = self.running.next() => self.take(key, done),
                 () = sleep_until(wake) => {}
-                _ = write.tick() => {
+                // The first change after a pause is written at once: a successor is to know it.
+                _ = write.tick(), if self.stale || self.dirty => {
                     if self.stale {
                         self.publish();
                     }
-                    if self.dirty {
-                        self.write().await;
-                    }
+                    self.write().await;
+                }
+                _ = review.tick() => {
                     if self.mesh_client.is_due(Timestamp::now()) {
                         self.review_client();
                         self.publish();

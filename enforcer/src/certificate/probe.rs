@@ -23,12 +23,14 @@ use super::spiffe::Expected;
 use super::verify::ExpiryWarning;
 use super::x509::Certificate;
 
+mod announce;
 mod check;
 mod http;
 mod recorder;
 mod session;
 mod weigh;
 
+pub use announce::{Announcer, Notice};
 pub use http::certificate_refusal;
 
 /// ALPN of an Istio sidecar for a TCP service.
@@ -54,6 +56,8 @@ pub struct Settings {
     /// `SO_MARK` of the connections, by which the kernel side knows them
     /// ([`enforcer_common::settings::OWN_PROBE_MARK`]); needs `CAP_NET_ADMIN`.
     pub mark: Option<u32>,
+    /// Is told of every connection before it is made.
+    pub announcer: Option<Announcer>,
     /// When a certificate counts as near its end.
     pub expiry: ExpiryWarning,
 }
@@ -66,6 +70,7 @@ impl Default for Settings {
             patience: Duration::from_secs(5),
             http_probe: true,
             mark: None,
+            announcer: None,
             expiry: ExpiryWarning::default(),
         }
     }

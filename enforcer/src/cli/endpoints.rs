@@ -1,6 +1,6 @@
 //! `enforcer endpoints`: the pods of this node and what is in force for them, from the pinned maps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::process::ExitCode;
 
@@ -15,6 +15,7 @@ use crate::agent::state::DecisionState;
 use crate::certificate::report::Entry;
 use crate::certificate::state::{History, State};
 use crate::datapath::maps::{Endpoints, PortModes, WorkloadCounters};
+use crate::telemetry::bypass;
 use crate::telemetry::counts::Counts;
 use crate::telemetry::readiness::clients::Table;
 use crate::telemetry::readiness::history::History as Watch;
@@ -49,6 +50,8 @@ pub(super) struct Row {
     /// Connections that would have been refused but for audit mode.
     would_refuse_connections: u64,
     learning: bool,
+    /// Packets reach the pod past the hook: it is not enforced.
+    bypassed: bool,
 }
 
 #[derive(Debug, Serialize, schemars::JsonSchema)]
@@ -91,6 +94,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 fn rows(node: &Node, history: &Watch) -> anyhow::Result<Vec<Row>> {
     let ports = PortModes::new("PORT_MODES", node.pinned.map("PORT_MODES")?)?.entries()?;
     let (connections, mesh) = (connections(node)?, mesh(node, history)?);
+    let bypassed: BTreeSet<IpAddr> =
+        bypass::read(&node.pinned, &node.state)?.into_iter().map(|pod| pod.address).collect();
     let mut rows = Vec::new();
     for (address, endpoint) in Endpoints::new("ENDPOINTS", node.pinned.map("ENDPOINTS")?)?.entries()? {
         if endpoint.flags & endpoint_flags::NOT_MESHED != 0 {
@@ -122,6 +127,7 @@ fn rows(node: &Node, history: &Watch) -> anyhow::Result<Vec<Row>> {
             mesh_tls_connections: mesh.get(&endpoint.workload).copied().unwrap_or_default(),
             plaintext_connections: counted.plaintext,
             refused_connections: counted.refused,
+            bypassed: bypassed.contains(&address),
             would_refuse_connections: counted.would_refuse,
             learning: endpoint.flags & endpoint_flags::LEARNING != 0,
         });
@@ -200,7 +206,7 @@ fn print(rows: &[Row]) -> anyhow::Result<()> {
         lines.add_row([
             row.pod.clone(),
             row.address.to_string(),
-            row.mode.to_owned(),
+            if row.bypassed { format!("{} BYPASSED", row.mode) } else { row.mode.to_owned() },
             decided.map_or_else(
                 || "-".to_owned(),
                 |decision| format!("{} ({})", decision.policy, decision.level),

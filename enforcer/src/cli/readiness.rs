@@ -19,6 +19,7 @@ use super::node::{Node, NodeArgs};
 use super::output::print_json;
 use crate::agent::monotonic_ns;
 use crate::source::manifest::load_paths;
+use crate::telemetry::health::stale;
 use crate::telemetry::readiness::clients::{Table, boot_id};
 use crate::telemetry::readiness::history::{History, Reading};
 use crate::telemetry::readiness::judge::{Answer, Criteria, Readiness, Workload, answer};
@@ -188,6 +189,7 @@ fn this_node(args: &Args) -> anyhow::Result<NodeData> {
             format!("{interface} cannot be hooked: what its pod's clients speak is not seen")
         }),
     );
+    notes.extend(stale(&node.state.kinds, Timestamp::now()));
     if !history.is_of(&boot) {
         notes.push(format!("{} holds no watch since the node's start", path.display()));
     }

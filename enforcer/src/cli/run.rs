@@ -15,7 +15,7 @@ use tracing_subscriber::EnvFilter;
 use super::certs::{Switch, seconds};
 use crate::agent::certificates::CertificateOptions;
 use crate::agent::tables::ExistingFlows;
-use crate::agent::{self, Config, state};
+use crate::agent::{self, Attach, Config, state};
 use crate::certificate::bundle::{DEFAULT_CONFIG_MAP, DEFAULT_CRL_CONFIG_MAP};
 use crate::certificate::schedule::ScheduleSettings;
 use crate::certificate::state::{Consequences, OnFailure, UncheckedPorts};
@@ -154,6 +154,10 @@ pub struct Args {
     /// Entries of a map, such as FLOWS=524288; may be given several times.
     #[arg(long, env = "ENFORCER_MAP_SIZE", value_delimiter = ',', value_parser = map_size, value_name = "MAP=ENTRIES")]
     map_size: Vec<(String, u32)>,
+    /// At which end of a pod's pair of devices it is enforced. At its own device only TCX works, and the agent needs
+    /// `CAP_SYS_ADMIN` to enter the pod's network namespace.
+    #[arg(long, env = "ENFORCER_ATTACH", value_enum, default_value = "auto")]
+    attach: Attach,
     /// The hook to use.
     #[arg(long, env = "ENFORCER_HOOK", value_enum, default_value = "auto")]
     hook: HookChoice,
@@ -294,6 +298,9 @@ fn node_name(given: Option<&String>) -> Option<String> {
 }
 
 fn config(args: Args, source: source::Origin) -> anyhow::Result<Config> {
+    if args.attach == Attach::Pod && matches!(args.hook, HookChoice::Clsact) {
+        bail!("--attach pod works with TCX only: leave --hook clsact out, or run with --attach host");
+    }
     let undecided = Duration::try_from_secs_f64(args.undecided_timeout)
         .ok()
         .filter(|timeout| !timeout.is_zero())
@@ -350,6 +357,7 @@ fn config(args: Args, source: source::Origin) -> anyhow::Result<Config> {
         },
         source,
         selector: Selector::new(args.interfaces),
+        attach: args.attach,
         objects: desired::Options {
             root_namespace: root_namespace.clone(),
             revision: args.revision,
@@ -396,6 +404,7 @@ fn config(args: Args, source: source::Origin) -> anyhow::Result<Config> {
                 interval: Duration::from_secs(args.certificate_check_interval),
                 ..ScheduleSettings::default()
             },
+            announcer: None,
         },
     })
 }

@@ -15,10 +15,12 @@ use super::EXIT_NO;
 use super::node::{AgentStatus, Node, NodeArgs};
 use super::output::{OutputFormat, print_json, print_table, table};
 use crate::agent::state::InterfaceState;
+use crate::datapath::Side;
 use crate::datapath::chain::{Neighbour, OnHook};
 use crate::datapath::look::{self, Look};
 use crate::datapath::maps::{Counters, Endpoints, event_budget};
 use crate::source::KindState;
+use crate::telemetry::bypass::{self, BypassedPod};
 use crate::telemetry::problems::{self, Seen};
 
 use self::maps::MapRow;
@@ -53,6 +55,8 @@ pub(super) struct Status {
     programs: Vec<Program>,
     interfaces: Vec<InterfaceRow>,
     unsupported_interfaces: Vec<String>,
+    /// Pods that packets reach past the hook on the host side of their interface: they are not enforced.
+    bypassed: Vec<BypassedPod>,
     /// Number of addresses by mode.
     endpoints: BTreeMap<&'static str, usize>,
     unprotected_pods: Vec<String>,
@@ -78,6 +82,8 @@ struct InterfaceRow {
     programs: Vec<String>,
     /// Our programs are on both of its hooks now; absent where that cannot be seen from here.
     hooked: Option<bool>,
+    /// Packets reach its pod past the hook: the pod is not enforced.
+    bypassed: bool,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -156,9 +162,8 @@ impl Status {
     fn read(node: &Node, measure: Option<Duration>) -> anyhow::Result<Self> {
         let programs = programs::read(node, measure)?;
         let pinned = node.pinned.programs()?;
-        let interfaces = node.state.interfaces.iter();
-        let looks: Vec<Look> =
-            interfaces.map(|state| look::look(state.index, &state.name, &pinned)).collect();
+        let looks = look::all(&node.state.interfaces, node.pinned.pins(), &pinned);
+        let bypassed = bypass::read(&node.pinned, &node.state)?;
         let maps = maps::maps(node)?;
         let agent = node.agent();
         let problems = problems::find(&Seen {
@@ -166,6 +171,7 @@ impl Status {
             agent: agent.problem().as_deref(),
             programs: &pinned,
             interfaces: &looks,
+            bypassed: &bypassed,
             maps: &maps,
             certificates: &node.certificates,
             now: Timestamp::now(),
@@ -190,8 +196,9 @@ impl Status {
                 UnknownPods::STRICT => "strict",
             },
             programs,
-            interfaces: node.state.interfaces.iter().zip(&looks).map(InterfaceRow::from).collect(),
+            interfaces: interfaces(&node.state.interfaces, &looks, &bypassed),
             unsupported_interfaces: node.state.unsupported_interfaces.clone(),
+            bypassed,
             endpoints: modes(node)?,
             unprotected_pods: node.state.unprotected_pods.clone(),
             policy: Policy {
@@ -257,9 +264,9 @@ impl Status {
         )?;
         drop(out);
         let mut interfaces = table(["INTERFACE", "HOOK", "HOOKED", "NEIGHBOURS"]);
-        for InterfaceRow { state, hooked, .. } in &self.interfaces {
-            let hooked = hooked.map_or("?", |hooked| if hooked { "yes" } else { "NO" });
-            interfaces.add_row([&state.name, &state.hook, hooked, &none_or(&state.neighbours)]);
+        for row in &self.interfaces {
+            let InterfaceRow { state, .. } = row;
+            interfaces.add_row([&state.name, &state.hook, row.hooked_word(), &none_or(&state.neighbours)]);
         }
         section(&interfaces)?;
         let mut maps = table(["MAP", "ENTRIES", "CAPACITY", "FULL", "MEMORY"]);
@@ -328,15 +335,35 @@ fn none_or(words: &[String]) -> String {
     if words.is_empty() { "none".into() } else { words.join(", ") }
 }
 
-impl From<(&InterfaceState, &Look)> for InterfaceRow {
-    fn from((state, look): (&InterfaceState, &Look)) -> Self {
+fn interfaces(states: &[InterfaceState], looks: &[Look], bypassed: &[BypassedPod]) -> Vec<InterfaceRow> {
+    states.iter().zip(looks).map(|(state, look)| InterfaceRow::new(state, look, bypassed)).collect()
+}
+
+impl InterfaceRow {
+    /// Whether the pod behind it is enforced, in a word.
+    fn hooked_word(&self) -> &'static str {
+        match (self.hooked, self.state.side) {
+            (Some(false), _) => "NO",
+            _ if self.bypassed => "BYPASSED",
+            (None, _) => "?",
+            (Some(true), Side::Host) => "yes",
+            (Some(true), Side::Pod) => "yes (pod)",
+        }
+    }
+
+    fn new(state: &InterfaceState, look: &Look, bypassed: &[BypassedPod]) -> Self {
         let mut state = state.clone();
         if let Some(neighbours) = &look.neighbours {
             // What is there now, not what the agent saw last.
             state.neighbours = neighbours.iter().map(Neighbour::describe).collect();
         }
         let text = |on_hook: &OnHook| format!("{}: {on_hook}", on_hook.way.program());
-        Self { state, programs: look.programs.iter().map(text).collect(), hooked: look.hooked }
+        Self {
+            bypassed: bypassed.iter().any(|pod| pod.ifindex == state.index),
+            programs: look.programs.iter().map(text).collect(),
+            hooked: look.hooked,
+            state,
+        }
     }
 }
 

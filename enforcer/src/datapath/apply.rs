@@ -147,18 +147,22 @@ fn flags(plan: &EndpointPlan) -> u8 {
 
 fn same_policy(held: &Held, old: &Endpoint, plan: &EndpointPlan) -> bool {
     old.mode == plan.mode
-        && old.flags & !endpoint_flags::LEARNING == flags(plan)
+        && old.flags & !(endpoint_flags::LEARNING | endpoint_flags::POD_SIDE) == flags(plan)
         && held.ports_of(old.workload, old.generation) == plan.ports
 }
 
 fn endpoint(plan: &EndpointPlan, generation: u16) -> Endpoint {
+    let (side, ifindex, netns_id) = match &plan.inside {
+        None => (0, plan.ifindex, plan.netns_id),
+        Some(device) => (endpoint_flags::POD_SIDE, device.index, device.stamp()),
+    };
     Endpoint {
         workload: plan.workload,
         generation,
         mode: plan.mode,
-        flags: flags(plan),
-        ifindex: plan.ifindex,
-        netns_id: plan.netns_id,
+        flags: flags(plan) | side,
+        ifindex,
+        netns_id,
     }
 }
 

@@ -7,16 +7,42 @@ use nix::libc;
 use super::chain::{self, Neighbour};
 use super::interface::Interface;
 use super::load::Datapath;
+use super::netns::NetnsError;
 use super::pin::{LinkKind, LinkName};
+use super::pod_side::PodDevice;
 use super::{clsact, sys, tcx};
 
 /// The direction of a program, seen from the pod.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Way {
-    /// Towards the pod: egress of the host-side interface.
+    /// Towards the pod: egress of the host-side interface, ingress of the pod's own device.
     ToPod,
-    /// From the pod: ingress of the host-side interface.
+    /// From the pod: ingress of the host-side interface, egress of the pod's own device.
     FromPod,
+}
+
+/// Which end of a pod's pair of devices.
+#[derive(
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Debug,
+    Default,
+    serde::Serialize,
+    serde::Deserialize,
+    schemars::JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Side {
+    /// The one in the node's network namespace.
+    #[default]
+    Host,
+    /// The one in the pod's.
+    Pod,
 }
 
 impl Way {
@@ -29,6 +55,16 @@ impl Way {
         match self {
             Self::ToPod => "to_pod",
             Self::FromPod => "from_pod",
+        }
+    }
+
+    /// The name of the program for this direction that works at a side.
+    #[must_use]
+    pub const fn program_at(self, side: Side) -> &'static str {
+        match (side, self) {
+            (Side::Host, way) => way.program(),
+            (Side::Pod, Self::ToPod) => "to_pod_in",
+            (Side::Pod, Self::FromPod) => "from_pod_in",
         }
     }
 }
@@ -50,6 +86,8 @@ pub enum Hook {
 pub struct Attachment {
     /// The interface.
     pub interface: Interface,
+    /// The pod's own device, where that is hooked in place of the interface.
+    pub device: Option<PodDevice>,
     /// `Tcx` or `Clsact`.
     pub hook: Hook,
     /// The programs of an earlier agent were replaced in place, in both directions.
@@ -78,6 +116,17 @@ pub enum AttachError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The pod cannot be looked into.
+    #[error(transparent)]
+    Namespace(#[from] NetnsError),
+    /// Only TCX links can be put on a pod's own device.
+    #[error(
+        "this kernel has no TCX (6.6 and later), without which no pod's own device can be hooked: use --attach host"
+    )]
+    NoTcx,
+    /// The programs for pods' own devices were not loaded.
+    #[error("the programs for pods' own devices are not loaded")]
+    NotPrepared,
     /// An ingress qdisc stands where clsact would go.
     #[error(
         "interface {0} has an ingress qdisc, which leaves no room for clsact: remove it with `tc qdisc del dev {0} ingress`"
@@ -138,7 +187,7 @@ impl Datapath {
     fn program_ids(&self) -> io::Result<[u32; 2]> {
         let mut ids = [0; 2];
         for (id, way) in ids.iter_mut().zip(Way::BOTH) {
-            *id = sys::program_id(self.program(way)?)?;
+            *id = sys::program_id(self.program(way, Side::Host)?)?;
         }
         Ok(ids)
     }
@@ -201,9 +250,17 @@ pub struct HookedProgram {
 /// # Errors
 /// When the interface is gone, or the kernel has no TCX.
 pub fn hooked_programs(ifindex: u32) -> io::Result<Vec<HookedProgram>> {
+    hooked_programs_at(ifindex, Side::Host)
+}
+
+/// The same where the interface is this end of a pod's pair.
+///
+/// # Errors
+/// As [`hooked_programs`].
+pub fn hooked_programs_at(ifindex: u32, side: Side) -> io::Result<Vec<HookedProgram>> {
     let mut all = Vec::new();
     for way in Way::BOTH {
-        let on_hook = sys::tcx_query(ifindex, tcx::hook(way))?;
+        let on_hook = sys::tcx_query(ifindex, tcx::hook(way, side))?;
         all.extend(on_hook.iter().map(|h| HookedProgram {
             way,
             program: h.program,

@@ -88,11 +88,7 @@ pub enum Reading {
 /// When the kernel refuses.
 pub fn scan(map: &MapData, mut each: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
     match scan_by(map, Reading::Batches(BATCH), &mut each) {
-        Err(error)
-            if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | NOT_SUPPORTED)) =>
-        {
-            scan_by(map, Reading::Single, each)
-        }
+        Err(error) if has_no_batches(&error) => scan_by(map, Reading::Single, each),
         result => result,
     }
 }
@@ -104,7 +100,11 @@ pub fn scan(map: &MapData, mut each: impl FnMut(&[u8], &[u8])) -> io::Result<()>
 pub fn scan_by(map: &MapData, reading: Reading, mut each: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
     let shape = Shape::of(map)?;
     match reading {
-        Reading::Batches(size) => in_batches(&shape, size, &mut each),
+        Reading::Batches(size) => in_batches(&shape, size, &mut |keys: &[u8], values: &[u8]| {
+            for (key, value) in keys.chunks_exact(shape.key).zip(values.chunks_exact(shape.value)) {
+                each(key, value);
+            }
+        }),
         Reading::Single => one_by_one(&shape, &mut each),
     }
 }
@@ -114,12 +114,27 @@ pub fn scan_by(map: &MapData, reading: Reading, mut each: impl FnMut(&[u8], &[u8
 /// # Errors
 /// When the kernel refuses.
 pub fn count(map: &MapData) -> io::Result<usize> {
+    let shape = Shape::of(map)?;
     let mut count = 0;
-    scan(map, |_, _| count += 1)?;
-    Ok(count)
+    let batches =
+        in_batches(&shape, BATCH, &mut |keys: &[u8], _: &[u8]| count += keys.len() / shape.key.max(1));
+    match batches {
+        Err(error) if has_no_batches(&error) => {
+            count = 0;
+            one_by_one(&shape, &mut |_: &[u8], _: &[u8]| count += 1)?;
+            Ok(count)
+        }
+        result => result.map(|()| count),
+    }
 }
 
-fn in_batches(shape: &Shape<'_>, first: u32, each: &mut impl FnMut(&[u8], &[u8])) -> io::Result<()> {
+/// The kernel does not know batches, or not for this kind of map.
+fn has_no_batches(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | NOT_SUPPORTED))
+}
+
+/// Shows keys and values of whole batches.
+fn in_batches(shape: &Shape<'_>, first: u32, batch: &mut impl FnMut(&[u8], &[u8])) -> io::Result<()> {
     let mut most = first.min(shape.capacity).max(1);
     // Where the next batch begins: a number for hashes, a key for tries.
     let (mut from, mut to) = (vec![0_u8; shape.key.max(8)], vec![0_u8; shape.key.max(8)]);
@@ -151,9 +166,8 @@ fn in_batches(shape: &Shape<'_>, first: u32, each: &mut impl FnMut(&[u8], &[u8])
             Err(error) => return Err(error),
         };
         let count = usize::try_from(attr.count).map_err(io::Error::other)?.min(room);
-        for (key, value) in keys.chunks_exact(shape.key).zip(values.chunks_exact(shape.value)).take(count) {
-            each(key, value);
-        }
+        let (keys, values) = (keys.get(..count * shape.key), values.get(..count * shape.value));
+        batch(keys.unwrap_or_default(), values.unwrap_or_default());
         if ended {
             return Ok(());
         }

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::io;
 
-use super::attach::{Hook, Way};
+use super::attach::{Hook, Side, Way};
 use super::netlink::Netlink;
 use super::{clsact, redirects, sys, tcx};
 
@@ -56,16 +56,24 @@ pub struct Neighbour {
     pub redirects: Option<bool>,
 }
 
-/// What runs on both hooks of an interface of the calling thread's namespace, first to run first. A kernel without TCX
-/// has filters only.
+/// What runs on both hooks of the host side of a pod's interface, in the calling thread's namespace, first to run first. A kernel
+/// without TCX has filters only.
 ///
 /// # Errors
 /// When the interface is gone.
 pub fn chain(ifindex: u32) -> io::Result<Vec<OnHook>> {
+    chain_at(ifindex, Side::Host)
+}
+
+/// The same where the interface is this end of a pod's pair.
+///
+/// # Errors
+/// When the interface is gone.
+pub fn chain_at(ifindex: u32, side: Side) -> io::Result<Vec<OnHook>> {
     let mut netlink = Netlink::route()?;
     let mut all = Vec::new();
     for way in Way::BOTH {
-        match sys::tcx_query(ifindex, tcx::hook(way)) {
+        match sys::tcx_query(ifindex, tcx::hook(way, side)) {
             Ok(found) => all.extend(found.iter().map(|h| OnHook {
                 way,
                 hook: Hook::Tcx,
@@ -75,7 +83,7 @@ pub fn chain(ifindex: u32) -> io::Result<Vec<OnHook>> {
             Err(e) if tcx::is_unsupported(&e) => {}
             Err(e) => return Err(e),
         }
-        let filters = clsact::filters(&mut netlink, ifindex, way)?;
+        let filters = clsact::filters(&mut netlink, ifindex, way, side)?;
         all.extend(filters.into_iter().map(|filter| OnHook {
             way,
             hook: Hook::Clsact,

@@ -7,12 +7,13 @@ use std::os::fd::AsRawFd as _;
 
 use nix::libc;
 
-use super::attach::{AttachError, Attachment, Hook, Way};
+use super::attach::{AttachError, Attachment, Hook, Side, Way};
 use super::interface::Interface;
 use super::load::Datapath;
 use super::netlink::{Attributes, Message, NLM_F_CREATE, NLM_F_EXCL, Netlink};
 use super::pin::{LinkKind, LinkName, Pins};
-use super::sys;
+use super::sys::{self, TcxHook};
+use super::tcx;
 
 const RTM_NEWQDISC: u16 = 36;
 const RTM_DELQDISC: u16 = 37;
@@ -38,10 +39,10 @@ const HANDLE: u32 = 0x656e_6601;
 /// `struct tcmsg`.
 const TCMSG: usize = 20;
 
-const fn parent(way: Way) -> u32 {
-    match way {
-        Way::ToPod => PARENT_EGRESS,
-        Way::FromPod => PARENT_INGRESS,
+const fn parent(way: Way, side: Side) -> u32 {
+    match tcx::hook(way, side) {
+        TcxHook::Egress => PARENT_EGRESS,
+        TcxHook::Ingress => PARENT_INGRESS,
     }
 }
 
@@ -76,24 +77,27 @@ pub(super) fn attach(datapath: &Datapath, interface: &Interface) -> Result<Attac
     let mut replaced = true;
     for way in Way::BOTH {
         replaced &= own_filter(&mut netlink, interface.index, way).map_err(failed)?;
-        let program = datapath.program(way).map_err(failed)?.as_raw_fd().cast_unsigned().to_ne_bytes();
+        let program =
+            datapath.program(way, Side::Host).map_err(failed)?.as_raw_fd().cast_unsigned().to_ne_bytes();
         let mut name = filter_name(way).into_bytes();
         name.push(0);
-        let message = Message::new(RTM_NEWTFILTER, &tcmsg(interface.index, HANDLE, parent(way), info()))
-            .with(TCA_KIND, b"bpf\0")
-            .with_nested(
-                TCA_OPTIONS,
-                &[
-                    (TCA_BPF_FD, &program),
-                    (TCA_BPF_NAME, &name),
-                    (TCA_BPF_FLAGS, &TCA_BPF_FLAG_ACT_DIRECT.to_ne_bytes()),
-                ],
-            );
+        let message =
+            Message::new(RTM_NEWTFILTER, &tcmsg(interface.index, HANDLE, parent(way, Side::Host), info()))
+                .with(TCA_KIND, b"bpf\0")
+                .with_nested(
+                    TCA_OPTIONS,
+                    &[
+                        (TCA_BPF_FD, &program),
+                        (TCA_BPF_NAME, &name),
+                        (TCA_BPF_FLAGS, &TCA_BPF_FLAG_ACT_DIRECT.to_ne_bytes()),
+                    ],
+                );
         // Without EXCL a filter with this priority and handle is replaced, atomically.
         netlink.change(&message, NLM_F_CREATE).map_err(failed)?;
     }
     Ok(Attachment {
         interface: interface.clone(),
+        device: None,
         hook: Hook::Clsact,
         replaced,
         neighbours: Vec::new(),
@@ -139,8 +143,8 @@ pub(super) struct Filter {
 }
 
 /// The filters of a direction, first to run first; none where there is no such qdisc.
-pub(super) fn filters(netlink: &mut Netlink, ifindex: u32, way: Way) -> io::Result<Vec<Filter>> {
-    let all = match netlink.dump(&Message::new(RTM_GETTFILTER, &tcmsg(ifindex, 0, parent(way), 0))) {
+pub(super) fn filters(netlink: &mut Netlink, ifindex: u32, way: Way, side: Side) -> io::Result<Vec<Filter>> {
+    let all = match netlink.dump(&Message::new(RTM_GETTFILTER, &tcmsg(ifindex, 0, parent(way, side), 0))) {
         Ok(all) => all,
         // No interface, or no such qdisc on it.
         Err(e) if matches!(e.raw_os_error(), Some(libc::ENODEV | libc::EINVAL | libc::ENOENT)) => {
@@ -166,7 +170,9 @@ pub(super) fn filters(netlink: &mut Netlink, ifindex: u32, way: Way) -> io::Resu
 
 fn own_filter(netlink: &mut Netlink, ifindex: u32, way: Way) -> io::Result<bool> {
     let name = filter_name(way);
-    Ok(filters(netlink, ifindex, way)?.iter().any(|filter| filter.handle == HANDLE && filter.name == name))
+    Ok(filters(netlink, ifindex, way, Side::Host)?
+        .iter()
+        .any(|filter| filter.handle == HANDLE && filter.name == name))
 }
 
 /// Takes our filters off an interface of the calling thread's namespace, and the qdisc when it was made for them and
@@ -194,12 +200,13 @@ pub(super) fn remove_marked(pins: &Pins, name: LinkName, made: bool) -> io::Resu
     let (mut taken, mut others) = (Taken::default(), 0);
     for way in Way::BOTH {
         if own_filter(&mut netlink, name.ifindex, way)? {
-            let message = Message::new(RTM_DELTFILTER, &tcmsg(name.ifindex, HANDLE, parent(way), info()))
-                .with(TCA_KIND, b"bpf\0");
+            let message =
+                Message::new(RTM_DELTFILTER, &tcmsg(name.ifindex, HANDLE, parent(way, Side::Host), info()))
+                    .with(TCA_KIND, b"bpf\0");
             netlink.change(&message, 0)?;
             taken.filters += 1;
         }
-        others += filters(&mut netlink, name.ifindex, way)?.len();
+        others += filters(&mut netlink, name.ifindex, way, Side::Host)?.len();
     }
     if made && others == 0 && qdisc(&mut netlink, name.ifindex)?.as_deref() == Some("clsact") {
         let message = Message::new(RTM_DELQDISC, &tcmsg(name.ifindex, CLSACT_HANDLE, TC_H_CLSACT, 0));

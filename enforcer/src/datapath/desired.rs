@@ -7,6 +7,7 @@ use enforcer_common::map::{ExemptKind, PortMode, port_flags};
 use enforcer_common::{Address, Mode};
 use serde::{Deserialize, Serialize};
 
+use super::pod_side::PodDevice;
 use crate::certificate::report::PodPort;
 use crate::object::{ObjectName, Objects, Pod};
 use crate::policy::compose::{Composer, Decision};
@@ -33,6 +34,8 @@ pub struct Facts {
     pub node_addresses: BTreeSet<IpAddr>,
     /// What was found behind the interfaces.
     pub places: Places,
+    /// Pods that are enforced at their own device, by the index of the host side of its pair.
+    pub inside: BTreeMap<u32, PodDevice>,
     /// Pods that are gone and whose interface is still there, the last one last.
     pub gone: Vec<GonePod>,
     /// Ports blocked after a failed certificate check.
@@ -112,6 +115,8 @@ pub struct EndpointPlan {
     pub ifindex: u32,
     /// Network namespace id plus one; 0 while unknown.
     pub netns_id: u32,
+    /// The pod's own device, where it is enforced there.
+    pub inside: Option<PodDevice>,
     /// False for a pod outside the mesh.
     pub meshed: bool,
     /// The policies that decided.
@@ -161,6 +166,7 @@ pub fn desired(objects: &Objects, facts: &Facts, options: &Options, ids: &mut Wo
             let plan = EndpointPlan {
                 ifindex: place.ifindex,
                 netns_id: place.netns_id.cast_unsigned().wrapping_add(1),
+                inside: facts.inside.get(&place.ifindex).cloned(),
                 ..plan.clone()
             };
             wanted.endpoints.insert(Address::from(address), plan);
@@ -210,6 +216,7 @@ fn plan(pod: &Pod, meshed: bool, composer: &Composer<'_>, facts: &Facts, workloa
         ports: BTreeMap::new(),
         ifindex: 0,
         netns_id: 0,
+        inside: None,
         meshed,
         decided_by: Vec::new(),
     };
@@ -286,5 +293,7 @@ fn exempt(facts: &Facts) -> BTreeMap<Address, ExemptKind> {
         .collect()
 }
 
+#[cfg(test)]
+mod checks;
 #[cfg(test)]
 mod tests;

@@ -89,6 +89,15 @@ pub fn remove_all(pins: &Pins) -> io::Result<Removed> {
                 tcx::remove(&pins.link(name))?;
                 removed.links.push(format!("{} on interface {}", way.program(), name.ifindex));
             }
+            LinkKind::Inside(way) => {
+                tcx::remove(&pins.link(name))?;
+                removed.links.push(format!(
+                    "{} on device {} of the pod whose network namespace has the cookie {}",
+                    way.program(),
+                    name.ifindex,
+                    name.cookie
+                ));
+            }
             LinkKind::Clsact { .. } if name.cookie != cookie => removed.left.push(format!(
                 "filters on interface {} of another network namespace: run detach in that one",
                 name.ifindex

@@ -10,11 +10,11 @@ use aya::maps::{Map, MapData};
 use aya::programs::{Program, ProgramError, SchedClassifier, SockOps};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 
-use super::attach::{Hook, Way};
+use super::attach::{Hook, Side, Way};
 use super::bpffs::{BpffsError, ensure_bpffs};
 use super::lock::{AgentLock, LockError};
 use super::pin::{self, Pins};
-use super::{migrate, sockets, sys};
+use super::{entry, migrate, sockets, sys};
 
 /// The kernel side as it was built with this binary.
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/enforcer-ebpf"));
@@ -123,6 +123,8 @@ pub struct Datapath {
     pub(super) pins: Pins,
     pub(super) hook: Hook,
     pub(super) cookie: u64,
+    /// Through which pods' own devices reach the programs for them; `None`: not loaded yet.
+    pub(super) pod_programs: Option<OwnedFd>,
     ebpf: Ebpf,
     warnings: Vec<String>,
     carried: Vec<&'static str>,
@@ -180,19 +182,47 @@ impl Datapath {
         loader.override_global(LOG_LEVEL, &options.log_level, false);
         let mut ebpf = loader.load(OBJECT)?;
         for way in Way::BOTH {
-            let name = way.program();
-            let program: &mut SchedClassifier = ebpf
-                .program_mut(name)
-                .and_then(|program| program.try_into().ok())
-                .ok_or(OpenError::NoProgram(name))?;
-            program.load().map_err(|e| refused(name, &e))?;
+            load_classifier(&mut ebpf, way.program_at(Side::Host))?;
         }
         if let Some(Err(error)) = ebpf.program_mut(sockets::PROGRAM).map(load_socket_program) {
             warnings.push(format!("ends of connections are told by their packets alone: {error}"));
         }
-        let datapath = Self { pins, hook: options.hook, cookie, ebpf, warnings, carried, _lock: lock };
-        datapath.pin_programs()?;
+        let datapath = Self {
+            pins,
+            hook: options.hook,
+            cookie,
+            pod_programs: None,
+            ebpf,
+            warnings,
+            carried,
+            _lock: lock,
+        };
+        datapath.pin_programs(Side::Host)?;
         Ok(datapath)
+    }
+
+    /// Loads what works on pods' own devices, and puts it where the entry programs go on: those of an earlier agent go on in it
+    /// at once. Nothing to do the second time. Takes as long as loading the others, so it is not done before it is needed.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn prepare_inside(&mut self) -> Result<(), OpenError> {
+        if self.pod_programs.is_some() {
+            return Ok(());
+        }
+        for way in Way::BOTH {
+            load_classifier(&mut self.ebpf, way.program_at(Side::Pod))?;
+        }
+        self.pin_programs(Side::Pod)?;
+        let path = self.pins.maps().join(entry::PROGRAMS);
+        let failed = |e| pin_error("fill", &path, e);
+        let array = entry::array(&self.pins).map_err(failed)?;
+        for way in Way::BOTH {
+            let program = self.program(way, Side::Pod).map_err(failed)?;
+            sys::set_program(array.as_fd(), entry::index(way), program).map_err(failed)?;
+        }
+        self.pod_programs = Some(array);
+        Ok(())
     }
 
     /// What an operator should know of the opening, one sentence each.
@@ -229,8 +259,8 @@ impl Datapath {
     }
 
     /// The descriptor of a loaded classifier.
-    pub(super) fn program(&self, way: Way) -> io::Result<BorrowedFd<'_>> {
-        match self.ebpf.program(way.program()) {
+    pub(super) fn program(&self, way: Way, side: Side) -> io::Result<BorrowedFd<'_>> {
+        match self.ebpf.program(way.program_at(side)) {
             Some(Program::SchedClassifier(program)) => Ok(program.fd().map_err(io::Error::other)?.as_fd()),
             _ => Err(io::Error::from(io::ErrorKind::NotFound)),
         }
@@ -245,13 +275,13 @@ impl Datapath {
     }
 
     /// Pins the programs, each under a passing name first so that there is one at every moment.
-    fn pin_programs(&self) -> Result<(), OpenError> {
+    fn pin_programs(&self, side: Side) -> Result<(), OpenError> {
         for way in Way::BOTH {
-            let path = self.pins.programs().join(way.program());
-            let new = self.pins.programs().join(format!("{}-new", way.program()));
+            let path = self.pins.programs().join(way.program_at(side));
+            let new = self.pins.programs().join(format!("{}-new", way.program_at(side)));
             let failed = |e| pin_error("pin", &path, e);
             pin::remove(&new).map_err(failed)?;
-            sys::pin(self.program(way).map_err(failed)?, &new).map_err(failed)?;
+            sys::pin(self.program(way, side).map_err(failed)?, &new).map_err(failed)?;
             fs::rename(&new, &path).map_err(failed)?;
         }
         Ok(())
@@ -322,6 +352,18 @@ impl Pinned {
     #[must_use]
     pub fn agent(&self) -> Option<LockError> {
         AgentLock::held(self.pins.dir())
+    }
+}
+
+fn load_classifier(ebpf: &mut Ebpf, name: &'static str) -> Result<(), OpenError> {
+    let program: &mut SchedClassifier = ebpf
+        .program_mut(name)
+        .and_then(|program| program.try_into().ok())
+        .ok_or(OpenError::NoProgram(name))?;
+    match program.load() {
+        // A try before this one got as far.
+        Err(ProgramError::AlreadyLoaded) => Ok(()),
+        result => result.map_err(|e| refused(name, &e)),
     }
 }
 

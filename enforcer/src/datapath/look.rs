@@ -4,6 +4,10 @@ use super::attach::Way;
 use super::chain::{self, Neighbour, OnHook};
 use super::interface;
 use super::load::PinnedProgram;
+use super::netns::Namespaces;
+use super::pin::Pins;
+use super::pod_side::PodDevice;
+use crate::agent::state::InterfaceState;
 
 /// One look at an interface.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -16,6 +20,36 @@ pub struct Look {
     pub neighbours: Option<Vec<Neighbour>>,
     /// Our programs are on both of its hooks; `None` where that cannot be seen from here.
     pub hooked: Option<bool>,
+}
+
+/// Looks at every interface, or at the pod's own device behind it where that is hooked.
+#[must_use]
+pub fn all(interfaces: &[InterfaceState], pins: &Pins, ours: &[PinnedProgram]) -> Vec<Look> {
+    let inside = interfaces.iter().any(|state| state.device.is_some());
+    let namespaces = if inside { Namespaces::scan().ok() } else { None };
+    let look = |state: &InterfaceState| match &state.device {
+        None => look(state.index, &state.name, ours),
+        Some(device) => look_inside(state, device, pins, namespaces.as_ref()),
+    };
+    interfaces.iter().map(look).collect()
+}
+
+/// The pinned links say what is on the pod's device, wherever that is; who is beside it needs a look into the pod.
+fn look_inside(
+    state: &InterfaceState,
+    device: &PodDevice,
+    pins: &Pins,
+    namespaces: Option<&Namespaces>,
+) -> Look {
+    let own = device.programs(pins).ok().flatten();
+    let here = interface::by_index(state.index).ok().filter(|here| here.name == state.name);
+    let chain = here.zip(namespaces).and_then(|(here, namespaces)| device.chain(namespaces, &here).ok());
+    Look {
+        interface: device.place(&state.name),
+        hooked: Some(own.is_some()),
+        neighbours: chain.as_ref().zip(own).map(|(chain, own)| chain::neighbours(chain, own)),
+        programs: chain.unwrap_or_default(),
+    }
 }
 
 /// Looks at an interface, unless this is another network namespace than the agent's. `ours` are the pinned programs.

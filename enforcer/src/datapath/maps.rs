@@ -9,8 +9,8 @@ use aya::maps::{
 use bytemuck::{CheckedBitPattern, NoUninit};
 use enforcer_common::Address;
 use enforcer_common::map::{
-    Client, ClientBudget, ClientKey, Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow, FlowKey,
-    HalfOpen, Outbound, Pending, PortKey, PortMode, WorkloadCounterKey,
+    Bypassed, Client, ClientBudget, ClientKey, Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow,
+    FlowKey, HalfOpen, Outbound, Pending, PortKey, PortMode, WorkloadCounterKey,
 };
 use enforcer_common::settings::Settings;
 use thiserror::Error;
@@ -182,6 +182,10 @@ pub type Flows = Table<FlowKey, Flow, 36, 96>;
 pub type Clients = Table<ClientKey, Client, 28, 32>;
 /// `HALF_OPEN`.
 pub type HalfOpens = Table<FlowKey, HalfOpen, 36, 12>;
+/// `BYPASSED`.
+pub type BypassedPods = Table<Address, Bypassed, 16, 48>;
+/// `OWN_PROBES`.
+pub type OwnProbes = Table<FlowKey, u64, 36, 8>;
 /// `PENDING`.
 pub type Pendings = Table<FlowKey, Pending, 36, 32>;
 /// `OUTBOUND`.

@@ -104,6 +104,18 @@ impl Namespaces {
         Ok(Self(by_id))
     }
 
+    /// Does something in the namespace behind an interface, on a thread of its own.
+    ///
+    /// # Errors
+    /// When it is not visible, or the work fails.
+    pub fn enter<T: Send>(
+        &self,
+        interface: &Interface,
+        work: impl FnOnce() -> io::Result<T> + Send,
+    ) -> Result<T, NetnsError> {
+        self.behind(interface, work).map(|(_, done)| done)
+    }
+
     /// Looks into the namespace behind an interface, on a thread of its own.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 //! ```text
 //! DIR/links/<namespace cookie>-<ifindex>-to_pod      a TCX link; these outlive layouts, so that an upgrade replaces
 //!                                                    the program behind a link instead of making a second link
+//! DIR/links/<namespace cookie>-<ifindex>-in-to_pod   the same on a pod's own device, in the pod's namespace
 //! DIR/links/<namespace cookie>-<ifindex>-clsact[-made]  a folder: filters are on this interface (and we made the qdisc)
 //! DIR/v<layout>/maps/<NAME>
 //! DIR/v<layout>/programs/<name>
@@ -43,6 +44,8 @@ pub struct LinkName {
 pub enum LinkKind {
     /// A TCX link.
     Tcx(Way),
+    /// A TCX link on a pod's own device.
+    Inside(Way),
     /// Our filters are on the interface; `made`: the clsact qdisc is ours as well.
     Clsact {
         /// True when the qdisc was made for our filters.
@@ -60,6 +63,8 @@ impl LinkName {
         let kind = match parts.next()? {
             "to_pod" => LinkKind::Tcx(Way::ToPod),
             "from_pod" => LinkKind::Tcx(Way::FromPod),
+            "in-to_pod" => LinkKind::Inside(Way::ToPod),
+            "in-from_pod" => LinkKind::Inside(Way::FromPod),
             "clsact" => LinkKind::Clsact { made: false },
             "clsact-made" => LinkKind::Clsact { made: true },
             _ => return None,
@@ -70,6 +75,8 @@ impl LinkName {
     fn file_name(self) -> String {
         let kind = match self.kind {
             LinkKind::Tcx(way) => way.program(),
+            LinkKind::Inside(Way::ToPod) => "in-to_pod",
+            LinkKind::Inside(Way::FromPod) => "in-from_pod",
             LinkKind::Clsact { made: false } => "clsact",
             LinkKind::Clsact { made: true } => "clsact-made",
         };
@@ -190,6 +197,8 @@ mod tests {
         for kind in [
             LinkKind::Tcx(Way::ToPod),
             LinkKind::Tcx(Way::FromPod),
+            LinkKind::Inside(Way::ToPod),
+            LinkKind::Inside(Way::FromPod),
             LinkKind::Clsact { made: false },
             LinkKind::Clsact { made: true },
         ] {

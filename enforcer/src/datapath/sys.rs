@@ -12,6 +12,9 @@ use std::path::Path;
 
 use nix::libc;
 
+const BPF_MAP_CREATE: libc::c_long = 0;
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
+const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
@@ -128,6 +131,44 @@ struct QueryAttr {
     links: u64,
     link_flags: u64,
     revision: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct MapCreateAttr {
+    kind: u32,
+    key: u32,
+    value: u32,
+    entries: u32,
+    flags: u32,
+    inner: u32,
+    numa: u32,
+    name: [u8; 16],
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct MapElementAttr {
+    map: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ProgramLoadAttr {
+    kind: u32,
+    count: u32,
+    code: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
 }
 
 /// `struct bpf_link_info`, with the TCX member of its union.
@@ -247,6 +288,45 @@ fn program_info(program: BorrowedFd<'_>, info: &mut ProgramInfo) -> io::Result<(
         &mut InfoAttr { fd: raw(program), len, info: address(std::ptr::from_mut(info)) },
     )
     .map(drop)
+}
+
+/// Makes an array of programs to go on in.
+pub(super) fn program_array(name: &str, entries: u32) -> io::Result<OwnedFd> {
+    /// `BPF_MAP_TYPE_PROG_ARRAY`.
+    const PROG_ARRAY: u32 = 3;
+    let mut attr = MapCreateAttr { kind: PROG_ARRAY, key: 4, value: 4, entries, ..MapCreateAttr::default() };
+    let name = name.as_bytes();
+    attr.name[..name.len()].copy_from_slice(name);
+    bpf(BPF_MAP_CREATE, &mut attr).map(own)
+}
+
+/// Writes a program into such an array.
+pub(super) fn set_program(array: BorrowedFd<'_>, index: u32, program: BorrowedFd<'_>) -> io::Result<()> {
+    let value = raw(program);
+    let mut attr = MapElementAttr {
+        map: raw(array),
+        padding: 0,
+        key: address(&raw const index),
+        value: address(&raw const value),
+        flags: 0,
+    };
+    bpf(BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
+}
+
+/// Loads a classifier from its instructions, under a name of at most 15 bytes.
+pub(super) fn load_classifier(name: &str, code: &[[u8; 8]]) -> io::Result<OwnedFd> {
+    /// `BPF_PROG_TYPE_SCHED_CLS`.
+    const SCHED_CLS: u32 = 3;
+    let mut attr = ProgramLoadAttr {
+        kind: SCHED_CLS,
+        count: u32::try_from(code.len()).map_err(io::Error::other)?,
+        code: address(code.as_ptr()),
+        license: address(c"Dual MIT/GPL".as_ptr()),
+        ..ProgramLoadAttr::default()
+    };
+    let name = name.as_bytes();
+    attr.name[..name.len()].copy_from_slice(name);
+    bpf(BPF_PROG_LOAD, &mut attr).map(own)
 }
 
 /// Asks for a link's information.

@@ -45,6 +45,12 @@ pub fn missing(snapshot: &Snapshot) -> Vec<String> {
         return missing;
     }
     missing.extend(snapshot.unhooked.iter().map(|why| format!("an interface is not hooked: {why}")));
+    missing.extend(snapshot.bypassed.iter().map(|pod| {
+        format!(
+            "{}{pod} past the hook on the host side of its interface: it is not enforced; run with --attach auto or pod",
+            super::bypass::BEGINNING
+        )
+    }));
     let hooked: BTreeSet<u32> = snapshot.state.interfaces.iter().map(|interface| interface.index).collect();
     let mut placed = snapshot.placed.clone();
     let mut unplaced = BTreeMap::new();

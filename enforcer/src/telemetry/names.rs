@@ -110,33 +110,61 @@ pub const KEEP_NOBODY_YET: Duration = Duration::from_secs(30);
 /// A question that failed is not asked again before.
 pub const KEEP_UNANSWERED: Duration = Duration::from_mins(1);
 
-/// What is known of an address.
+/// For how long a name is kept while it is asked for again, or cannot be: better one that was right lately than none.
+pub const KEEP_OLD: Duration = Duration::from_mins(10);
+
+/// An answer that named a pod.
 #[derive(Clone, Debug)]
+struct Named {
+    identity: Identity,
+    /// When it was first said, and when last.
+    first: Instant,
+    last: Instant,
+}
+
+/// An address.
+#[derive(Clone, Debug)]
+struct Entry {
+    /// Since when this is known.
+    since: Instant,
+    known: Known,
+    /// The last pod that it was said to be.
+    named: Option<Named>,
+}
+
+impl Entry {
+    fn stands(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) < self.known.stands()
+    }
+
+    /// The pod now, as far as it is known.
+    fn identity(&self, now: Instant) -> Option<Identity> {
+        let named = self.named.as_ref()?;
+        let recent = now.saturating_duration_since(named.last) < KEEP_OLD;
+        (recent && !matches!(self.known, Known::Nobody { .. })).then(|| named.identity.clone())
+    }
+}
+
+/// What is known of an address.
+#[derive(Clone, Copy, Debug)]
 enum Known {
     /// A question waits for its answer; whether it is the second one.
     Asked { again: bool },
     /// The question failed.
     Unanswered,
     /// A pod's.
-    Pod(Identity),
+    Pod,
     /// No pod's; whether that was said twice.
     Nobody { twice: bool },
 }
 
 impl Known {
-    const fn stands(&self) -> Duration {
+    const fn stands(self) -> Duration {
         match self {
-            Self::Pod(_) => KEEP,
+            Self::Pod => KEEP,
             Self::Nobody { twice: false } => KEEP_NOBODY_YET,
             Self::Nobody { twice: true } | Self::Asked { .. } => KEEP_NOBODY,
             Self::Unanswered => KEEP_UNANSWERED,
-        }
-    }
-
-    fn identity(&self) -> Option<Identity> {
-        match self {
-            Self::Pod(identity) => Some(identity.clone()),
-            _ => None,
         }
     }
 }
@@ -144,7 +172,7 @@ impl Known {
 /// Remote pods, learned on demand; bounded.
 pub struct Remote {
     lookup: Option<Box<dyn Lookup>>,
-    known: Mutex<HashMap<IpAddr, (Instant, Known)>>,
+    known: Mutex<HashMap<IpAddr, Entry>>,
     capacity: usize,
 }
 
@@ -181,7 +209,7 @@ impl Remote {
         Self { lookup, known: Mutex::default(), capacity }
     }
 
-    fn known(&self) -> MutexGuard<'_, HashMap<IpAddr, (Instant, Known)>> {
+    fn known(&self) -> MutexGuard<'_, HashMap<IpAddr, Entry>> {
         // Nothing is left half done under this lock.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -198,48 +226,64 @@ impl Remote {
         if !may_be_pod(address) {
             return None;
         }
-        let stands =
-            |(since, known): &(Instant, Known)| now.saturating_duration_since(*since) < known.stands();
-        {
+        let before = {
             let mut all = self.known();
-            let before = all.get(&address);
-            if let Some(entry) = before.filter(|entry| stands(entry)) {
-                return entry.1.identity();
+            let before = all.get(&address).cloned();
+            if let Some(entry) = before.as_ref().filter(|entry| entry.stands(now)) {
+                return entry.identity(now);
             }
-            let again = matches!(before, Some((_, Known::Nobody { .. })));
-            if all.len() >= self.capacity {
-                all.retain(|_, entry| stands(entry));
+            if before.is_none() && all.len() >= self.capacity {
+                all.retain(|_, entry| entry.stands(now));
+                if all.len() >= self.capacity {
+                    return None;
+                }
             }
-            if all.len() >= self.capacity {
-                return None;
-            }
-            all.insert(address, (now, Known::Asked { again }));
-        }
+            let again = matches!(before, Some(Entry { known: Known::Nobody { .. }, .. }));
+            let named = before.as_ref().and_then(|before| before.named.clone());
+            all.insert(address, Entry { since: now, known: Known::Asked { again }, named });
+            before
+        };
         if !lookup.request(address) {
-            self.known().remove(&address);
+            let mut all = self.known();
+            match before.clone() {
+                Some(before) => drop(all.insert(address, before)),
+                None => drop(all.remove(&address)),
+            }
         }
-        None
+        // While it is asked for again the name from before is as good as any.
+        before?.identity(now)
     }
 
     /// Takes an answer over; `None`: it is no pod's. One that nobody asked for is ignored.
     pub fn learn(&self, address: IpAddr, identity: Option<Identity>, now: Instant) {
         if let Some(entry) = self.known().get_mut(&address) {
-            let twice = matches!(entry.1, Known::Asked { again: true });
-            *entry = (now, identity.map_or(Known::Nobody { twice }, Known::Pod));
+            let twice = matches!(entry.known, Known::Asked { again: true });
+            entry.since = now;
+            entry.known = if identity.is_some() { Known::Pod } else { Known::Nobody { twice } };
+            let Some(identity) = identity else { return };
+            match &mut entry.named {
+                Some(named) if named.identity == identity => named.last = now,
+                named => *named = Some(Named { identity, first: now, last: now }),
+            }
         }
     }
 
     /// The question could not be answered.
     pub fn unanswered(&self, address: IpAddr, now: Instant) {
         if let Some(entry) = self.known().get_mut(&address) {
-            *entry = (now, Known::Unanswered);
+            entry.since = now;
+            entry.known = Known::Unanswered;
         }
     }
 
-    /// The pod behind an address if an answer is there, without asking.
+    /// The pod behind an address at a time, if an answer of about then is there; does not ask. Addresses get other owners: a
+    /// record does not take the name of a later one.
     #[must_use]
-    pub fn peek(&self, address: IpAddr) -> Option<Identity> {
-        self.known().get(&address)?.1.identity()
+    pub fn peek(&self, address: IpAddr, at: Instant) -> Option<Identity> {
+        let all = self.known();
+        let Named { identity, first, last } = all.get(&address)?.named.as_ref()?;
+        let near = first.saturating_duration_since(at) < KEEP && at.saturating_duration_since(*last) < KEEP;
+        near.then(|| identity.clone())
     }
 }
 

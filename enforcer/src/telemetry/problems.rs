@@ -10,6 +10,7 @@ use crate::datapath::fill::MapFill;
 use crate::datapath::load::PinnedProgram;
 use crate::datapath::look::Look;
 use crate::source::KindState;
+use crate::telemetry::bypass::{self, BypassedPod};
 
 /// Seconds after which an API that cannot be followed needs a person: enough for a control plane's restart.
 const API_LIMIT: f64 = 60.0;
@@ -25,6 +26,8 @@ pub struct Seen<'a> {
     pub programs: &'a [PinnedProgram],
     /// The hooks of the pods' interfaces.
     pub interfaces: &'a [Look],
+    /// Pods that packets reach past the hook.
+    pub bypassed: &'a [BypassedPod],
     /// The pinned maps.
     pub maps: &'a [MapFill],
     /// The certificate checks.
@@ -36,7 +39,7 @@ pub struct Seen<'a> {
 /// What needs a person; empty when nothing does.
 #[must_use]
 pub fn find(seen: &Seen<'_>) -> Vec<String> {
-    let Seen { state, agent, programs, interfaces, maps, certificates: checks, now } = *seen;
+    let Seen { state, agent, programs, interfaces, bypassed, maps, certificates: checks, now } = *seen;
     let mut problems: Vec<String> = agent.map(str::to_owned).into_iter().collect();
     for way in Way::BOTH {
         if !programs.iter().any(|program| program.name == way.program()) {
@@ -44,7 +47,9 @@ pub fn find(seen: &Seen<'_>) -> Vec<String> {
         }
     }
     problems.extend(interfaces.iter().flat_map(Look::problems));
-    problems.extend(state.missing.iter().cloned());
+    problems.extend(bypassed.iter().map(BypassedPod::problem));
+    // Those are told with what is known of them now.
+    problems.extend(state.missing.iter().filter(|missing| !missing.starts_with(bypass::BEGINNING)).cloned());
     let unsupported = state.unsupported_interfaces.iter();
     problems.extend(
         unsupported.map(|name| format!("interface {name} cannot be hooked: its pod is not enforced")),
@@ -112,6 +117,7 @@ mod tests {
             agent: None,
             programs: &programs,
             interfaces,
+            bypassed: &[],
             maps,
             certificates: &CertificateReport::default(),
             now: time(2000),
@@ -155,6 +161,7 @@ mod tests {
             agent: Some("it hangs"),
             programs: &[],
             interfaces: &[],
+            bypassed: &[],
             maps: &[],
             certificates: &CertificateReport::default(),
             now: time(0),

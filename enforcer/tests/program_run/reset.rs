@@ -76,20 +76,29 @@ fn expected(
 }
 
 /// Holds what came of one refused packet against both exact resets.
-fn check_resets(rig: &mut Rig, key: FlowKey, offending: &Frame, client_seq: u32, pod_seq: u32, pod_ack: u32) {
+pub(super) fn check_resets(
+    rig: &mut Rig,
+    key: FlowKey,
+    offending: &Frame,
+    client_seq: u32,
+    pod_seq: u32,
+    pod_ack: u32,
+) {
     rig.sent();
     let outcome = rig.run(offending);
     let (client, pod) = (IpAddr::from(key.client), IpAddr::from(key.pod));
     let like = read(&Frame { padding: 0, ..offending.clone() }.bytes()).expect("TCP");
     let (client_end, pod_end) = ((&client, key.client_port), (&pod, key.pod_port));
-    let to_client = expected(&like, pod_end, client_end, [CLIENT_MAC, POD_MAC], client_seq, 0);
+    let mut to_client = expected(&like, pod_end, client_end, [CLIENT_MAC, POD_MAC], client_seq, 0);
     let mut to_pod = expected(&like, client_end, pod_end, [POD_MAC, CLIENT_MAC], pod_seq, pod_ack);
     // The receiving end of the wire takes the outer tag off before anybody sees the frame.
-    to_pod.tags = to_pod.tags.into_iter().skip(1).collect();
-    let code = if offending.direction == Direction::TO_POD { REDIRECT } else { NEXT };
-    assert_eq!(outcome.code, code);
-    assert_eq!(read(&outcome.frame), Some(to_client), "to the client");
-    assert_eq!(rig.sent(), [to_pod], "to the pod");
+    let sent = if rig.inside.is_some() { &mut to_client } else { &mut to_pod };
+    sent.tags = std::mem::take(&mut sent.tags).into_iter().skip(1).collect();
+    let leaves = (offending.direction == Direction::TO_POD) != rig.inside.is_some();
+    assert_eq!(outcome.code, if leaves { REDIRECT } else { NEXT });
+    let (left, sent) = (read(&outcome.frame).expect("TCP"), rig.sent());
+    let found = if rig.inside.is_some() { (left, sent) } else { (sent[0].clone(), vec![left]) };
+    assert_eq!(found, (to_pod, vec![to_client]), "to the pod, and to the client");
 }
 
 #[test]

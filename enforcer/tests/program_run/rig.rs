@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use aya::maps::RingBuf;
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use enforcer::datapath::maps::{
-    ClientResets, Clients, Counters, Endpoints, Exempt, Flows, HalfOpens, Outbounds, PortModes, SettingsMap,
-    WorkloadCounters,
+    BypassedPods, ClientResets, Clients, Counters, Endpoints, Exempt, Flows, HalfOpens, Outbounds, PortModes,
+    SettingsMap, WorkloadCounters,
 };
 use enforcer::datapath::{Datapath, OpenOptions};
 use enforcer_common::event::{Event, HelloHeader, Record, decode};
@@ -65,6 +65,10 @@ pub(crate) struct Rig {
     wire: OwnedFd,
     /// Mark of the packets.
     pub mark: u32,
+    /// The stamp of the pod's entry program, where packets are looked at on the pod's own device.
+    pub inside: Option<u32>,
+    /// `BYPASSED`.
+    pub bypassed: BypassedPods,
     /// `ENDPOINTS`.
     pub endpoints: Endpoints,
     /// `PORT_MODES`.
@@ -134,6 +138,7 @@ impl Rig {
         let mut datapath = Datapath::open(&options).expect("the kernel takes the programs");
         let mut map = |name: &str| datapath.take_map(name).expect("the object has the map");
         let mut rig = Self {
+            bypassed: BypassedPods::new("BYPASSED", map("BYPASSED")).expect("BYPASSED"),
             endpoints: Endpoints::new("ENDPOINTS", map("ENDPOINTS")).expect("ENDPOINTS"),
             ports: PortModes::new("PORT_MODES", map("PORT_MODES")).expect("PORT_MODES"),
             exempt: Exempt::new(map("EXEMPT")).expect("EXEMPT"),
@@ -154,6 +159,7 @@ impl Rig {
             ifindex,
             wire: listen("far"),
             mark: 0,
+            inside: None,
         };
         rig.set(Settings {
             resets_per_second: u32::MAX,
@@ -162,6 +168,12 @@ impl Rig {
             ..Settings::DEFAULT
         });
         rig
+    }
+
+    /// From now on packets are looked at on the pod's own device, stamped like this.
+    pub(crate) fn go_inside(&mut self, stamp: u32) {
+        self.datapath.as_mut().expect("loaded").prepare_inside().expect("the kernel takes the programs");
+        self.inside = Some(stamp);
     }
 
     /// Puts settings in force.
@@ -173,20 +185,31 @@ impl Rig {
     pub(crate) fn list(&mut self, pod: Address, mode: Mode) {
         let flags = if mode == Mode::STRICT { endpoint_flags::ANY_STRICT } else { 0 };
         let endpoint = Endpoint { workload: WORKLOAD, generation: 1, mode, flags, ifindex: 0, netns_id: 0 };
+        let endpoint = match self.inside {
+            None => endpoint,
+            Some(netns_id) => {
+                let flags = flags | endpoint_flags::POD_SIDE;
+                Endpoint { flags, ifindex: self.ifindex, netns_id, ..endpoint }
+            }
+        };
         self.endpoints.insert(&pod, &endpoint).expect("an endpoint");
     }
 
     /// Runs a frame through the program of a direction, `repeat` times; also gives nanoseconds a run.
     pub(crate) fn run_bytes(&mut self, direction: Direction, frame: &[u8], repeat: u32) -> (Outcome, u64) {
-        let name = match direction {
-            Direction::TO_POD => "to_pod",
-            Direction::FROM_POD => "from_pod",
+        let name = match (self.inside, direction) {
+            (None, Direction::TO_POD) => "to_pod",
+            (None, Direction::FROM_POD) => "from_pod",
+            (Some(_), Direction::TO_POD) => "to_pod_in",
+            (Some(_), Direction::FROM_POD) => "from_pod_in",
         };
         let datapath = self.datapath.as_mut().expect("loaded");
         let program: &mut SchedClassifier =
             datapath.ebpf_mut().program_mut(name).expect("a program").try_into().expect("a classifier");
-        // `struct __sk_buff`: the mark is its third word, the interface its eleventh.
-        let mut context = [0; 44];
+        // `struct __sk_buff`: the mark is its third word, the interface its eleventh, the last word of the control buffer its
+        // seventeenth.
+        let mut context = [0; 68];
+        context[64..68].copy_from_slice(&self.inside.unwrap_or_default().to_ne_bytes());
         context[8..12].copy_from_slice(&self.mark.to_ne_bytes());
         context[40..44].copy_from_slice(&self.ifindex.to_ne_bytes());
         let mut out = vec![0; frame.len() + 64];

@@ -72,6 +72,8 @@ pub(crate) struct Model {
     transient: RefCell<BTreeMap<Tuple, Flow>>,
     half_open: RefCell<BTreeMap<Tuple, HalfOpen>>,
     outbound: RefCell<BTreeMap<Tuple, Outbound>>,
+    /// How often something showed that packets reach the pod past the hook.
+    pub bypassed: Cell<u64>,
     outbound_ended: RefCell<BTreeMap<Tuple, Outbound>>,
     payload: RefCell<Vec<u8>>,
 }
@@ -102,6 +104,7 @@ impl Model {
             transient: RefCell::default(),
             half_open: RefCell::default(),
             outbound: RefCell::default(),
+            bypassed: Cell::new(0),
             outbound_ended: RefCell::default(),
             payload: RefCell::default(),
         }
@@ -147,6 +150,12 @@ impl Model {
     /// The entry of a flow in `FLOWS`.
     pub(crate) fn protected_entry(&self, key: &FlowKey) -> Option<Flow> {
         self.flows.borrow().get(&tuple(key)).copied()
+    }
+
+    /// Pushes a flow out.
+    pub(crate) fn forget_flow(&self, key: &FlowKey) {
+        self.flows.borrow_mut().remove(&tuple(key));
+        self.transient.borrow_mut().remove(&tuple(key));
     }
 
     /// The entry of a half-open connection.
@@ -313,6 +322,10 @@ impl Env for Model {
 
     fn now_ns(&self) -> u64 {
         self.now_ns.get()
+    }
+
+    fn note_bypass(&self, _key: &FlowKey) {
+        self.bypassed.set(self.bypassed.get() + 1);
     }
 
     fn is_own_probe(&self, _key: &FlowKey) -> bool {

@@ -161,7 +161,8 @@ impl Check<'_> {
     }
 
     async fn connect(&self, hello: &Hello) -> Result<Session, String> {
-        Session::connect(self.request.address, hello, self.settings.mark, self.limit()).await
+        let Settings { mark, announcer, .. } = self.settings;
+        Session::connect(self.request.address, hello, *mark, announcer.as_ref(), self.limit()).await
     }
 
     fn limit(&self) -> Instant {

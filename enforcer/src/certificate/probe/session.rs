@@ -15,6 +15,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, timeout_at};
 
 use super::super::finding::Refused;
+use super::announce::{Announced, Announcer};
 use super::http;
 use super::recorder::{Observed, Recorder};
 
@@ -105,6 +106,7 @@ pub(super) enum Answer {
 /// One connection.
 pub(super) struct Session {
     stream: TcpStream,
+    _announced: Option<Announced>,
     tls: ClientConnection,
     recorder: Arc<Recorder>,
     received: usize,
@@ -119,6 +121,7 @@ impl Session {
         address: SocketAddr,
         hello: &Hello,
         mark: Option<u32>,
+        announcer: Option<&Announcer>,
         deadline: Instant,
     ) -> Result<Self, String> {
         let recorder = Arc::new(Recorder::new(hello.certificates.clone()));
@@ -128,16 +131,17 @@ impl Session {
             if let Some(mark) = mark {
                 nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::Mark, &mark)?;
             }
+            let announced = announcer.map(|announcer| announcer.announce(&socket, address)).transpose()?;
             let stream = socket.connect(address).await?;
             stream.set_nodelay(true)?;
-            io::Result::Ok(stream)
+            io::Result::Ok((stream, announced))
         };
-        let stream = match timeout_at(deadline, connecting).await {
-            Ok(Ok(stream)) => stream,
+        let (stream, announced) = match timeout_at(deadline, connecting).await {
+            Ok(Ok(connected)) => connected,
             Ok(Err(error)) => return Err(format!("cannot connect to {address}: {error}")),
             Err(_) => return Err(format!("cannot connect to {address}: no answer in time")),
         };
-        Ok(Self { stream, tls, recorder, received: 0, first: [0; 2], failure: None })
+        Ok(Self { stream, _announced: announced, tls, recorder, received: 0, first: [0; 2], failure: None })
     }
 
     /// Drives the handshake until our side of it is sent.

@@ -279,3 +279,14 @@ fn a_control_character_in_an_identity_makes_it_another_one() {
     assert!(matches!(&found[..], [Finding::WrongIdentity { .. }]), "{found:?}");
     assert!(found[0].to_string().contains("w\u{fffd}eb"), "{}", found[0]);
 }
+
+#[test]
+fn a_certificate_that_names_no_usage_may_be_used_for_any() {
+    let mesh = mesh();
+    let of = |usages: Vec<ExtendedKeyUsagePurpose>| {
+        check(&mesh.chain(|params| params.extended_key_usages = usages), &mesh.bundle(), NOW)
+    };
+    assert_eq!(of(Vec::new()), []);
+    let found = of(vec![ExtendedKeyUsagePurpose::ClientAuth]);
+    assert!(matches!(&found[..], [Finding::Untrusted { .. }]), "{found:?}");
+}

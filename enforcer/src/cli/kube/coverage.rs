@@ -1,7 +1,9 @@
 //! Nodes whose pods nobody was asked about: those without an agent, and those whose agent gave no answer.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
+use anyhow::Context as _;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, ListParams};
 
@@ -9,6 +11,9 @@ use super::exec::Agents;
 use crate::object;
 use crate::telemetry::names::workload_name;
 use crate::telemetry::readiness::Absent;
+
+/// How long one list may take.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why nothing is known of a node on which no agent runs.
 const NO_AGENT: &str = "no agent runs there: let the DaemonSet run on it";
@@ -19,7 +24,8 @@ const NO_AGENT: &str = "no agent runs there: let the DaemonSet run on it";
 pub(super) async fn absent(agents: &Agents, silent: BTreeMap<String, String>) -> Vec<Absent> {
     let mut missing = silent;
     let mut absent = Vec::new();
-    match Api::<Node>::all(agents.client()).list(&ListParams::default()).await {
+    let nodes = Api::<Node>::all(agents.client());
+    match patiently(nodes.list_metadata(&ListParams::default())).await {
         Ok(nodes) => {
             let names = nodes.items.into_iter().filter_map(|node| node.metadata.name);
             for name in names.filter(|name| !agents.nodes().any(|node| node == name)) {
@@ -29,7 +35,7 @@ pub(super) async fn absent(agents: &Agents, silent: BTreeMap<String, String>) ->
         Err(error) => absent.push(Absent {
             node: "unknown".to_owned(),
             why: format!(
-                "whether every node has an agent is not known ({error}): the right to list nodes is needed"
+                "whether every node has an agent is not known ({error:#}): the right to list nodes is needed"
             ),
             workloads: None,
         }),
@@ -38,12 +44,17 @@ pub(super) async fn absent(agents: &Agents, silent: BTreeMap<String, String>) ->
         let pods = Api::<Pod>::all(agents.client());
         let on_node = ListParams::default().fields(&format!("spec.nodeName={node}"));
         // Without the right to list them it may be any workload.
-        let workloads = pods.list(&on_node).await.ok().map(|pods| workloads(&pods.items));
+        let workloads = patiently(pods.list(&on_node)).await.ok().map(|pods| workloads(&pods.items));
         if workloads.as_ref().is_none_or(|workloads| !workloads.is_empty()) {
             absent.push(Absent { node, why, workloads });
         }
     }
     absent
+}
+
+/// Waits for the API server, but not for ever.
+async fn patiently<T>(answer: impl Future<Output = kube::Result<T>>) -> anyhow::Result<T> {
+    Ok(tokio::time::timeout(PATIENCE, answer).await.context("the API server does not answer")??)
 }
 
 /// The workloads (`namespace/name`) of the pods that have a network of their own and run.

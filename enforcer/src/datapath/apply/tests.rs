@@ -24,6 +24,7 @@ fn plan(workload: u32) -> impl Strategy<Value = EndpointPlan> {
         ports,
         ifindex,
         netns_id: 0,
+        inside: None,
         meshed: true,
         decided_by: Vec::new(),
     })
@@ -118,6 +119,7 @@ fn one_pod(workload: u32, ports: BTreeMap<u16, PortMode>) -> Desired {
         ports,
         ifindex: 0,
         netns_id: 0,
+        inside: None,
         meshed: true,
         decided_by: Vec::new(),
     };

@@ -47,9 +47,8 @@ pub async fn tell(client: Client, shared: Arc<Shared>, node: String) {
     loop {
         // Names come one by one.
         let look = if teller.waiting.is_empty() { AGAIN } else { NAME / 10 };
-        match tokio::time::timeout(look, wake.changed()).await {
-            Ok(Err(_)) => return,
-            Ok(Ok(())) | Err(_) => {}
+        if let Ok(Err(_)) = tokio::time::timeout(look, wake.changed()).await {
+            return;
         }
         teller.read();
         while let Some(refusal) = teller.due(Instant::now()) {

@@ -105,3 +105,26 @@ impl Kind {
 fn cached(query: watcher::Config) -> watcher::Config {
     watcher::Config { page_size: None, ..query.any_semantic() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_every_node_asks_for_is_cheap_and_what_is_in_force_is_never_old_for_long() {
+        let options = Options {
+            node: "node-a".into(),
+            root_namespace: "istio-system".into(),
+            bundle: "roots".into(),
+            revocations: "lists".into(),
+        };
+        for kind in Kind::ALL {
+            let query = kind.query(&options);
+            let cached = matches!(kind, Kind::Pods | Kind::Services);
+            assert_eq!(query.list_semantic == watcher::ListSemantic::Any, cached, "{kind:?}");
+            // In pages it is read from the store.
+            assert_eq!(query.page_size.is_none(), cached, "{kind:?}");
+            assert_eq!(query.timeout, kind.is_essential().then_some(120), "{kind:?}");
+        }
+    }
+}

@@ -26,6 +26,7 @@ pub(crate) fn plan(mode: Mode, policy: &str) -> EndpointPlan {
         ports: [(9090, PortMode { mode: Mode::DISABLE, flags: 0, reserved: 0 })].into(),
         ifindex: 3,
         netns_id: 0,
+        inside: None,
         meshed: true,
         decided_by: vec![
             decision(Level::Mesh, "mesh", Mode::PERMISSIVE, None),

@@ -15,6 +15,7 @@ fn plan(pod: &str, ifindex: u32) -> EndpointPlan {
         ports: BTreeMap::new(),
         ifindex,
         netns_id: 0,
+        inside: None,
         meshed: true,
         decided_by: Vec::new(),
     }

@@ -202,6 +202,11 @@ fn state(n: &Numbers, to: &mut Writer<'_>) -> fmt::Result {
         "Interfaces of pods that should be hooked and are not",
         Some(n.unhooked),
     )?;
+    to.gauge(
+        "bypassed_pods",
+        "Pods that packets reach past the hook on the host side of their interface, so that they are not enforced",
+        Some(n.bypassed),
+    )?;
     to.gauge("problems", "What needs a person on this node, as enforcer status lists it", n.problems)?;
     to.real("policy_applied_timestamp_seconds", "When policy was last put in force", n.policy_applied)?;
     to.real("start_time_seconds", "When the agent started", n.started)?;

@@ -17,6 +17,7 @@ use crate::datapath::fill::{self, MapFill};
 use crate::datapath::load::Pinned;
 use crate::datapath::look;
 use crate::datapath::maps::{Counters, Endpoints, SettingsMap, WorkloadCounters, event_budget};
+use crate::telemetry::bypass;
 use crate::telemetry::hellos::Tally;
 use crate::telemetry::problems::{self, Seen};
 use crate::telemetry::{Shared, health};
@@ -53,6 +54,7 @@ pub(super) struct Numbers {
     pub(super) attached: usize,
     pub(super) unsupported: usize,
     pub(super) unhooked: usize,
+    pub(super) bypassed: usize,
     pub(super) problems: Option<usize>,
     pub(super) policy_applied: Option<f64>,
     pub(super) started: Option<f64>,
@@ -156,6 +158,7 @@ impl Numbers {
         self.unprotected_pods = state.unprotected_pods.len();
         self.attached = state.interfaces.len();
         self.unsupported = state.unsupported_interfaces.len();
+        self.bypassed = view.snapshot.bypassed.len();
         self.unhooked = view.snapshot.unhooked.len();
         self.policy_applied = state.policy_applied.map(seconds);
         self.started = state.started.map(seconds);
@@ -231,8 +234,8 @@ impl Numbers {
         let view = shared.view();
         let state = &view.snapshot.state;
         let programs = pinned.programs()?;
-        let interfaces = state.interfaces.iter();
-        let looks: Vec<_> = interfaces.map(|state| look::look(state.index, &state.name, &programs)).collect();
+        let looks = look::all(&state.interfaces, pinned.pins(), &programs);
+        let bypassed = bypass::read(&pinned, state)?;
         let heartbeat_ns = SettingsMap::new(pinned.map("SETTINGS")?)?.get()?.heartbeat_ns;
         let age = std::time::Duration::from_nanos(monotonic_ns().saturating_sub(heartbeat_ns));
         let agent = if heartbeat_ns == 0 { None } else { health::hangs(age) };
@@ -241,6 +244,7 @@ impl Numbers {
             agent: agent.as_deref(),
             programs: &programs,
             interfaces: &looks,
+            bypassed: &bypassed,
             maps: &self.maps,
             certificates,
             now: jiff::Timestamp::now(),

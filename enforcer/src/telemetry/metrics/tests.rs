@@ -53,6 +53,7 @@ fn numbers() -> Numbers {
 fn encoded(format: Format) -> String {
     let mut registry = Registry::with_prefix(PREFIX);
     registry.register("policy_apply_seconds", "Apply", Timings::default().policy_apply);
+    registry.register("pod_gap_seconds", "Gap", Timings::default().pod_gap);
     registry.register_collector(Box::new(Fixed(numbers())));
     Metrics { registry }.encode(format).expect("a string takes everything")
 }
@@ -88,6 +89,58 @@ fn every_number_has_its_name() {
         assert!(text.contains(line), "no {line} in\n{text}");
     }
     assert!(text.ends_with("# EOF\n"));
+}
+
+/// The samples' names and their labels.
+fn samples(text: &str) -> BTreeMap<String, BTreeSet<String>> {
+    let mut samples: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let (name, rest) = line.split_at(line.find(['{', ' ']).expect("a value"));
+        let labels =
+            rest.strip_prefix('{').and_then(|rest| rest.split_once('}')).map_or("", |(labels, _)| labels);
+        let labels =
+            labels.split(',').filter_map(|label| label.split_once('=')).map(|(name, _)| name.to_owned());
+        samples.entry(name.to_owned()).or_default().extend(labels);
+    }
+    samples
+}
+
+/// Names and labels that others rely on: a change of one is a change of the contract.
+#[test]
+fn the_contract_of_names_and_labels_holds() {
+    let found = samples(&encoded(Format::Classic));
+    for (name, labels) in [
+        ("enforcer_connections_total", &["namespace", "reason", "verdict", "workload"][..]),
+        ("enforcer_node_verdicts_total", &["reason", "verdict"]),
+        ("enforcer_endpoints", &["mode"]),
+        ("enforcer_unprotected_pods", &[]),
+        ("enforcer_flows", &[]),
+        ("enforcer_flow_table_capacity", &[]),
+        ("enforcer_events_lost_total", &[]),
+        ("enforcer_attached_interfaces", &[]),
+        ("enforcer_unsupported_interfaces", &[]),
+        ("enforcer_policy_apply_seconds_bucket", &["le"]),
+        ("enforcer_policy_apply_seconds_sum", &[]),
+        ("enforcer_policy_apply_seconds_count", &[]),
+        ("enforcer_pod_gap_seconds_bucket", &["le"]),
+        ("enforcer_pod_gap_seconds_sum", &[]),
+        ("enforcer_pod_gap_seconds_count", &[]),
+        ("enforcer_certificate_check", &["namespace", "pod", "port", "state"]),
+        ("enforcer_certificate_expiry_timestamp_seconds", &["namespace", "pod", "port"]),
+        ("enforcer_build_info", &["layout", "version"]),
+    ] {
+        let wanted: BTreeSet<String> = labels.iter().map(|label| (*label).to_owned()).collect();
+        assert_eq!(found.get(name), Some(&wanted), "{name}");
+    }
+}
+
+#[test]
+fn every_metric_is_in_the_documentation() {
+    let page = include_str!("../../../../docs/observability.md");
+    for line in encoded(Format::Classic).lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        let (name, _) = line.split_once(' ').expect("a name and a type");
+        assert!(page.contains(&format!("`{name}`")), "{name} is not in docs/observability.md");
+    }
 }
 
 #[test]

@@ -87,14 +87,14 @@ fn remote_pods_are_asked_for_once_and_bounded() {
     assert_eq!(remote.get(address(1), now), None);
     remote.learn(address(1), Some(identity.clone()), now);
     assert_eq!(remote.get(address(1), now), Some(identity.clone()));
-    assert_eq!(remote.peek(address(1)), Some(identity.clone()));
+    assert_eq!(remote.peek(address(1), now), Some(identity.clone()));
     // No pod: known as that.
     assert_eq!(remote.get(address(2), now), None);
     remote.learn(address(2), None, now);
     // Full: neither asked for nor learned.
     assert_eq!(remote.get(address(3), now), None);
     remote.learn(address(3), Some(identity), now);
-    assert_eq!(remote.peek(address(3)), None);
+    assert_eq!(remote.peek(address(3), now), None);
     let asks = || asked.0.lock().expect("no thread panicked").clone();
     assert_eq!(asks(), [address(1), address(2)]);
     // What is old makes room, and is asked for again.
@@ -102,6 +102,56 @@ fn remote_pods_are_asked_for_once_and_bounded() {
     assert_eq!(remote.get(address(3), later), None);
     assert_eq!(remote.get(address(1), later), None);
     assert_eq!(asks(), [address(1), address(2), address(3), address(1)]);
+}
+
+#[test]
+fn a_name_is_kept_while_it_is_asked_for_again() {
+    let asked = Asked::default();
+    let remote = Remote::new(Some(Box::new(asked.clone())), 9);
+    let asks = || asked.0.lock().expect("no thread panicked").len();
+    let address = IpAddr::from([10, 1, 0, 1]);
+    let (start, far) = (Instant::now(), Identity::of(&pod("far", &[])));
+    remote.get(address, start);
+    remote.learn(address, Some(far.clone()), start);
+    assert_eq!(remote.get(address, start + KEEP), Some(far.clone()), "the API server is slow");
+    assert_eq!(asks(), 2);
+    remote.unanswered(address, start + KEEP);
+    assert_eq!(remote.get(address, start + KEEP), Some(far.clone()), "and away");
+    // Not for ever.
+    assert_eq!(remote.get(address, start + KEEP_OLD), None);
+    let later = start + KEEP_OLD;
+    remote.learn(address, Some(far.clone()), later);
+    assert_eq!(remote.get(address, later), Some(far));
+    remote.get(address, later + KEEP);
+    remote.learn(address, None, later + KEEP);
+    assert_eq!(remote.get(address, later + KEEP), None, "it is nobody's now");
+}
+
+#[test]
+fn a_record_does_not_take_the_name_of_a_later_owner() {
+    let remote = Remote::new(Some(Box::new(Asked::default())), 9);
+    let address = IpAddr::from([10, 1, 0, 1]);
+    let start = Instant::now() + Duration::from_hours(1);
+    let (one, two) = (Identity::of(&pod("one", &[])), Identity::of(&pod("two", &[])));
+    remote.get(address, start);
+    remote.learn(address, Some(one.clone()), start);
+    let soon = Duration::from_secs(20);
+    assert_eq!(remote.peek(address, start.checked_sub(soon).expect("a time")), Some(one.clone()));
+    assert_eq!(remote.peek(address, start + soon), Some(one.clone()));
+    assert_eq!(
+        remote.peek(address, start.checked_sub(KEEP).expect("a time")),
+        None,
+        "long before it was asked for"
+    );
+    // It stays the pod's: records from the time between are its own.
+    let later = start + KEEP * 3;
+    remote.get(address, later);
+    remote.learn(address, Some(one.clone()), later);
+    assert_eq!(remote.peek(address, start + KEEP), Some(one));
+    remote.get(address, later + KEEP);
+    remote.learn(address, Some(two.clone()), later + KEEP);
+    assert_eq!(remote.peek(address, start), None);
+    assert_eq!(remote.peek(address, later + KEEP), Some(two));
 }
 
 #[test]
@@ -168,5 +218,5 @@ fn what_no_pod_can_have_is_not_asked_for_and_a_full_queue_forgets_nothing() {
 fn without_a_lookup_nothing_is_kept() {
     let remote = Remote::new(None, 2);
     assert_eq!(remote.get(IpAddr::from([10, 0, 0, 1]), Instant::now()), None);
-    assert_eq!(remote.peek(IpAddr::from([10, 0, 0, 1])), None);
+    assert_eq!(remote.peek(IpAddr::from([10, 0, 0, 1]), Instant::now()), None);
 }

@@ -230,7 +230,8 @@ fn unhooked(snapshot: &Snapshot, node: Option<&str>) -> BTreeMap<u32, String> {
     let mut unplaced = BTreeMap::new();
     for (address, plan) in snapshot.wanted.endpoints.iter().filter(|(_, plan)| plan.meshed) {
         let Some(pod) = snapshot.objects.pods.get(&plan.pod) else { continue };
-        if is_elsewhere(pod, plan, node) {
+        // Behind several interfaces, which are hooked.
+        if is_elsewhere(pod, plan, node) || snapshot.shared.contains(address) {
             continue;
         }
         if plan.ifindex == 0 {
@@ -270,3 +271,6 @@ fn posture(plan: &EndpointPlan, declared: impl Iterator<Item = u16>, objects: &O
             .map(|policy| Governing { policy: policy.name.name.clone(), selector: policy.selector.clone() }),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures_util::stream;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -191,7 +192,10 @@ impl Reader {
     /// One line. A client whose pod was learned since is named.
     fn write(&self, lines: &mut Vec<u8>, record: &Record) {
         let unnamed = record.line.flow().filter(|flow| flow.client.pod.is_none() && !flow.client.node);
-        let learned = unnamed.and_then(|flow| self.shared.remote.peek(flow.client.address));
+        let learned = unnamed.and_then(|flow| {
+            let age = Timestamp::now().duration_since(flow.time).try_into().unwrap_or_default();
+            self.shared.remote.peek(flow.client.address, Instant::now().checked_sub(age)?)
+        });
         let written = match learned {
             Some(identity) => {
                 let mut record = record.clone();

@@ -37,6 +37,7 @@ fn wanted(pod: &ObjectName, meshed: bool) -> Desired {
         ]),
         ifindex: 0,
         netns_id: 0,
+        inside: None,
         meshed,
         decided_by: Vec::new(),
     };
