@@ -23,6 +23,7 @@ fn snapshot(pods: &[(&str, u32, Option<&str>)]) -> Snapshot {
             ports: BTreeMap::new(),
             ifindex: *ifindex,
             netns_id: 0,
+            inside: None,
             meshed: true,
             decided_by: Vec::new(),
         };
