@@ -29,7 +29,7 @@ fn snapshot(pods: &[(&str, u32)], interfaces: &[u32]) -> Snapshot {
     let interface = |index: &u32| InterfaceState {
         index: *index,
         name: format!("veth{index}"),
-        side: crate::datapath::attach::Side::default(),
+        side: crate::datapath::Side::default(),
         device: None,
         hook: "tcx".into(),
         neighbours: Vec::new(),

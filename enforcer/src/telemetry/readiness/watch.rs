@@ -17,7 +17,7 @@ use super::{Governing, Posture};
 use crate::agent::{monotonic_ns, state};
 use crate::datapath::desired::EndpointPlan;
 use crate::datapath::load::Pinned;
-use crate::object::{Objects, Pod};
+use crate::object::{ObjectName, Objects, Pod};
 use crate::policy::compose::Level;
 use crate::policy::membership::{Membership, Via, membership};
 use crate::telemetry::hellos::Hellos;
@@ -236,7 +236,12 @@ fn is_elsewhere(pod: &Pod, plan: &EndpointPlan, node: Option<&str>) -> bool {
 /// Workload ids of the pods of this node that are not behind a hook with all their addresses, with the reason.
 fn unhooked(snapshot: &Snapshot, node: Option<&str>) -> BTreeMap<u32, String> {
     let hooked: BTreeSet<u32> = snapshot.state.interfaces.iter().map(|interface| interface.index).collect();
-    let mut unhooked = BTreeMap::new();
+    let past = |pod: &ObjectName| {
+        let why =
+            "its packets come past the hook on the host side of its interface: run with --attach auto or pod";
+        snapshot.bypassed.contains(&pod.to_string()).then(|| why.to_owned())
+    };
+    let mut unhooked: BTreeMap<u32, String> = BTreeMap::new();
     let mut unplaced = BTreeMap::new();
     for (address, plan) in snapshot.wanted.endpoints.iter().filter(|(_, plan)| plan.meshed) {
         let Some(pod) = snapshot.objects.pods.get(&plan.pod) else { continue };
@@ -252,6 +257,8 @@ fn unhooked(snapshot: &Snapshot, node: Option<&str>) -> BTreeMap<u32, String> {
             unhooked.insert(plan.workload, why);
         }
     }
+    let plans = snapshot.wanted.endpoints.values();
+    unhooked.extend(plans.filter_map(|plan| Some((plan.workload, past(&plan.pod)?))));
     // As for readiness of the agent: behind an interface whose other end cannot be looked at there is one of them.
     if unplaced.len() > hooked.difference(&snapshot.placed).count() {
         unhooked.extend(unplaced);

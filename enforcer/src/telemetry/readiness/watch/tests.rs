@@ -5,7 +5,6 @@ use enforcer_common::{Address, Mode};
 use super::*;
 use crate::agent::state::{InterfaceState, State};
 use crate::datapath::desired::Desired;
-use crate::object::ObjectName;
 
 /// A meshed pod behind an interface; 0: behind none that is known.
 fn snapshot(pods: &[(&str, u32, Option<&str>)]) -> Snapshot {
@@ -79,4 +78,13 @@ fn a_pod_may_be_behind_several_interfaces_or_one_that_cannot_be_looked_through()
     let mut one = snapshot(&[("a", 0, None)]);
     one.placed.clear();
     assert_eq!(seen(&one, None), [("a".to_owned(), None)]);
+}
+
+#[test]
+fn a_pod_that_packets_reach_past_its_hook_is_not_watched() {
+    let mut snapshot = snapshot(&[("a", 3, None), ("b", 3, None)]);
+    snapshot.bypassed = ["shop/b".to_owned()].into();
+    let found = seen(&snapshot, None);
+    assert_eq!(found[0], ("a".to_owned(), None));
+    assert!(found[1].1.as_deref().is_some_and(|why| why.contains("past the hook")), "{found:?}");
 }
