@@ -30,6 +30,8 @@ fn snapshot(pods: &[(&str, u32)], interfaces: &[u32]) -> Snapshot {
         index: *index,
         name: format!("veth{index}"),
         hook: "tcx".into(),
+        side: crate::datapath::attach::Side::Host,
+        device: None,
         neighbours: Vec::new(),
     };
     Snapshot {
