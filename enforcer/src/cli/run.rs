@@ -319,7 +319,6 @@ fn config(args: Args, source: source::Origin) -> anyhow::Result<Config> {
              enforcement too",
         )?;
     }
-    let root_namespace = args.root_namespace;
     Ok(Config {
         telemetry: telemetry::Options {
             socket: args.socket,
@@ -349,7 +348,7 @@ fn config(args: Args, source: source::Origin) -> anyhow::Result<Config> {
         selector: Selector::new(args.interfaces),
         attach: args.attach,
         objects: desired::Options {
-            root_namespace: root_namespace.clone(),
+            root_namespace: args.root_namespace,
             revision: args.revision,
             list_all_pods: unknown_pods == UnknownPods::STRICT,
         },
@@ -373,7 +372,6 @@ fn config(args: Args, source: source::Origin) -> anyhow::Result<Config> {
         existing: args.existing_flows,
         detach_on_exit: args.detach_on_exit,
         state_dir: args.state_dir,
-<<<<<<< HEAD
         certificates,
     })
 }
@@ -410,30 +408,7 @@ fn certificate_options(args: &Args) -> anyhow::Result<CertificateOptions> {
         schedule: ScheduleSettings {
             interval: Duration::from_secs(args.certificate_check_interval),
             ..ScheduleSettings::default()
-=======
-        certificates: CertificateOptions {
-            trust_bundle: args.trust_bundle,
-            config_map: args.trust_bundle_config_map,
-            crl: args.crl,
-            crl_config_map: args.crl_config_map,
-            root_namespace,
-            trust_domain: args.trust_domain,
-            aliases: args.trust_domain_alias,
-            cluster_domain: args.cluster_domain,
-            http_probe: args.http_probe == Switch::On,
-            alert_wait: args.alert_wait,
-            client: args.client_certificate.zip(args.client_key),
-            consequences: Consequences {
-                on_failure: args.on_certificate_failure,
-                unchecked: args.unchecked_ports,
-                ..Consequences::default()
-            },
-            schedule: ScheduleSettings {
-                interval: Duration::from_secs(args.certificate_check_interval),
-                ..ScheduleSettings::default()
-            },
-            announcer: None,
->>>>>>> main
         },
+        announcer: None,
     })
 }
