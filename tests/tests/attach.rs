@@ -22,7 +22,7 @@ use serde_json::Value;
 const PLAIN: &str = "http://frontend.hipstershopv1v2:8080";
 const SECURE: &str = "https://frontend.hipstershopv1v2:8080";
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: frontend\r\n\r\n";
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 struct Stage {
     agent: Running,
@@ -332,14 +332,14 @@ fn a_pod_comes_and_goes() -> Result<()> {
     stage.lab.describe()?;
     stage.lab.wait_mode("cart", Mode::STRICT)?;
     poll::until("the pod to be enforced at its own device", LIMIT, || is_inside(&stage.lab, "cart"))?;
-    let (_server, _) = stage.lab.sidecar("cart", 7070)?;
+    let (server, _) = stage.lab.sidecar("cart", 7070)?;
     let plain = stage.lab.curl("sleep", &["http://cart.hipstershopv1v2:7070"])?;
     assert_eq!((plain.stdout.as_str(), plain.code), ("000\n", 56), "{plain:?}");
     let links = |lab: &Lab| -> Result<usize> {
         Ok(std::fs::read_dir(lab.bpffs().join("links"))?.filter_map(Result::ok).count())
     };
     let before = links(&stage.lab)?;
-    drop(_server);
+    drop(server);
     stage.lab.remove_pod("cart")?;
     poll::until("its pins to go", LIMIT, || {
         let now = links(&stage.lab)?;

@@ -263,7 +263,7 @@ fn tls_of_a_stranger_is_named_and_the_tunnel_counts() -> Result<()> {
     lab.mesh_curl("loadgenerator", &["-4", MESH_ADSERVICE])?.success()?;
     lab.mesh_get("loadgenerator", "frontend", 15008)?;
     poll::until("what the hellos said", PATIENCE, || {
-        let (code, report) = readiness(lab, &["--min-watched", "1s"])?;
+        let (code, report) = readiness(lab, &["--min-watched", "1s", "--mesh-tls-only"])?;
         let adservice = workload(&report, "adservice")?;
         let port = &adservice["ports"][0];
         ensure!(
@@ -282,9 +282,9 @@ fn tls_of_a_stranger_is_named_and_the_tunnel_counts() -> Result<()> {
         ensure!((&frontend["verdict"], &frontend["tunnel"]) == (&"READY".into(), &1.into()), "{frontend}");
         Ok(())
     })?;
-    let (_, enough) = readiness(lab, &["--min-watched", "1s", "--tls-is-enough"])?;
+    let (_, enough) = readiness(lab, &["--min-watched", "1s"])?;
     assert_eq!(verdict(&enough, "adservice")?, "READY");
-    let yaml = lab.enforcer(&["readiness", "--min-watched", "1s", "--tls-is-enough", "-o", "yaml"])?.stdout;
+    let yaml = lab.enforcer(&["readiness", "--min-watched", "1s", "-o", "yaml"])?.stdout;
     assert!(yaml.contains("but 1 client speaks TLS without the mesh's ALPN"), "{yaml}");
     Ok(())
 }

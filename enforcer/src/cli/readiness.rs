@@ -46,10 +46,10 @@ pub struct Args {
     /// A port with fewer TLS connections is not called ready; 0: silence is enough.
     #[arg(long, default_value_t = 1, value_name = "N")]
     min_connections: u64,
-    /// TLS without the mesh's ALPN keeps no port from being ready: for clients that have a certificate of the mesh and no
-    /// sidecar.
+    /// TLS without the mesh's ALPN keeps a port from being ready: such clients may have no certificate of the mesh. Without this
+    /// they are named with a caution.
     #[arg(long)]
-    tls_is_enough: bool,
+    mesh_tls_only: bool,
     /// A node whose answer is older is not called ready.
     #[arg(long, default_value = "1h", value_parser = seconds, value_name = "TIME")]
     max_age: u64,
@@ -148,7 +148,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         min_watched_seconds: args.min_watched,
         min_connections: args.min_connections,
         max_age_seconds: args.max_age,
-        tls_is_enough: args.tls_is_enough,
+        mesh_tls_only: args.mesh_tls_only,
     };
     let answer = answer(&nodes, &criteria, args.namespace.as_deref());
     match args.output {

@@ -27,8 +27,8 @@ pub struct Criteria {
     pub min_connections: u64,
     /// A node that was asked longer ago is not called ready.
     pub max_age_seconds: u64,
-    /// TLS without the mesh's ALPN keeps no port from being ready.
-    pub tls_is_enough: bool,
+    /// TLS without the mesh's ALPN keeps a port from being ready.
+    pub mesh_tls_only: bool,
 }
 
 impl Criteria {

@@ -19,7 +19,7 @@ pub(super) fn criteria() -> Criteria {
         min_watched_seconds: 86400,
         min_connections: 1,
         max_age_seconds: 3600,
-        tls_is_enough: false,
+        mesh_tls_only: false,
     }
 }
 
@@ -330,7 +330,7 @@ fn a_node_without_an_answer_keeps_what_may_live_there_from_ready() {
 }
 
 #[test]
-fn tls_of_strangers_is_named_and_not_ready_unless_it_is_enough() {
+fn tls_of_strangers_is_named_and_not_ready_where_only_the_meshs_counts() {
     let stranger = ClientData {
         name: Some("legacy/curl".into()),
         mesh_hellos: 0,
@@ -348,13 +348,13 @@ fn tls_of_strangers_is_named_and_not_ready_unless_it_is_enough() {
         (port.tls_clients[0].name.as_deref(), port.tls_clients[0].connections),
         (Some("legacy/curl"), 4)
     );
-    assert_eq!(answer.verdict, Readiness::NotEnoughData);
-    assert!(answer.why.contains("1 client speaks TLS without the mesh's ALPN"), "{}", answer.why);
-    // Somebody says that it is enough: ready, with the caution. Where no sidecar asks for certificates there is none.
-    let enough = Criteria { tls_is_enough: true, ..criteria() };
-    let told = &judge(&node("n1", pods(true)).into(), &enough)[0];
-    assert_eq!(told.verdict, Readiness::Ready);
-    assert!(told.why.contains("; but 1 client speaks TLS without"), "{}", told.why);
+    // It may have a certificate of the mesh: ready, with a caution. Where no sidecar asks for certificates there is none.
+    assert_eq!(answer.verdict, Readiness::Ready);
+    assert!(answer.why.contains("; but 1 client speaks TLS without the mesh's ALPN"), "{}", answer.why);
+    let strict = Criteria { mesh_tls_only: true, ..criteria() };
+    let told = &judge(&node("n1", pods(true)).into(), &strict)[0];
+    assert_eq!(told.verdict, Readiness::NotEnoughData);
+    assert!(told.why.contains("1 client speaks TLS without"), "{}", told.why);
     let alone = one(pods(false));
     assert_eq!((alone.verdict, alone.why.contains("ALPN")), (Readiness::Ready, false), "{}", alone.why);
 }
@@ -366,7 +366,13 @@ fn who_showed_the_meshs_alpn_is_of_the_mesh_also_where_a_hello_was_not_read() {
     assert_eq!(answer.verdict, Readiness::Ready, "{}", answer.why);
     assert_eq!((answer.ports[0].tls, answer.ports[0].tls_unread, answer.ports[0].mesh_tls), (4, 4, 3));
     let none_read = ClientData { mesh_hellos: 0, ..client(8080, Class::Tls, 5, 7, 10) };
-    assert_eq!(verdict(vec![none_read]), Readiness::NotEnoughData);
+    let answer = one(vec![pod("cart-0", vec![none_read])]);
+    assert_eq!(
+        (answer.verdict, answer.why.contains("; but 1 client")),
+        (Readiness::Ready, true),
+        "{}",
+        answer.why
+    );
 }
 
 #[test]

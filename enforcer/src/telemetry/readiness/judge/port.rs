@@ -90,8 +90,8 @@ fn verdict(
     if let Some(why) = unwatched {
         return not_enough(why.clone());
     }
-    if let Some(caution) = caution.as_ref().filter(|_| !criteria.tls_is_enough) {
-        return not_enough(format!("{caution}; give them a sidecar, or say --tls-is-enough"));
+    if let Some(caution) = caution.as_ref().filter(|_| criteria.mesh_tls_only) {
+        return not_enough(format!("{caution}; give them a sidecar, or leave --mesh-tls-only out"));
     }
     if *watched < criteria.min_watched_seconds {
         let asked = duration(criteria.min_watched_seconds);
