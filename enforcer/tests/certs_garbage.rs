@@ -194,12 +194,15 @@ fn below(mut stream: Stream, bytes: &[u8], pause: Duration) {
     }
 }
 
+/// What it is called, what is done with the connection, and what is found.
+type Misbehaviour = (&'static str, fn(Stream), Option<State>);
+
 #[test]
 fn servers_that_misbehave_behind_the_handshake_cost_bounded_time_and_memory() {
     let mesh = Mesh::new();
     mesh.issue("server", |_| {});
     let clients = Clients { anonymous: true, delay: Duration::ZERO };
-    let cases: [(&str, fn(Stream), Option<State>); 5] = [
+    let cases: [Misbehaviour; 5] = [
         (
             "application data without end",
             |stream| own::flood(stream, &[b'x'; 16 << 10]),

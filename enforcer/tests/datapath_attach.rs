@@ -149,7 +149,7 @@ fn a_pods_own_device_is_hooked_and_left() {
         let host = veth("host0");
         let inside = |namespaces: &Namespaces| {
             let index = host.peer_index.expect("a peer");
-            let programs = || Ok(hooked_programs_at(index, Side::Pod)?);
+            let programs = || hooked_programs_at(index, Side::Pod);
             let found = namespaces.enter(&host, programs).expect("the pod");
             found.into_iter().map(|p| (p.way, p.name, p.program)).collect::<Vec<_>>()
         };

@@ -392,7 +392,7 @@ fn the_programs_do_what_the_rules_say() {
     let cases = std::env::var("ENFORCER_SEQUENCES")
         .map_or(2000, |text| text.parse().expect("ENFORCER_SEQUENCES must be a number of conversations"));
     let seed = std::env::var("ENFORCER_SEED").map_or_else(
-        |_| std::time::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_micros() as u64),
+        |_| std::time::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_secs() ^ u64::from(time.subsec_nanos())),
         |text| text.parse().expect("ENFORCER_SEED must be a number"),
     );
     println!("ENFORCER_SEED={seed} repeats this run");

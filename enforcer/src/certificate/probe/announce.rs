@@ -91,12 +91,12 @@ mod tests {
                 Announcer::new(move |own, to, notice| list.lock().expect("the list").push((own, to, notice)));
             let socket = if server.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
             let socket = socket.expect("a socket");
-            let announced = announcer.announce(&socket, server).expect("announced");
+            let told_of = announcer.announce(&socket, server).expect("announced");
             let before = told.lock().expect("the list").clone();
             let stream = socket.connect(server).await.expect("connected");
             let own = stream.local_addr().expect("its address");
             assert_eq!(before, [(own, server, Notice::Begins)]);
-            drop(announced);
+            drop(told_of);
             assert_eq!(told.lock().expect("the list").last(), Some(&(own, server, Notice::Over)));
         }
     }

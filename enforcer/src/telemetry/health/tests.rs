@@ -32,8 +32,6 @@ fn snapshot(pods: &[(&str, u32)], interfaces: &[u32]) -> Snapshot {
         side: crate::datapath::Side::default(),
         device: None,
         hook: "tcx".into(),
-        side: crate::datapath::attach::Side::Host,
-        device: None,
         neighbours: Vec::new(),
     };
     Snapshot {

@@ -25,7 +25,6 @@ fn snapshot(pods: &[(&str, u32, Option<&str>)]) -> Snapshot {
             netns_id: 0,
             inside: None,
             meshed: true,
-            inside: None,
             decided_by: Vec::new(),
         };
         wanted.endpoints.insert(Address::from(std::net::IpAddr::from([10, 0, 0, number])), plan);
