@@ -14,7 +14,8 @@ use enforcer_common::tcp::{Segment, overlap};
 use crate::report;
 use crate::skb::{Skb, bounded};
 use crate::tables::{
-    self, BPF_NOEXIST, FLOWS, HALF_OPEN, OUTBOUND, OUTBOUND_ENDED, OWN_PROBES, PORT_MODES, SettingsRef, TRANSIENT,
+    self, BPF_NOEXIST, FLOWS, HALF_OPEN, OUTBOUND, OUTBOUND_ENDED, OWN_PROBES, PORT_MODES, SettingsRef,
+    TRANSIENT,
 };
 
 /// The maps and one packet.

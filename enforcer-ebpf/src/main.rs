@@ -81,9 +81,7 @@ fn run(skb: &Skb, direction: Direction, side: Side) -> i32 {
         Some(endpoint) if place::is_here(skb, &endpoint, side) => endpoint,
         Some(endpoint) if place::is_of_other_side(&endpoint, side) => return NEXT,
         // One that lives behind another interface is unknown on this one.
-        _ if direction == Direction::TO_POD
-            && tables::settings().unknown_pods() == UnknownPods::STRICT =>
-        {
+        _ if direction == Direction::TO_POD && tables::settings().unknown_pods() == UnknownPods::STRICT => {
             Endpoint::UNKNOWN
         }
         _ => return NEXT,
@@ -161,7 +159,10 @@ fn decide_from_pod(skb: &Skb, work: &mut Work) -> bool {
 #[inline(never)]
 fn decide_unreadable(skb: &Skb, work: &mut Work, reason: Reason) -> bool {
     let Work { packet, endpoint, decision } = work;
-    keep(decision, datapath::unreadable(&SkbEnv::new(skb, 0, packet.pod_side), endpoint, &packet.key.client, reason))
+    keep(
+        decision,
+        datapath::unreadable(&SkbEnv::new(skb, 0, packet.pod_side), endpoint, &packet.key.client, reason),
+    )
 }
 
 /// Keeps a decision; false when there is nothing to do.

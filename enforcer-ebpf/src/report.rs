@@ -7,18 +7,16 @@ use aya_log_ebpf::debug;
 use enforcer_common::datapath::{Act, Decision};
 use enforcer_common::event::{Event, EventKind, HEAD_BYTES};
 use enforcer_common::map::{
-    Bypassed, Client, ClientBudget, ClientKey, Counter, CounterKey, Endpoint, EventBudget, FlowKey, Pending, PodLink,
-    PodLinkKey, ResetBudget,
-    WorkloadCounterKey,
+    Bypassed, Client, ClientBudget, ClientKey, Counter, CounterKey, Endpoint, EventBudget, FlowKey, Pending,
+    PodLink, PodLinkKey, ResetBudget, WorkloadCounterKey,
 };
 use enforcer_common::{Direction, Reason, Verdict};
 
 use crate::packet::Packet;
 use crate::skb::{Skb, bounded};
 use crate::tables::{
-    BPF_NOEXIST, BYPASSED, CLIENT_RESETS, CLIENTS, COUNTERS, EEXIST, EVENT_BUDGET, EVENTS, PENDING, POD_LINKS,
-    RESET_BUDGET, WORKLOAD_COUNTERS,
-    settings,
+    BPF_NOEXIST, BYPASSED, CLIENT_RESETS, CLIENTS, COUNTERS, EEXIST, EVENT_BUDGET, EVENTS, PENDING,
+    POD_LINKS, RESET_BUDGET, WORKLOAD_COUNTERS, settings,
 };
 
 const SECOND_NS: u64 = 1_000_000_000;

@@ -11,8 +11,9 @@ use aya_ebpf::macros::btf_map;
 use enforcer_common::datapath::Decision;
 use enforcer_common::event::Event;
 use enforcer_common::map::{
-    Bypassed, Client, ClientBudget, ClientKey, Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow, FlowKey,
-    HalfOpen, Outbound, Pending, PodLink, PodLinkKey, PortKey, PortMode, ResetBudget, SocketTag, WorkloadCounterKey,
+    Bypassed, Client, ClientBudget, ClientKey, Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow,
+    FlowKey, HalfOpen, Outbound, Pending, PodLink, PodLinkKey, PortKey, PortMode, ResetBudget, SocketTag,
+    WorkloadCounterKey,
 };
 use enforcer_common::settings::{Action, Enforcement, Settings, UnknownPods};
 use enforcer_common::{Address, Mode};
