@@ -165,7 +165,8 @@ fn the_dumps_are_what_bpftool_prints() -> Result<()> {
     let folder = lab.map_path("COUNTERS")?.parent().context("the map is in no folder")?.to_owned();
     let files = std::fs::read_dir(&folder)?.map(|file| Ok(file?.file_name().to_string_lossy().into_owned()));
     let files: BTreeSet<String> = files.collect::<Result<_>>()?;
-    let told: BTreeSet<String> = DUMPED.iter().chain(&OPAQUE).chain(&OF_OWN_DEVICES).map(|&name| name.to_owned()).collect();
+    let told: BTreeSet<String> =
+        DUMPED.iter().chain(&OPAQUE).chain(&OF_OWN_DEVICES).map(|&name| name.to_owned()).collect();
     assert_eq!(files, told, "the page is about other maps");
 
     let page = std::fs::read_to_string(path())?;
