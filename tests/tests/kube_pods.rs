@@ -214,8 +214,11 @@ fn no_plaintext_reaches_a_new_pod_under_unknown_pods_strict() -> Result<()> {
     let arrived: Vec<_> = seen.iter().filter(|record| record.read > 0 || record.written > 0).collect();
     assert!(arrived.is_empty(), "{arrived:?}");
     assert!(scene.lab.count(Verdict::RESET, Reason::PLAINTEXT)?.connections > 0);
-    // Its mesh clients are served, and the time without its policy was measured.
-    ensure!(gaps(&scene)? > 0, "no gap was measured");
+    // Its mesh clients are served, and the time without its policy is told as soon as its interface is found.
+    poll::until("the gap of the pod", LIMIT, || {
+        ensure!(gaps(&scene)? > 0, "no gap was measured");
+        Ok(())
+    })?;
     assert_eq!(scene.lab.mesh_curl("loadgenerator", &["https://new.hipstershopv1v2:8080"])?.code, 0);
 
     // A pod outside the mesh opens with the news that it is.
