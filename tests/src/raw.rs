@@ -4,6 +4,7 @@
 //! the kernel there does not own: no stack answers its packets but the pod's, and none sends resets in its name.
 
 mod client;
+mod crowd;
 mod packet;
 
 use std::fs;
@@ -16,6 +17,7 @@ use anyhow::{Context, Result, bail};
 use nix::net::if_::if_nametoindex;
 
 pub use client::Client;
+pub use crowd::Crowd;
 pub use packet::{Extension, Ip, Tcp, fragments, option};
 
 use crate::lab::{NODE, Topology};
@@ -25,6 +27,8 @@ use crate::{Lab, Pod};
 const NUMBER_ABOVE: u8 = 100;
 const ETHERNET_LEN: usize = 14;
 const ETHERTYPE_VLAN: u16 = 0x8100;
+/// Bytes of frames, as the kernel counts them, that may wait to be read.
+const QUEUE: usize = 4 << 20;
 
 /// The Ethernet end of a client's interface, for whole frames.
 #[derive(Debug)]
@@ -130,6 +134,11 @@ impl Wire {
     /// When the socket fails.
     pub fn receive(&self, deadline: Instant) -> Result<Option<Vec<u8>>> {
         let mut frame = vec![0; 1 << 18];
+        Ok(self.receive_into(&mut frame, deadline)?.map(<[u8]>::to_vec))
+    }
+
+    /// The same, in a buffer that many calls share.
+    fn receive_into<'b>(&self, frame: &'b mut [u8], deadline: Instant) -> Result<Option<&'b [u8]>> {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let mut wanted = libc::pollfd { fd: self.socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
@@ -152,11 +161,11 @@ impl Wire {
                 bail!("cannot receive a frame: {}", io::Error::last_os_error());
             };
             let mut at = ETHERNET_LEN;
-            while frame.get(at - 2..at) == Some(&ETHERTYPE_VLAN.to_be_bytes()) {
+            while at <= count && frame.get(at - 2..at) == Some(&ETHERTYPE_VLAN.to_be_bytes()) {
                 at += 4;
             }
-            if let Some(packet) = frame.get(at..count) {
-                return Ok(Some(packet.to_vec()));
+            if at <= count {
+                return Ok(frame.get(at..count));
             }
         }
     }
@@ -199,5 +208,6 @@ fn packet_socket(interface: &str) -> Result<OwnedFd> {
     if bound < 0 {
         return Err(io::Error::last_os_error()).with_context(|| format!("cannot bind to {interface}"));
     }
+    nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBufForce, &QUEUE)?;
     Ok(socket)
 }
