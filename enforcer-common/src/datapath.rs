@@ -63,8 +63,10 @@ pub trait Env: FlowTables {
     fn insert_half_open(&self, key: &FlowKey, half_open: &HalfOpen);
     /// Removes a half-open connection.
     fn remove_half_open(&self, key: &FlowKey);
-    /// Looks a connection of the pod's own up, in `OUTBOUND`, then in `OUTBOUND_ENDED`.
+    /// Looks a connection of the pod's own up in `OUTBOUND`.
     fn outbound(&self, key: &FlowKey) -> Option<Outbound>;
+    /// Looks one that is over up in `OUTBOUND_ENDED`.
+    fn outbound_ended(&self, key: &FlowKey) -> Option<Outbound>;
     /// Enters a connection of the pod's own in `OUTBOUND`.
     fn insert_outbound(&self, key: &FlowKey, outbound: &Outbound);
     /// Moves a connection of the pod's own that is over to `OUTBOUND_ENDED`.
@@ -130,6 +132,9 @@ pub fn to_pod<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey, segment: &Seg
         }
         let half_open = env.half_open(key);
         if half_open.is_none() {
+            if let Some(own) = env.outbound_ended(key) {
+                return note_outbound(env, key, segment, own, flow_flags::CLIENT_FIN);
+            }
             // Another CPU may have made a flow of it since.
             found = env.flow(key);
         }
@@ -172,7 +177,9 @@ pub fn from_pod<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey, segment: &S
             return syn_ack_from_pod(env, key, segment);
         }
         env.insert_outbound(key, &Outbound { pod_isn: segment.seq, fins: 0 });
-        // The pod uses the tuple of an old inbound connection for one of its own: the old one is gone in its stack.
+        // The pod uses the tuple of an old inbound connection for one of its own: the old one is gone in its stack, half open or
+        // not.
+        env.remove_half_open(key);
         return forget(env, key);
     }
     let mut found = env.flow(key);
@@ -181,7 +188,13 @@ pub fn from_pod<E: Env>(env: &E, endpoint: &Endpoint, key: &FlowKey, segment: &S
         if let Some(own) = env.outbound(key) {
             return note_outbound(env, key, segment, own, flow_flags::POD_FIN);
         }
-        if let Some(half_open) = env.half_open(key)
+        let half_open = env.half_open(key);
+        if half_open.is_none()
+            && let Some(own) = env.outbound_ended(key)
+        {
+            return note_outbound(env, key, segment, own, flow_flags::POD_FIN);
+        }
+        if let Some(half_open) = half_open
             && segment.seq == half_open.pod_isn.wrapping_add(1)
         {
             if bypass::acknowledges_unseen(segment, half_open.client_isn.wrapping_add(1)) {

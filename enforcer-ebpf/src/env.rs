@@ -138,9 +138,14 @@ impl Env for SkbEnv<'_> {
 
     #[inline(always)]
     fn outbound(&self, key: &FlowKey) -> Option<Outbound> {
-        let entry = OUTBOUND.get_ptr(key).or_else(|| OUTBOUND_ENDED.get_ptr(key));
-        // SAFETY: the pointer comes from one of the maps; the entry is copied at once.
-        entry.map(|entry| unsafe { *entry })
+        // SAFETY: the pointer comes from the map; the entry is copied at once.
+        OUTBOUND.get_ptr(key).map(|entry| unsafe { *entry })
+    }
+
+    #[inline(always)]
+    fn outbound_ended(&self, key: &FlowKey) -> Option<Outbound> {
+        // SAFETY: the pointer comes from the map; the entry is copied at once.
+        OUTBOUND_ENDED.get_ptr(key).map(|entry| unsafe { *entry })
     }
 
     #[inline(always)]

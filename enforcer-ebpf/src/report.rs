@@ -126,7 +126,8 @@ fn add(counter: *mut Counter, by: &Counter) {
 /// left out: whoever looks again could not make one like them.
 #[inline(never)]
 pub fn pending(skb: &Skb, packet: &Packet) -> bool {
-    if packet.ip_offset != 14 {
+    // One that is there already stays.
+    if packet.ip_offset != 14 || PENDING.get_ptr(packet.key).is_some() {
         return true;
     }
     let mut frame = [0_u8; 14];
@@ -136,7 +137,6 @@ pub fn pending(skb: &Skb, packet: &Packet) -> bool {
     // SAFETY: the helper has no arguments.
     let since_ns = unsafe { bpf_ktime_get_ns() };
     let entry = Pending { since_ns, ifindex: skb.ifindex(), frame, reserved: [0; 6] };
-    // One that is there already stays.
     match PENDING.insert(packet.key, entry, BPF_NOEXIST) {
         Ok(()) => true,
         Err(error) => i64::from(error) == EEXIST,

@@ -274,6 +274,33 @@ impl Lab {
         })
     }
 
+    /// Waits until the policy of a pod is `mode` behind its own interface: that of another pod which had its addresses before may
+    /// be there still.
+    ///
+    /// # Errors
+    /// When it does not come.
+    pub fn wait_mode_here(&self, pod: &str, mode: Mode) -> Result<()> {
+        let ifindex = self.ifindex(pod)?;
+        poll::until(&format!("{pod} to be {mode} behind interface {ifindex}"), APPLY, || {
+            for address in self.pod(pod).addresses() {
+                let found = self.endpoint(address)?;
+                ensure!((found.mode, found.ifindex) == (mode, ifindex), "{address}: {found:?}");
+            }
+            Ok(())
+        })
+    }
+
+    /// Index of the host side of a pod's interface.
+    ///
+    /// # Errors
+    /// When the interface is gone.
+    pub fn ifindex(&self, pod: &str) -> Result<u32> {
+        let interface = self.pod(pod).interface();
+        self.inside(NODE, || {
+            if_nametoindex(interface.as_str()).with_context(|| format!("no interface {interface}"))
+        })?
+    }
+
     /// Waits until a port of a pod has a mode of its own.
     ///
     /// # Errors
@@ -325,12 +352,8 @@ impl Lab {
     /// # Errors
     /// When the interface is gone.
     pub fn hooks(&self, pod: &str) -> Result<Vec<HookedProgram>> {
-        let interface = self.pod(pod).interface();
-        self.inside(NODE, || {
-            let index =
-                if_nametoindex(interface.as_str()).with_context(|| format!("no interface {interface}"))?;
-            Ok(hooked_programs(index)?)
-        })?
+        let index = self.ifindex(pod)?;
+        self.inside(NODE, || Ok(hooked_programs(index)?))?
     }
 
     /// The enforcer's own programs there and on the pod's own device: one per direction where it is attached.

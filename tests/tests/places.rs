@@ -25,11 +25,6 @@ fn ip(lab: &Lab, member: &str, words: &str) -> Result<()> {
     Ok(())
 }
 
-fn ifindex(lab: &Lab, pod: &str) -> Result<u32> {
-    let interface = lab.pod(pod).interface();
-    Ok(lab.inside(NODE, || nix::net::if_::if_nametoindex(interface.as_str()))??)
-}
-
 fn assert_refused(lab: &Lab, when: &str) -> Result<()> {
     let plain = lab.curl("sleep", &[PLAIN])?;
     assert_eq!((plain.stdout.as_str(), plain.code), ("000\n", 56), "{when}: {plain:?}");
@@ -88,7 +83,7 @@ fn an_address_behind_two_interfaces_is_enforced_behind_both() -> Result<()> {
         ip(&lab, thief, &format!("address del {address}/32 dev eth0"))?;
         poll::until("the address to be one pod's", LIMIT, || {
             let found = lab.endpoint(address.into())?.ifindex;
-            ensure!(found == ifindex(&lab, "frontend")?, "it is {found}");
+            ensure!(found == lab.ifindex("frontend")?, "it is {found}");
             let problems = status(&lab)?["problems"].clone();
             ensure!(problems == serde_json::json!([]), "{problems}");
             Ok(())
@@ -124,7 +119,7 @@ fn an_address_that_comes_late_is_placed() -> Result<()> {
         std::thread::sleep(Duration::from_secs(1));
         let flag = if family == "-6" { " nodad" } else { "" };
         ip(&lab, "frontend", &format!("{family} address add {address}/{prefix} dev eth0{flag}"))?;
-        let expected = ifindex(&lab, "frontend")?;
+        let expected = lab.ifindex("frontend")?;
         poll::until("the late address to be placed", LIMIT, || {
             for address in pod.addresses() {
                 let found = lab.endpoint(address)?.ifindex;

@@ -3,6 +3,8 @@
 //!
 //! `OUTBOUND` pushes the oldest out when it is full. A pod that opens and closes many connections must not push out its own idle
 //! ones like that, so what is over moves to `OUTBOUND_ENDED`, which is small: packets that are still on their way find it there.
+//! A tuple is in one of them or in `HALF_OPEN`, never in two, so new connections, which are many, are looked for before those
+//! that are over.
 
 use super::{Decision, Env};
 use crate::map::{FlowKey, Outbound, flow_flags};
@@ -38,7 +40,6 @@ pub(super) fn note_outbound<E: Env>(
 pub(super) fn note_refused<E: Env>(env: &E, key: &FlowKey, segment: &Segment) -> Decision {
     if segment.has(ACK)
         && let Some(own) = env.outbound(key)
-        && own.fins != BOTH
         && segment.ack == own.pod_isn.wrapping_add(1)
     {
         env.end_outbound(key, &Outbound { fins: BOTH, ..own });
@@ -49,9 +50,7 @@ pub(super) fn note_refused<E: Env>(env: &E, key: &FlowKey, segment: &Segment) ->
 /// Notes a RST of the pod's own stack: it ended the connection.
 #[inline(always)]
 pub(super) fn note_aborted<E: Env>(env: &E, key: &FlowKey) {
-    if let Some(own) = env.outbound(key)
-        && own.fins != BOTH
-    {
+    if let Some(own) = env.outbound(key) {
         env.end_outbound(key, &Outbound { fins: BOTH, ..own });
     }
 }

@@ -44,8 +44,8 @@ struct Connection {
     known: Known,
     /// The client's stream, as far as it came, while its hello is not complete.
     stream: Vec<u8>,
-    /// A verdict that waits for the hello.
-    waiting: Option<Event>,
+    /// A verdict that waits for the hello: apart, because few wait at a time and thousands are remembered.
+    waiting: Option<Box<Event>>,
     /// All of the hello was read.
     complete: bool,
     /// A record with its hello was written.
@@ -146,7 +146,7 @@ impl Connections {
             ready.push(earlier);
         }
         if tls && connection.known.hello.is_none() {
-            connection.waiting = Some(event);
+            connection.waiting = Some(Box::new(event));
             self.waiting.push_back((now + PATIENCE, id));
         } else {
             ready.push(connection.ready(event));
@@ -190,7 +190,7 @@ impl Connection {
         if self.known.hello.is_none() && !self.stream.is_empty() {
             self.known.hello = hello::parse(&self.stream).map(Arc::new);
         }
-        Some(self.ready(event))
+        Some(self.ready(*event))
     }
 
     /// The event with what is known by now.

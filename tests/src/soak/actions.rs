@@ -104,7 +104,7 @@ fn come_and_go(stage: &mut Stage) -> Result<()> {
     let name = format!("guest{}", stage.next_pod);
     stage.lab.add_pod(Pod::meshed("hipstershopv1v2", &name, 50 + stage.next_pod % 3).port(8080))?;
     stage.lab.describe()?;
-    stage.lab.wait_mode(&name, Mode::STRICT)?;
+    stage.lab.wait_mode_here(&name, Mode::STRICT)?;
     {
         let (_server, records) = stage.lab.sidecar(&name, 8080)?;
         let host = format!("{name}.hipstershopv1v2:8080");

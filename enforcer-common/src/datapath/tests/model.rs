@@ -276,7 +276,11 @@ impl Env for Model {
     }
 
     fn outbound(&self, key: &FlowKey) -> Option<Outbound> {
-        self.outbound_entry(key).or_else(|| self.outbound_ended_entry(key))
+        self.outbound_entry(key)
+    }
+
+    fn outbound_ended(&self, key: &FlowKey) -> Option<Outbound> {
+        self.outbound_ended_entry(key)
     }
 
     fn insert_outbound(&self, key: &FlowKey, outbound: &Outbound) {
