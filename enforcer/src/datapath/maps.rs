@@ -174,6 +174,8 @@ impl<K: Entry, V: Entry, const KN: usize, const VN: usize> Table<K, V, KN, VN> {
 
 /// `ENDPOINTS`.
 pub type Endpoints = Table<Address, Endpoint, 16, 16>;
+/// `LINKS`.
+pub type Links = Table<u32, Endpoint, 4, 16>;
 /// `PORT_MODES`.
 pub type PortModes = Table<PortKey, PortMode, 8, 4>;
 /// `FLOWS` or `TRANSIENT`.
@@ -188,7 +190,6 @@ pub type BypassedPods = Table<Address, Bypassed, 16, 48>;
 pub type OwnProbes = Table<FlowKey, u64, 36, 8>;
 /// `PENDING`.
 pub type Pendings = Table<FlowKey, Pending, 36, 32>;
-/// `OUTBOUND`.
 /// `CLIENT_RESETS`.
 pub type ClientResets = Table<Address, ClientBudget, 16, 24>;
 /// `OUTBOUND` and `OUTBOUND_ENDED`.
