@@ -1,19 +1,21 @@
 //! A flood of SYNs with addresses that nobody has, as fast as one core writes frames.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+use enforcer_common::tcp::SYN;
 use nix::net::if_::if_nametoindex;
 
 use crate::Lab;
 use crate::lab::NODE;
+use crate::raw::{Ip, Tcp};
 
-/// Where the spoofed clients are (RFC 2544: for benchmarks).
+/// Where the spoofed clients are (RFC 2544 and 5180: for benchmarks).
 const NETWORK: [u8; 2] = [198, 18];
+const NETWORK_V6: [u16; 3] = [0x2001, 2, 0];
 const GATEWAY_MAC: [u8; 6] = [0xee; 6];
-const FRAME: usize = 54;
 /// Frames per system call.
 const BATCH: usize = 512;
 const SOL_PACKET: libc::c_int = 263;
@@ -28,24 +30,25 @@ pub struct Flood {
     pub took: Duration,
 }
 
-/// Sends SYNs to an IPv4 address and port from inside a pod until `count` are sent, each connection's from another
-/// address or port as far as `different` goes. The answers go back to that pod, which drops them.
+/// Sends SYNs to an address and port from inside a pod until `count` are sent, each connection's from another address or
+/// port as far as `different` goes. The answers go back to that pod, which drops them.
 ///
 /// # Errors
 /// When the route back cannot be set or the kernel refuses frames.
 pub fn syns(lab: &Lab, from: &str, to: SocketAddr, different: usize, count: u64) -> Result<Flood> {
-    let IpAddr::V4(target) = to.ip() else { bail!("the flood speaks IPv4") };
     let (pod, interface) = (lab.pod(from), lab.pod(from).interface());
-    let network = format!("{}.{}.0.0/16", NETWORK[0], NETWORK[1]);
-    let gateway = pod.v4().to_string();
+    let (network, gateway) = match to.ip() {
+        IpAddr::V4(_) => (format!("{}.{}.0.0/16", NETWORK[0], NETWORK[1]), pod.v4().to_string()),
+        IpAddr::V6(_) => (format!("{:x}:{:x}::/48", NETWORK_V6[0], NETWORK_V6[1]), pod.v6().to_string()),
+    };
     // A second flood finds the route there.
     let words = ["ip", "route", "replace", &network, "via", &gateway, "dev", &interface, "onlink"];
     lab.exec(NODE, words)?.success()?;
     let mac: [u8; 6] = [0x02, 0, 0, 0, 0, pod.number];
-    let frames: Vec<[u8; FRAME]> =
-        (0..different).map(|number| frame(mac, target, to.port(), number)).collect();
+    let frames: Vec<Vec<u8>> = (0..different).map(|number| frame(mac, to, number)).collect();
     lab.inside(from, || {
         std::fs::write("/proc/sys/net/ipv4/ip_forward", "0")?;
+        std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "0")?;
         let socket = packet_socket()?;
         let begun = Instant::now();
         let mut sent = 0;
@@ -83,10 +86,10 @@ fn packet_socket() -> Result<OwnedFd> {
     Ok(socket)
 }
 
-fn send(socket: &OwnedFd, frames: &[[u8; FRAME]]) -> Result<u64> {
+fn send(socket: &OwnedFd, frames: &[Vec<u8>]) -> Result<u64> {
     let mut parts: Vec<libc::iovec> = frames
         .iter()
-        .map(|frame| libc::iovec { iov_base: frame.as_ptr().cast_mut().cast(), iov_len: FRAME })
+        .map(|frame| libc::iovec { iov_base: frame.as_ptr().cast_mut().cast(), iov_len: frame.len() })
         .collect();
     let mut messages: Vec<libc::mmsghdr> = parts
         .iter_mut()
@@ -110,47 +113,26 @@ fn send(socket: &OwnedFd, frames: &[[u8; FRAME]]) -> Result<u64> {
 }
 
 /// The `number`th SYN: another address each, then another port.
-fn frame(mac: [u8; 6], target: Ipv4Addr, port: u16, number: usize) -> [u8; FRAME] {
+fn frame(mac: [u8; 6], to: SocketAddr, number: usize) -> Vec<u8> {
     let [low, high, ports @ ..] = number.to_le_bytes();
-    let source = Ipv4Addr::new(NETWORK[0], NETWORK[1], high, low);
-    let source_port = 1024 + u16::from(ports[0]);
-    let mut frame = [0; FRAME];
-    frame[..6].copy_from_slice(&GATEWAY_MAC);
-    frame[6..12].copy_from_slice(&mac);
-    frame[12] = 0x08;
-    // IPv4: 20 bytes of header, 40 in all, not to be fragmented, TCP.
-    let (ip, tcp) = frame[14..].split_at_mut(20);
-    ip[0] = 0x45;
-    ip[3] = 40;
-    ip[6] = 0x40;
-    ip[8] = 64;
-    ip[9] = 6;
-    ip[12..16].copy_from_slice(&source.octets());
-    ip[16..].copy_from_slice(&target.octets());
-    let sum = checksum(0, ip);
-    ip[10..12].copy_from_slice(&sum.to_be_bytes());
-    tcp[..2].copy_from_slice(&source_port.to_be_bytes());
-    tcp[2..4].copy_from_slice(&port.to_be_bytes());
-    tcp[4..8].copy_from_slice(
-        &u32::try_from(number & 0xffff_ffff).unwrap_or(0).wrapping_mul(40_503).to_be_bytes(),
-    );
-    tcp[12] = 0x50;
-    tcp[13] = 0x02;
-    tcp[14] = 0xff;
-    let pseudo: u32 = ip[12..].chunks_exact(2).map(|two| u32::from(two[0]) << 8 | u32::from(two[1])).sum();
-    let sum = checksum(pseudo + 6 + 20, tcp);
-    tcp[16..18].copy_from_slice(&sum.to_be_bytes());
-    frame
-}
-
-/// The one's complement of the sum of the words (RFC 1071).
-fn checksum(start: u32, bytes: &[u8]) -> u16 {
-    let words = bytes.chunks_exact(2).map(|two| u32::from(two[0]) << 8 | u32::from(two[1]));
-    let mut sum: u32 = start + words.sum::<u32>();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !u16::try_from(sum).unwrap_or(0)
+    let source = match to.ip() {
+        IpAddr::V4(_) => IpAddr::from(Ipv4Addr::new(NETWORK[0], NETWORK[1], high, low)),
+        IpAddr::V6(_) => {
+            let [one, two, three] = NETWORK_V6;
+            Ipv6Addr::new(one, two, three, 0, 0, 0, 0, u16::from_be_bytes([high, low])).into()
+        }
+    };
+    let syn = Tcp {
+        source: 1024 + u16::from(ports[0]),
+        destination: to.port(),
+        seq: u32::try_from(number & 0xffff_ffff).unwrap_or(0).wrapping_mul(40_503),
+        flags: SYN,
+        window: 0xff00,
+        ..Tcp::default()
+    };
+    let protocol = if to.is_ipv6() { [0x86, 0xdd] } else { [0x08, 0x00] };
+    let packet = Ip::new(source, to.ip()).encode(&syn.encode(source, to.ip()));
+    [&GATEWAY_MAC[..], &mac, &protocol, &packet].concat()
 }
 
 /// Lets this process and those that it starts have this many open files.

@@ -9,6 +9,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use enforcer::datapath::attach::Way;
+use nix::net::if_::if_nametoindex;
+
+use crate::Lab;
+use crate::lab::NODE;
 
 const MAP_CREATE: libc::c_long = 0;
 const MAP_LOOKUP: libc::c_long = 1;
@@ -190,5 +194,21 @@ impl Neighbour {
             (pointer(&raw const key), pointer(&raw mut value));
         bpf(MAP_LOOKUP, &mut [raw(&self.counter), 0, key_low, key_high, value_low, value_high, 0, 0])?;
         Ok(value)
+    }
+}
+
+impl Lab {
+    /// Everything that a client sends comes straight into a pod's own device from now on, past the host side of the pod's
+    /// interface, as with Cilium's host routing. It ends when the program is dropped.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn shortcut(&self, from: &str, to: &str) -> Result<Neighbour> {
+        let index = |pod: &str| self.inside(NODE, || if_nametoindex(self.pod(pod).interface().as_str()));
+        let (client, pod) = (index(from)??, index(to)??);
+        let mut program = Neighbour::load("shortcut", Answer::RedirectPeer(pod))?;
+        // From the client's pod is the ingress of the host side of its interface. Behind ours, which have nothing to do there.
+        self.inside(NODE, || program.attach(client, Way::FromPod, Place::Last))??;
+        Ok(program)
     }
 }

@@ -4,6 +4,7 @@
 //! the kernel there does not own: no stack answers its packets but the pod's, and none sends resets in its name.
 
 mod client;
+mod crowd;
 mod packet;
 
 use std::fs;
@@ -16,6 +17,7 @@ use anyhow::{Context, Result, bail};
 use nix::net::if_::if_nametoindex;
 
 pub use client::Client;
+pub use crowd::Crowd;
 pub use packet::{Extension, Ip, Tcp, fragments, option};
 
 use crate::lab::{NODE, Topology};
@@ -24,7 +26,40 @@ use crate::{Lab, Pod};
 /// Added to the number of the client whose interface is used: the raw client's own addresses.
 const NUMBER_ABOVE: u8 = 100;
 const ETHERNET_LEN: usize = 14;
-const ETHERTYPE_VLAN: u16 = 0x8100;
+/// Bytes of frames, as the kernel counts them, that may wait to be read.
+const QUEUE: usize = 4 << 20;
+
+/// A VLAN tag of a frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tag {
+    /// What says that it is one: [`Tag::CUSTOMER`] or [`Tag::SERVICE`].
+    pub protocol: u16,
+    /// Priority (the upper three bits) and VLAN id (the lower twelve).
+    pub control: u16,
+}
+
+impl Tag {
+    /// IEEE 802.1Q.
+    pub const CUSTOMER: u16 = 0x8100;
+    /// IEEE 802.1ad.
+    pub const SERVICE: u16 = 0x88a8;
+
+    /// Of 802.1Q.
+    #[must_use]
+    pub const fn customer(control: u16) -> Self {
+        Self { protocol: Self::CUSTOMER, control }
+    }
+
+    /// Of 802.1ad.
+    #[must_use]
+    pub const fn service(control: u16) -> Self {
+        Self { protocol: Self::SERVICE, control }
+    }
+
+    fn begins(bytes: Option<&[u8]>) -> bool {
+        [Self::CUSTOMER, Self::SERVICE].iter().any(|protocol| bytes == Some(&protocol.to_be_bytes()))
+    }
+}
 
 /// The Ethernet end of a client's interface, for whole frames.
 #[derive(Debug)]
@@ -94,16 +129,16 @@ impl Wire {
         self.send_tagged(&[], packet)
     }
 
-    /// Sends an IP packet behind VLAN tags, outermost first: the two bytes of priority and VLAN id each.
+    /// Sends an IP packet behind VLAN tags, outermost first.
     ///
     /// # Errors
     /// When the kernel refuses it.
-    pub fn send_tagged(&self, tags: &[u16], packet: &[u8]) -> Result<()> {
+    pub fn send_tagged(&self, tags: &[Tag], packet: &[u8]) -> Result<()> {
         let [from, to] = self.macs;
         let mut frame = [to, from].concat();
         for tag in tags {
-            frame.extend(ETHERTYPE_VLAN.to_be_bytes());
-            frame.extend(tag.to_be_bytes());
+            frame.extend(tag.protocol.to_be_bytes());
+            frame.extend(tag.control.to_be_bytes());
         }
         let v6 = packet.first().is_some_and(|byte| byte >> 4 == 6);
         frame.extend(if v6 { [0x86, 0xdd] } else { [0x08, 0x00] });
@@ -130,6 +165,11 @@ impl Wire {
     /// When the socket fails.
     pub fn receive(&self, deadline: Instant) -> Result<Option<Vec<u8>>> {
         let mut frame = vec![0; 1 << 18];
+        Ok(self.receive_into(&mut frame, deadline)?.map(<[u8]>::to_vec))
+    }
+
+    /// The same, in a buffer that many calls share.
+    fn receive_into<'b>(&self, frame: &'b mut [u8], deadline: Instant) -> Result<Option<&'b [u8]>> {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let mut wanted = libc::pollfd { fd: self.socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
@@ -152,11 +192,11 @@ impl Wire {
                 bail!("cannot receive a frame: {}", io::Error::last_os_error());
             };
             let mut at = ETHERNET_LEN;
-            while frame.get(at - 2..at) == Some(&ETHERTYPE_VLAN.to_be_bytes()) {
+            while at <= count && Tag::begins(frame.get(at - 2..at)) {
                 at += 4;
             }
-            if let Some(packet) = frame.get(at..count) {
-                return Ok(Some(packet.to_vec()));
+            if at <= count {
+                return Ok(frame.get(at..count));
             }
         }
     }
@@ -199,5 +239,6 @@ fn packet_socket(interface: &str) -> Result<OwnedFd> {
     if bound < 0 {
         return Err(io::Error::last_os_error()).with_context(|| format!("cannot bind to {interface}"));
     }
+    nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBufForce, &QUEUE)?;
     Ok(socket)
 }

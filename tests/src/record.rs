@@ -151,6 +151,18 @@ impl Records {
         Ok(record)
     }
 
+    /// The same where records of other clients, whose connections ended before, may still come in.
+    ///
+    /// # Errors
+    /// When none has ended after five seconds.
+    pub fn next_among_others(&self, seen: usize, peer: SocketAddr) -> Result<Record> {
+        poll::until(&format!("the server's record of {peer}"), Duration::from_secs(5), || {
+            let mut new = self.all()?.into_iter().skip(seen);
+            let found = new.find(|record| record.peer.is_none_or(|other| same(other, peer)));
+            found.context("it is not there")
+        })
+    }
+
     /// Waits for the end of a connection from `peer` that was accepted while it was open.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, ensure};
 use enforcer::datapath::attach::{Way, hooked_programs};
 use enforcer::datapath::load::Pinned;
-use enforcer::datapath::maps::{Counters, Flows, WorkloadCounters};
+use enforcer::datapath::maps::{Counters, Flows, HalfOpens, WorkloadCounters};
 use enforcer_common::map::{Flow, FlowKey, endpoint_flags};
 use enforcer_common::{Direction, Reason, Verdict};
 use nix::net::if_::if_nametoindex;
@@ -146,6 +146,15 @@ impl Lab {
     /// When it cannot be read.
     pub fn flows(&self) -> Result<Vec<(FlowKey, Flow)>> {
         Ok(Flows::new("FLOWS", Pinned::open(&self.bpffs())?.map("FLOWS")?)?.entries()?)
+    }
+
+    /// The connections in `HALF_OPEN`: the pod has answered, the client not yet.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn half_open(&self) -> Result<Vec<FlowKey>> {
+        let map = Pinned::open(&self.bpffs())?.map("HALF_OPEN")?;
+        Ok(HalfOpens::new("HALF_OPEN", map)?.entries()?.into_iter().map(|(key, _)| key).collect())
     }
 
     /// The content of `TRANSIENT`: all other inbound connections.

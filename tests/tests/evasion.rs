@@ -15,6 +15,8 @@ mod discarded;
 mod fragments;
 #[path = "evasion/headers.rs"]
 mod headers;
+#[path = "evasion/inside.rs"]
+mod inside;
 #[path = "evasion/large.rs"]
 mod large;
 #[path = "evasion/multipath.rs"]

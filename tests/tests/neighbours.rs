@@ -205,6 +205,57 @@ fn answers(hook: &str) -> Result<()> {
     Ok(())
 }
 
+/// The kernel asks TCX programs before any filter, wherever they stand among themselves: what they answer counts, and all are told to
+/// be before ours.
+#[test]
+fn tcx_programs_of_others_run_before_our_filters() -> Result<()> {
+    let stage = stage(lab()?, "clsact")?;
+    let lab = &stage.lab;
+    assert!(lab.own_hooks("frontend")?.is_empty(), "ours are on TCX: this tests nothing");
+    assert_enforced(lab, "alone")?;
+    let refused = || Ok::<_, anyhow::Error>(lab.count(Verdict::RESET, Reason::PLAINTEXT)?.connections);
+    let away = Answer::Redirect(index(lab, "adservice")?);
+    let places = [(Answer::Next, Place::First), (Answer::Next, Place::Last)];
+    for (answer, place) in
+        places.into_iter().chain([Answer::Pass, Answer::Drop, away].map(|a| (a, Place::Last)))
+    {
+        let what = format!("{answer:?} {place:?}");
+        let before = refused()?;
+        let other = join(lab, "tcx", "other", answer, place)?;
+        match answer {
+            Answer::Next => assert_enforced(lab, &what)?,
+            // Ours is not asked.
+            Answer::Pass => assert_eq!(lab.curl("sleep", &[PLAIN])?.code, 0, "{what}"),
+            _ => {
+                let to = lab.address("frontend", 8080, false);
+                let connect = || TcpStream::connect_timeout(&to, Duration::from_millis(300)).is_ok();
+                assert!(!lab.inside("sleep", connect)?, "{what}");
+            }
+        }
+        assert!(other.packets()? > 0, "{what}");
+        assert_eq!(refused()? - before, u64::from(answer == Answer::Next), "{what}");
+        let (neighbours, problems) = status(lab)?;
+        for way in ["to_pod", "from_pod"] {
+            let told = |line: &&String| line.starts_with("other (program ") && line.contains(", tcx) ");
+            let listed =
+                neighbours.iter().filter(told).filter(|n| n.contains(&format!("before {way}"))).count();
+            assert_eq!(listed, 1, "{what}: {neighbours:?}");
+            let warned: Vec<_> = problems
+                .iter()
+                .filter(told)
+                .filter(|p| p.contains(&format!("runs before {way} on")))
+                .collect();
+            let redirects = warned.iter().any(|p| p.contains("it redirects, and"));
+            assert_eq!((warned.len(), redirects), (1, answer == away), "{what}: {problems:?}");
+        }
+        assert_eq!(problems.len(), 2, "{what}: {problems:?}");
+        drop(other);
+        assert_enforced(lab, &format!("{what}, gone"))?;
+        assert_eq!(status(lab)?, (Vec::new(), Vec::new()), "{what}, gone");
+    }
+    Ok(())
+}
+
 /// A TCX link goes with its owner, a filter has to be removed: the one that is not called as ours.
 fn leave(lab: &Lab, hook: &str, place: Place) -> Result<()> {
     if hook == "tcx" {

@@ -12,16 +12,22 @@ use enforcer_tests::{Lab, Pod};
 
 const LIMIT: Duration = Duration::from_secs(15);
 
-fn silent_clients_are_reset(topology: Topology) -> Result<()> {
+fn silent_clients_are_reset(
+    topology: Topology,
+    sizes: &[usize],
+    more: &[&str],
+    by_shortcut: bool,
+) -> Result<()> {
     let lab = Lab::with(topology, Pod::cast())?;
     lab.describe()?;
     lab.apply("mesh.yaml", MESH_STRICT)?;
-    let _agent = lab.agent_with(&["--undecided-timeout", "1"])?;
+    let _agent = lab.agent_with(&[&["--undecided-timeout", "1"], more].concat())?;
     lab.wait_mode("frontend", Mode::STRICT)?;
     let (_server, records) = lab.raw_server("frontend", 8080, &[])?;
+    let _shortcut = by_shortcut.then(|| lab.shortcut("sleep", "frontend")).transpose()?;
     let mut connections = 0;
     for v6 in [false, true] {
-        for said in 1..=5 {
+        for &said in sizes {
             let seen = records.all()?.len();
             let mut stream = lab.connect("sleep", lab.address("frontend", 8080, v6))?;
             let start = Instant::now();
@@ -47,12 +53,24 @@ fn silent_clients_are_reset(topology: Topology) -> Result<()> {
 
 #[test]
 fn silence_on_a_routed_pod_is_reset() -> Result<()> {
-    silent_clients_are_reset(Topology::Routed)
+    silent_clients_are_reset(Topology::Routed, &[1, 2, 3, 4, 5], &[], false)
 }
 
 #[test]
 fn silence_on_a_bridged_pod_is_reset() -> Result<()> {
-    silent_clients_are_reset(Topology::Bridge)
+    silent_clients_are_reset(Topology::Bridge, &[1, 5], &[], false)
+}
+
+/// The agent is outside, the program inside: it is the pod's own device that the client's segment comes to.
+#[test]
+fn silence_at_a_pods_own_device_is_reset() -> Result<()> {
+    silent_clients_are_reset(Topology::Routed, &[1, 5], &["--attach", "pod"], false)
+}
+
+/// The client's packets never come through the interface that the agent sends by.
+#[test]
+fn silence_of_who_comes_past_the_host_side_is_reset() -> Result<()> {
+    silent_clients_are_reset(Topology::Routed, &[1, 5], &["--attach", "pod"], true)
 }
 
 /// The way to the pod is closed at the moment when the silent client should be judged: it is judged afterwards.

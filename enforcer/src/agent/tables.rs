@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use enforcer_common::map::{
-    Bypassed, Endpoint, Flow, FlowKey, FlowState, Outbound, Pending, PortKey, endpoint_flags, flow_flags,
+    Bypassed, Endpoint, Flow, FlowKey, FlowState, Outbound, Pending, PodLink, PodLinkKey, PortKey,
+    endpoint_flags, flow_flags,
 };
 use enforcer_common::settings::Settings;
 use enforcer_common::{Address, Mode, Reason, Verdict};
@@ -13,7 +14,8 @@ use crate::datapath::Datapath;
 use crate::datapath::apply::{Change, Held, Write};
 use crate::datapath::conntrack::Ends;
 use crate::datapath::maps::{
-    BypassedPods, Endpoints, Exempt, Flows, Links, MapsError, Outbounds, Pendings, PortModes, SettingsMap,
+    BypassedPods, Endpoints, Exempt, Flows, Links, MapsError, Outbounds, Pendings, PodLinks, PortModes,
+    SettingsMap,
 };
 use crate::datapath::sockdiag::{OnWire, PodSockets};
 
@@ -53,6 +55,7 @@ pub struct Tables {
     transient: Flows,
     outbound: Outbounds,
     pending: Pendings,
+    pod_links: PodLinks,
     bypassed: BypassedPods,
     settings: SettingsMap,
     held: Held,
@@ -92,6 +95,7 @@ impl Tables {
             transient: Flows::new("TRANSIENT", take(datapath, "TRANSIENT")?)?,
             outbound: Outbounds::new("OUTBOUND", take(datapath, "OUTBOUND")?)?,
             pending: Pendings::new("PENDING", take(datapath, "PENDING")?)?,
+            pod_links: PodLinks::new("POD_LINKS", take(datapath, "POD_LINKS")?)?,
             bypassed: BypassedPods::new("BYPASSED", take(datapath, "BYPASSED")?)?,
             settings: SettingsMap::new(take(datapath, "SETTINGS")?)?,
             held,
@@ -324,13 +328,23 @@ impl Tables {
         budget_ns: u64,
     ) -> Result<Vec<(FlowKey, Pending, Flow)>, MapsError> {
         let mut silent = Vec::new();
-        for (key, pending) in self.pending.entries()? {
+        for (key, mut pending) in self.pending.entries()? {
             let flow = self.transient.get(&key)?.filter(Flow::is_incomplete);
             let Some(flow) = flow else {
                 self.pending.remove(&key)?;
                 continue;
             };
             if now_ns.saturating_sub(flow.phase_ns) > budget_ns {
+                // What comes to a pod's own device past the host side need not have been sent to its address; what the agent
+                // sends must.
+                let link = PodLinkKey { pod: key.pod, client: key.client };
+                let is_inside = |endpoint: &Endpoint| endpoint.flags & endpoint_flags::POD_SIDE != 0;
+                if self.held.endpoints.get(&key.pod.listed()).is_some_and(is_inside)
+                    && let Some(PodLink { macs }) = self.pod_links.get(&link)?
+                {
+                    pending.frame[..6].copy_from_slice(&macs[6..]);
+                    pending.frame[6..12].copy_from_slice(&macs[..6]);
+                }
                 silent.push((key, pending, flow));
             }
         }

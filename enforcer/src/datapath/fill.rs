@@ -15,7 +15,7 @@ const LIMITED: [(&str, &str); 8] = [
     ("LINKS", "link-local addresses of pods beyond it have no policy"),
     ("PORT_MODES", "policies with ports beyond it are not put in force"),
     ("EXEMPT", "probes of sources beyond it are judged like any client"),
-    ("FLOWS", "TLS connections beyond it can be pushed out by others"),
+    ("FLOWS", "the pods' answers on TLS connections beyond it wait until there is room"),
     ("WORKLOAD_COUNTERS", "what is counted beyond it is counted for the node only"),
     ("COUNTERS", "what is counted beyond it is lost"),
     ("CLIENTS", "clients are forgotten, and no workload is READY for what they may have spoken"),

@@ -10,7 +10,7 @@ use bytemuck::{CheckedBitPattern, NoUninit};
 use enforcer_common::Address;
 use enforcer_common::map::{
     Bypassed, Client, ClientBudget, ClientKey, Counter, CounterKey, Endpoint, EventBudget, ExemptKind, Flow,
-    FlowKey, HalfOpen, Outbound, Pending, PortKey, PortMode, WorkloadCounterKey,
+    FlowKey, HalfOpen, Outbound, Pending, PodLink, PodLinkKey, PortKey, PortMode, WorkloadCounterKey,
 };
 use enforcer_common::settings::Settings;
 use thiserror::Error;
@@ -190,6 +190,8 @@ pub type BypassedPods = Table<Address, Bypassed, 16, 48>;
 pub type OwnProbes = Table<FlowKey, u64, 36, 8>;
 /// `PENDING`.
 pub type Pendings = Table<FlowKey, Pending, 36, 32>;
+/// `POD_LINKS`.
+pub type PodLinks = Table<PodLinkKey, PodLink, 32, 12>;
 /// `CLIENT_RESETS`.
 pub type ClientResets = Table<Address, ClientBudget, 16, 24>;
 /// `OUTBOUND` and `OUTBOUND_ENDED`.

@@ -123,6 +123,8 @@ struct Both<'a> {
     counts: BTreeMap<(Verdict, Reason, Direction), Counter>,
     clients: BTreeMap<TrafficClass, (u64, Verdict, Reason)>,
     ends: usize,
+    /// Somebody said a part of a hello: the agent would look at it again.
+    pending: bool,
 }
 
 impl Both<'_> {
@@ -269,6 +271,9 @@ impl Both<'_> {
             self.model.outbound_ended_entry(key),
             "OUTBOUND_ENDED"
         );
+        self.pending |= decision.pending;
+        let noted = self.rig.pending.get(key).expect("PENDING").is_some();
+        assert_eq!(noted, self.pending, "PENDING after {decision:?}");
     }
 
     fn check_counters(&mut self, decision: &Decision, direction: Direction, payload: &[u8]) {
@@ -419,6 +424,7 @@ fn the_programs_do_what_the_rules_say() {
                 rig.half_open.remove(&key).expect("HALF_OPEN");
                 rig.outbound.remove(&key).expect("OUTBOUND");
                 rig.outbound_ended.remove(&key).expect("OUTBOUND_ENDED");
+                rig.pending.remove(&key).expect("PENDING");
                 rig.events();
                 rig.sent();
                 let counts = rig.counts();
@@ -443,6 +449,7 @@ fn the_programs_do_what_the_rules_say() {
                     counts,
                     clients: BTreeMap::new(),
                     ends: 0,
+                    pending: false,
                 };
                 both.write();
                 both.step(&Step::Handshake);
@@ -453,6 +460,8 @@ fn the_programs_do_what_the_rules_say() {
                     both.step(step);
                 }
                 ends.set(ends.get() + both.ends);
+                // No agent does it, and a full table has another verdict.
+                both.rig.pending.remove(&key).expect("PENDING");
                 for (key, counter) in &both.counts {
                     let packets = counter.packets - before.get(key).map_or(0, |counter| counter.packets);
                     *reached.borrow_mut().entry((key.0, key.1)).or_insert(0) += packets;

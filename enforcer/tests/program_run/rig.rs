@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use aya::maps::RingBuf;
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use enforcer::datapath::maps::{
-    BypassedPods, ClientResets, Clients, Counters, Endpoints, Exempt, Flows, HalfOpens, Outbounds, PortModes,
-    SettingsMap, WorkloadCounters,
+    BypassedPods, ClientResets, Clients, Counters, Endpoints, Exempt, Flows, HalfOpens, Outbounds, Pendings,
+    PortModes, SettingsMap, WorkloadCounters,
 };
 use enforcer::datapath::{Datapath, OpenOptions};
 use enforcer_common::event::{Event, HelloHeader, Record, decode};
@@ -87,6 +87,8 @@ pub(crate) struct Rig {
     pub outbound: Outbounds,
     /// `OUTBOUND_ENDED`.
     pub outbound_ended: Outbounds,
+    /// `PENDING`.
+    pub pending: Pendings,
     /// `CLIENT_RESETS`.
     pub client_resets: ClientResets,
     /// `CLIENTS`.
@@ -148,6 +150,7 @@ impl Rig {
             half_open: HalfOpens::new("HALF_OPEN", map("HALF_OPEN")).expect("HALF_OPEN"),
             outbound: Outbounds::new("OUTBOUND", map("OUTBOUND")).expect("OUTBOUND"),
             outbound_ended: Outbounds::new("OUTBOUND_ENDED", map("OUTBOUND_ENDED")).expect("OUTBOUND_ENDED"),
+            pending: Pendings::new("PENDING", map("PENDING")).expect("PENDING"),
             client_resets: ClientResets::new("CLIENT_RESETS", map("CLIENT_RESETS")).expect("CLIENT_RESETS"),
             clients: Clients::new("CLIENTS", map("CLIENTS")).expect("CLIENTS"),
             counters: Counters::new("COUNTERS", map("COUNTERS")).expect("COUNTERS"),

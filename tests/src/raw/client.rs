@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use enforcer_common::tcp::{ACK, RST, SYN};
 
-use super::{Ip, Tcp, Wire, option};
+use super::{Ip, Tag, Tcp, Wire, option};
 
 const PSH: u8 = 0x08;
 /// How long an answer may take. The pod's stack may have to send again first.
@@ -28,8 +28,8 @@ pub struct Client<'a> {
     pub options: Vec<u8>,
     /// Options of the SYN.
     pub syn_options: Vec<u8>,
-    /// VLAN tags of every packet.
-    pub tags: Vec<u16>,
+    /// VLAN tags of every packet, outermost first.
+    pub tags: Vec<Tag>,
     /// Every segment of the pod so far.
     pub received: Vec<Tcp>,
 }

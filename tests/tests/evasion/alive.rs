@@ -4,47 +4,51 @@ use anyhow::{Result, ensure};
 use enforcer_common::tcp::{ACK, RST, SYN};
 use enforcer_tests::raw::Tcp;
 
-use crate::arena::{HELLO, HELLO_LEN, REQUEST, each_family};
+use crate::arena::{Arena, HELLO, HELLO_LEN, REQUEST, each_family};
 
 #[test]
 fn forged_syns_and_resets_change_nothing() -> Result<()> {
-    each_family(|arena, v6| {
-        let mut client = arena.judged(v6)?;
-        let (isn, pod_isn) = (client.isn, client.pod_isn);
-        for seq in [isn, isn.wrapping_add(0x4000), isn.wrapping_sub(0x4000_0000)] {
-            let mut syn = client.syn();
-            syn.seq = seq;
-            client.send(&syn)?;
-            client.send(&syn.clone().with(ACK))?;
-            client.send(&Tcp { ack: pod_isn, ..syn.with(ACK) })?;
-            // Not exact, so that the pod answers with a challenge at most (RFC 5961, section 3.2).
-            let mut reset = client.ack(HELLO_LEN + 1000).with(RST);
-            reset.seq = seq.wrapping_add(7);
-            client.send(&reset)?;
-            reset.flags = RST;
-            client.send(&reset)?;
-        }
-        arena.lives_on(&mut client)?;
-        ensure!(!client.received.iter().any(|segment| segment.has(RST)), "{:?}", client.received);
-        ensure!(client.received.iter().filter(|segment| segment.has(SYN)).count() == 1, "one SYN-ACK");
-        arena.nothing_refused()
-    })
+    each_family(forged)
+}
+
+pub(crate) fn forged(arena: &Arena, v6: bool) -> Result<()> {
+    let mut client = arena.judged(v6)?;
+    let (isn, pod_isn) = (client.isn, client.pod_isn);
+    for seq in [isn, isn.wrapping_add(0x4000), isn.wrapping_sub(0x4000_0000)] {
+        let mut syn = client.syn();
+        syn.seq = seq;
+        client.send(&syn)?;
+        client.send(&syn.clone().with(ACK))?;
+        client.send(&Tcp { ack: pod_isn, ..syn.with(ACK) })?;
+        // Not exact, so that the pod answers with a challenge at most (RFC 5961, section 3.2).
+        let mut reset = client.ack(HELLO_LEN + 1000).with(RST);
+        reset.seq = seq.wrapping_add(7);
+        client.send(&reset)?;
+        reset.flags = RST;
+        client.send(&reset)?;
+    }
+    arena.lives_on(&mut client)?;
+    ensure!(!client.received.iter().any(|segment| segment.has(RST)), "{:?}", client.received);
+    ensure!(client.received.iter().filter(|segment| segment.has(SYN)).count() == 1, "one SYN-ACK");
+    arena.nothing_refused()
 }
 
 #[test]
 fn keepalive_probes_with_a_garbage_byte_survive() -> Result<()> {
-    each_family(|arena, v6| {
-        let mut client = arena.judged(v6)?;
-        client.expect_acked(HELLO_LEN)?;
-        // Right behind the first bytes, and one below the next as probes have it (RFC 9293, section 3.8.4).
-        for offset in [0, 4, 5, HELLO_LEN - 1] {
-            client.send(&client.data(offset, b"\0"))?;
-        }
-        client.send(&client.data(u32::MAX, b"\0"))?;
-        client.send(&client.data(u32::MAX - 2, REQUEST.get(..3).unwrap_or_default()))?;
-        arena.lives_on(&mut client)?;
-        arena.nothing_refused()
-    })
+    each_family(garbage_bytes)
+}
+
+pub(crate) fn garbage_bytes(arena: &Arena, v6: bool) -> Result<()> {
+    let mut client = arena.judged(v6)?;
+    client.expect_acked(HELLO_LEN)?;
+    // Right behind the first bytes, and one below the next as probes have it (RFC 9293, section 3.8.4).
+    for offset in [0, 4, 5, HELLO_LEN - 1] {
+        client.send(&client.data(offset, b"\0"))?;
+    }
+    client.send(&client.data(u32::MAX, b"\0"))?;
+    client.send(&client.data(u32::MAX - 2, REQUEST.get(..3).unwrap_or_default()))?;
+    arena.lives_on(&mut client)?;
+    arena.nothing_refused()
 }
 
 /// Neither end's window is open for a while; both ask whether it is by now (RFC 9293, section 3.8.6.1).

@@ -10,10 +10,11 @@ use enforcer::datapath::load::Pinned;
 use enforcer::datapath::maps::Counters;
 use enforcer_common::map::endpoint_flags;
 use enforcer_common::{Reason, Verdict};
+use enforcer_tests::agent::MESH_STRICT;
 use enforcer_tests::lab::Running;
 use enforcer_tests::raw::{Client, Wire};
 use enforcer_tests::record::{End, Record, Records};
-use enforcer_tests::{Lab, Pod, Scene, Topology, agent, poll};
+use enforcer_tests::{Lab, Pod, Scene, Topology, poll};
 
 /// The server's port.
 pub(crate) const PORT: u16 = 8080;
@@ -52,8 +53,15 @@ impl Arena {
 
     /// With these arguments for `lab-server raw`.
     pub(crate) fn with(topology: Topology, server: &[&str]) -> Result<Self> {
+        Self::with_agent(topology, server, &[])
+    }
+
+    /// With these arguments for the agent.
+    pub(crate) fn with_agent(topology: Topology, server: &[&str], agent: &[&str]) -> Result<Self> {
         let lab = Lab::with(topology, Pod::cast())?;
-        let scene = Scene::in_lab(lab, &[("mesh.yaml", agent::MESH_STRICT)])?;
+        lab.describe()?;
+        lab.apply("mesh.yaml", MESH_STRICT)?;
+        let scene = Scene { agent: lab.agent_with(agent)?, lab };
         scene.lab.wait_mode("frontend", enforcer_common::Mode::STRICT)?;
         poll::until("the pod's open connections to be known", Duration::from_secs(20), || {
             for address in scene.lab.pod("frontend").addresses() {

@@ -29,25 +29,29 @@ fn decoy_then_request(
 
 #[test]
 fn a_copy_with_a_bad_checksum_does_not_clear_the_way() -> Result<()> {
-    each_family(|arena, v6| {
-        decoy_then_request(arena, v6, |client| client.send(&client.data(0, HELLO).damaged()))
-    })
+    each_family(bad_checksum)
+}
+
+pub(crate) fn bad_checksum(arena: &Arena, v6: bool) -> Result<()> {
+    decoy_then_request(arena, v6, |client| client.send(&client.data(0, HELLO).damaged()))
 }
 
 #[test]
 fn first_bytes_changed_after_the_verdict_are_refused() -> Result<()> {
-    each_family(|arena, v6| {
-        let seen = arena.records.all()?.len();
-        let mut client = arena.open(v6)?;
-        // Judged as TLS and discarded by the pod, so that its stack still waits for these bytes.
-        client.send(&client.data(0, HELLO).damaged())?;
-        let mut other = HELLO.to_vec();
-        other[4] ^= 1;
-        client.send(&client.data(0, &other))?;
-        client.expect_reset()?;
-        arena.pod_was_reset(seen, &client, b"")?;
-        arena.was_reset_for(Reason::MALFORMED)
-    })
+    each_family(changed_after_the_verdict)
+}
+
+pub(crate) fn changed_after_the_verdict(arena: &Arena, v6: bool) -> Result<()> {
+    let seen = arena.records.all()?.len();
+    let mut client = arena.open(v6)?;
+    // Judged as TLS and discarded by the pod, so that its stack still waits for these bytes.
+    client.send(&client.data(0, HELLO).damaged())?;
+    let mut other = HELLO.to_vec();
+    other[4] ^= 1;
+    client.send(&client.data(0, &other))?;
+    client.expect_reset()?;
+    arena.pod_was_reset(seen, &client, b"")?;
+    arena.was_reset_for(Reason::MALFORMED)
 }
 
 #[test]

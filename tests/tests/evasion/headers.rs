@@ -27,15 +27,17 @@ fn judged_as_any(arena: &Arena, v6: bool, shape: impl Fn(&mut Client)) -> Result
 
 #[test]
 fn time_stamps_and_forty_bytes_of_options() -> Result<()> {
-    each_family(|arena, v6| {
-        judged_as_any(arena, v6, |client| {
-            client.syn_options.extend(option::timestamps(1000, 0));
-            client.options = option::timestamps(1001, 0);
-        })?;
-        judged_as_any(arena, v6, |client| {
-            client.options = vec![option::NOP; 40];
-            client.syn_options = vec![option::NOP; 40];
-        })
+    each_family(tcp_options)
+}
+
+pub(crate) fn tcp_options(arena: &Arena, v6: bool) -> Result<()> {
+    judged_as_any(arena, v6, |client| {
+        client.syn_options.extend(option::timestamps(1000, 0));
+        client.options = option::timestamps(1001, 0);
+    })?;
+    judged_as_any(arena, v6, |client| {
+        client.options = vec![option::NOP; 40];
+        client.syn_options = vec![option::NOP; 40];
     })
 }
 

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use enforcer_common::Reason;
 use enforcer_common::tcp::{ACK, FIN, RST, SYN};
 
-use crate::arena::{HELLO, HELLO_LEN, ISN, PORT, REQUEST, each_family, hello};
+use crate::arena::{Arena, HELLO, HELLO_LEN, ISN, PORT, REQUEST, each_family, hello};
 
 #[test]
 fn one_byte_segments_of_a_hello_pass() -> Result<()> {
@@ -25,47 +25,47 @@ fn one_byte_segments_of_a_hello_pass() -> Result<()> {
 
 #[test]
 fn the_first_of_one_byte_segments_is_refused_when_it_is_plaintext() -> Result<()> {
-    each_family(|arena, v6| {
-        let seen = arena.records.all()?.len();
-        let mut client = arena.open(v6)?;
-        for (offset, byte) in (0..).zip(REQUEST) {
-            client.send(&client.data(offset, &[*byte]))?;
-        }
-        client.expect_reset()?;
-        arena.pod_was_reset(seen, &client, b"")?;
-        arena.was_reset_for(Reason::PLAINTEXT)
-    })
+    each_family(plaintext_byte_by_byte)
+}
+
+pub(crate) fn plaintext_byte_by_byte(arena: &Arena, v6: bool) -> Result<()> {
+    let seen = arena.records.all()?.len();
+    let mut client = arena.open(v6)?;
+    for (offset, byte) in (0..).zip(REQUEST) {
+        client.send(&client.data(offset, &[*byte]))?;
+    }
+    client.expect_reset()?;
+    arena.pod_was_reset(seen, &client, b"")?;
+    arena.was_reset_for(Reason::PLAINTEXT)
 }
 
 /// Whatever comes before the first bytes waits outside, and the pod gets it when it is sent again.
 #[test]
 fn a_gap_in_front_of_the_first_bytes_keeps_the_rest_waiting() -> Result<()> {
-    each_family(|arena, v6| {
-        let mut client = arena.open(v6)?;
-        let rest = b"behind the first record";
-        client.send(&client.data(HELLO_LEN, rest))?;
-        client.send(&client.data(6, &HELLO[6..]))?;
-        client.send(&client.data(3, &HELLO[3..]))?;
-        client.send(&client.data(1, &HELLO[1..]))?;
-        ensure!(
-            client.listen(Duration::from_millis(100))?.is_empty(),
-            "the pod saw it: {:?}",
-            client.received
-        );
-        let refused = arena.refused()?;
-        ensure!(
-            refused.keys().all(|(verdict, reason)| verdict == "wait" && reason == "OUT_OF_ORDER"),
-            "{refused:?}"
-        );
-        ensure!(refused.len() == 1, "nothing waited");
-        client.send(&client.data(0, HELLO))?;
-        client.send(&client.data(HELLO_LEN, rest))?;
-        client.expect_heard(&[HELLO, rest].concat())?;
-        client.abort(HELLO_LEN + 23)?;
-        let record = arena.records.of_peer(client.local())?;
-        ensure!(record.head == [HELLO, rest].concat(), "{record:?}");
-        Ok(())
-    })
+    each_family(gap)
+}
+
+pub(crate) fn gap(arena: &Arena, v6: bool) -> Result<()> {
+    let mut client = arena.open(v6)?;
+    let rest = b"behind the first record";
+    client.send(&client.data(HELLO_LEN, rest))?;
+    client.send(&client.data(6, &HELLO[6..]))?;
+    client.send(&client.data(3, &HELLO[3..]))?;
+    client.send(&client.data(1, &HELLO[1..]))?;
+    ensure!(client.listen(Duration::from_millis(100))?.is_empty(), "the pod saw it: {:?}", client.received);
+    let refused = arena.refused()?;
+    ensure!(
+        refused.keys().all(|(verdict, reason)| verdict == "wait" && reason == "OUT_OF_ORDER"),
+        "{refused:?}"
+    );
+    ensure!(refused.len() == 1, "nothing waited");
+    client.send(&client.data(0, HELLO))?;
+    client.send(&client.data(HELLO_LEN, rest))?;
+    client.expect_heard(&[HELLO, rest].concat())?;
+    client.abort(HELLO_LEN + 23)?;
+    let record = arena.records.of_peer(client.local())?;
+    ensure!(record.head == [HELLO, rest].concat(), "{record:?}");
+    Ok(())
 }
 
 /// The tail of a request first, then its head: neither arrives.
@@ -123,43 +123,47 @@ fn sequence_numbers_that_wrap_inside_the_first_bytes() -> Result<()> {
 
 #[test]
 fn data_in_a_syn_is_cut_off() -> Result<()> {
-    each_family(|arena, v6| {
-        // With a made-up cookie of fast open, and without.
-        for options in [vec![34, 10, 1, 2, 3, 4, 5, 6, 7, 8, 1, 1], vec![34, 2, 1, 1], Vec::new()] {
-            let seen = arena.records.all()?.len();
-            let mut client = arena.client(v6, ISN);
-            let mut syn = client.syn().options(&options);
-            syn.payload = REQUEST.to_vec();
-            // The acknowledgement of exactly the SYN shows that no byte of data came with it.
-            client.knock_with(&syn)?;
-            let refused = arena.refused()?;
-            ensure!(refused.keys().all(|(_, reason)| reason == "SYN_DATA_TRIMMED"), "{refused:?}");
-            ensure!(refused.len() == 1, "nothing was cut off: {refused:?}");
-            client.send(&client.ack(0))?;
-            client.send(&client.data(0, REQUEST))?;
-            client.expect_reset()?;
-            arena.pod_was_reset(seen, &client, b"")?;
-            arena.was_reset_for(Reason::PLAINTEXT)?;
-        }
-        Ok(())
-    })
+    each_family(data_in_a_syn)
+}
+
+pub(crate) fn data_in_a_syn(arena: &Arena, v6: bool) -> Result<()> {
+    // With a made-up cookie of fast open, and without.
+    for options in [vec![34, 10, 1, 2, 3, 4, 5, 6, 7, 8, 1, 1], vec![34, 2, 1, 1], Vec::new()] {
+        let seen = arena.records.all()?.len();
+        let mut client = arena.client(v6, ISN);
+        let mut syn = client.syn().options(&options);
+        syn.payload = REQUEST.to_vec();
+        // The acknowledgement of exactly the SYN shows that no byte of data came with it.
+        client.knock_with(&syn)?;
+        let refused = arena.refused()?;
+        ensure!(refused.keys().all(|(_, reason)| reason == "SYN_DATA_TRIMMED"), "{refused:?}");
+        ensure!(refused.len() == 1, "nothing was cut off: {refused:?}");
+        client.send(&client.ack(0))?;
+        client.send(&client.data(0, REQUEST))?;
+        client.expect_reset()?;
+        arena.pod_was_reset(seen, &client, b"")?;
+        arena.was_reset_for(Reason::PLAINTEXT)?;
+    }
+    Ok(())
 }
 
 #[test]
 fn data_in_the_third_packet_is_judged() -> Result<()> {
-    each_family(|arena, v6| {
-        let mut client = arena.client(v6, ISN);
-        client.knock()?;
-        hello(&mut client)?;
-        arena.lives_on(&mut client)?;
-        let mut client = arena.client(v6, ISN);
-        client.knock()?;
-        client.send(&client.data(0, REQUEST))?;
-        client.expect_reset()?;
-        // The pod's socket was not even made.
-        arena.scene.lab.wait_no_sockets("frontend", PORT)?;
-        arena.was_reset_for(Reason::PLAINTEXT)
-    })
+    each_family(data_in_the_third_packet)
+}
+
+pub(crate) fn data_in_the_third_packet(arena: &Arena, v6: bool) -> Result<()> {
+    let mut client = arena.client(v6, ISN);
+    client.knock()?;
+    hello(&mut client)?;
+    arena.lives_on(&mut client)?;
+    let mut client = arena.client(v6, ISN);
+    client.knock()?;
+    client.send(&client.data(0, REQUEST))?;
+    client.expect_reset()?;
+    // The pod's socket was not even made.
+    arena.scene.lab.wait_no_sockets("frontend", PORT)?;
+    arena.was_reset_for(Reason::PLAINTEXT)
 }
 
 /// The third packet is lost, so the pod sends its SYN-ACK again; the client's data completes the handshake.
@@ -235,27 +239,29 @@ fn a_reset_in_the_middle_of_a_hello_opens_nothing() -> Result<()> {
 /// Segments of connections that never were.
 #[test]
 fn packets_without_a_handshake_are_refused() -> Result<()> {
-    each_family(|arena, v6| {
-        let seen = arena.records.all()?.len();
-        for first in [HELLO, REQUEST] {
-            let mut client = arena.client(v6, ISN);
-            client.pod_isn = 0x0102_0304;
-            client.send(&client.data(0, first))?;
-            client.expect_reset()?;
-            arena.was_reset_for(Reason::MIDSTREAM)?;
-            client.send(&client.data(0, first).with(FIN))?;
-            client.wait("a reset", |segment| segment.has(RST))?;
-            arena.was_reset_for(Reason::MIDSTREAM)?;
-            // The pod's own stack answers what carries no data.
-            for flags in [ACK, FIN | ACK, SYN | ACK] {
-                let mut segment = client.ack(0);
-                segment.flags = flags;
-                client.send(&segment)?;
-                client.wait("a reset of the pod", |segment| segment.has(RST))?;
-            }
-            arena.nothing_refused()?;
+    each_family(no_handshake)
+}
+
+pub(crate) fn no_handshake(arena: &Arena, v6: bool) -> Result<()> {
+    let seen = arena.records.all()?.len();
+    for first in [HELLO, REQUEST] {
+        let mut client = arena.client(v6, ISN);
+        client.pod_isn = 0x0102_0304;
+        client.send(&client.data(0, first))?;
+        client.expect_reset()?;
+        arena.was_reset_for(Reason::MIDSTREAM)?;
+        client.send(&client.data(0, first).with(FIN))?;
+        client.wait("a reset", |segment| segment.has(RST))?;
+        arena.was_reset_for(Reason::MIDSTREAM)?;
+        // The pod's own stack answers what carries no data.
+        for flags in [ACK, FIN | ACK, SYN | ACK] {
+            let mut segment = client.ack(0);
+            segment.flags = flags;
+            client.send(&segment)?;
+            client.wait("a reset of the pod", |segment| segment.has(RST))?;
         }
-        ensure!(arena.records.all()?.len() == seen, "no socket was made");
-        Ok(())
-    })
+        arena.nothing_refused()?;
+    }
+    ensure!(arena.records.all()?.len() == seen, "no socket was made");
+    Ok(())
 }
