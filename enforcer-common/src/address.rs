@@ -1,4 +1,8 @@
 //! The one form of an IP address in every map: 16 bytes, IPv4 as v4-mapped IPv6 (RFC 4291, section 2.5.5.2).
+//!
+//! A link-local address (RFC 4291, section 2.5.6) is unique on its link only, and no status of a pod names it. Where it is a pod's,
+//! the maps hold it with the link in its second 32 bits, which are zero on the wire, as the KAME stack did:
+//! `fe80:0:IIII:IIII:…`, in network byte order. Nobody else's packets can carry that address.
 
 use core::fmt;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -34,6 +38,63 @@ impl Address {
         Self { bytes }
     }
 
+    /// True for `fe80::/64`: a link-local address as it stands in a packet.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_link_local(&self) -> bool {
+        let [a, b, c, d, e, f, g, h, ..] = self.bytes;
+        u64::from_be_bytes([a, b, c, d, e, f, g, h]) == 0xfe80_0000_0000_0000
+    }
+
+    /// A link-local address on this link: the index of the pod's host-side interface, or the stamp of its network namespace
+    /// where the pod is enforced at its own device.
+    #[inline(always)]
+    #[must_use]
+    pub const fn on_link(mut self, link: u32) -> Self {
+        self.set_link(link);
+        self
+    }
+
+    /// Puts a link-local address on this link; 0: on none, as it stands in packets.
+    #[inline(always)]
+    pub const fn set_link(&mut self, link: u32) {
+        let [e, f, g, h] = link.to_be_bytes();
+        let [_, _, _, _, first, second, third, fourth, ..] = &mut self.bytes;
+        (*first, *second, *third, *fourth) = (e, f, g, h);
+    }
+
+    /// Stands for every link-local address of the pod on this link: the agent knows their policy by it, which is in `LINKS`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn link(link: u32) -> Self {
+        Self { bytes: [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0] }.on_link(link)
+    }
+
+    /// The link of a link-local address that has one.
+    #[inline(always)]
+    #[must_use]
+    pub const fn link_of(&self) -> Option<u32> {
+        let [a, b, c, d, e, f, g, h, ..] = self.bytes;
+        let link = u32::from_be_bytes([e, f, g, h]);
+        if u32::from_be_bytes([a, b, c, d]) == 0xfe80_0000 && link != 0 { Some(link) } else { None }
+    }
+
+    /// Under which the agent knows the policy of this address: itself, or its link.
+    #[must_use]
+    pub const fn listed(&self) -> Self {
+        match self.link_of() {
+            Some(link) => Self::link(link),
+            None => *self,
+        }
+    }
+
+    /// As it stands in packets: without its link.
+    #[inline(always)]
+    #[must_use]
+    pub const fn on_wire(self) -> Self {
+        if self.link_of().is_some() { self.on_link(0) } else { self }
+    }
+
     /// True for `::ffff:0:0/96`.
     #[must_use]
     pub fn is_v4(&self) -> bool {
@@ -50,8 +111,10 @@ impl From<IpAddr> for Address {
     }
 }
 
+/// As it stands in packets.
 impl From<Address> for IpAddr {
     fn from(address: Address) -> Self {
+        let address = address.on_wire();
         if address.is_v4() {
             let [.., a, b, c, d] = address.bytes;
             Self::V4(Ipv4Addr::new(a, b, c, d))
@@ -85,6 +148,26 @@ mod tests {
         let mapped: IpAddr = "::ffff:10.1.2.3".parse().expect("an address");
         assert_eq!(Address::from(plain), Address::from(mapped));
         assert_eq!(Address::from(plain).to_string(), "10.1.2.3");
+    }
+
+    #[test]
+    fn a_link_local_address_is_one_on_its_link() {
+        let wire = Address::from("fe80::42:acff:fe11:2".parse::<IpAddr>().expect("an address"));
+        let other = Address::from("fe80:0:0:7::1".parse::<IpAddr>().expect("an address"));
+        assert!(wire.is_link_local() && !other.is_link_local() && !wire.on_link(7).is_link_local());
+        assert_ne!(wire.on_link(7), wire.on_link(8));
+        assert_eq!((wire.link_of(), wire.on_link(7).link_of()), (None, Some(7)));
+        assert_eq!(wire.on_link(7).on_wire(), wire);
+        assert_eq!(wire.on_link(7).listed(), Address::link(7));
+        assert_eq!(Address::link(7).listed(), Address::link(7));
+        assert_eq!(wire.on_link(7).to_string(), "fe80::42:acff:fe11:2");
+        for text in ["10.1.2.3", "fd00::1", "fe80:1::1"] {
+            let address = Address::from(text.parse::<IpAddr>().expect("an address"));
+            assert_eq!(
+                (address.is_link_local(), address.listed(), address.on_wire()),
+                (false, address, address)
+            );
+        }
     }
 
     #[test]

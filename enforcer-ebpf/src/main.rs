@@ -77,7 +77,9 @@ fn run(skb: &Skb, direction: Direction, side: Side) -> i32 {
         Direction::TO_POD => &network.destination,
         Direction::FROM_POD => &network.source,
     };
-    let endpoint = match tables::endpoint(pod) {
+    let link = if network.is_v6 && pod.is_link_local() { place::link(skb, side) } else { 0 };
+    let endpoint = if link == 0 { tables::endpoint(pod) } else { tables::endpoint_on_link(link) };
+    let endpoint = match endpoint {
         Some(endpoint) if place::is_here(skb, &endpoint, side) => endpoint,
         Some(endpoint) if place::is_of_other_side(&endpoint, side) => return NEXT,
         // One that lives behind another interface is unknown on this one.
@@ -90,6 +92,9 @@ fn run(skb: &Skb, direction: Direction, side: Side) -> i32 {
         return DROP;
     };
     work.packet.begin(&network, direction, side);
+    if link != 0 {
+        work.packet.key.pod.set_link(link);
+    }
     work.endpoint = endpoint;
     let decided = match packet::transport(skb, &mut work.packet) {
         Parsed::Tcp => match direction {

@@ -90,7 +90,15 @@ impl Packet {
         self.pod_side = matches!(side, Side::Pod);
     }
 
-    /// Source and destination address as they stand in the packet.
+    /// Forgets the link of the pod's link-local address, for what is written into packets.
+    #[inline(always)]
+    pub fn leave_link(&mut self) {
+        if self.is_v6 && self.key.pod.link_of().is_some() {
+            self.key.pod.set_link(0);
+        }
+    }
+
+    /// Source and destination address; as they stand in the packet once [`Packet::leave_link`] was called.
     #[inline(always)]
     pub fn addresses(&self) -> (&Address, &Address) {
         match self.direction {

@@ -26,6 +26,15 @@ pub fn is_here(skb: &Skb, endpoint: &Endpoint, side: Side) -> bool {
     }
 }
 
+/// The link that a pod's link-local addresses are on.
+#[inline(always)]
+pub fn link(skb: &Skb, side: Side) -> u32 {
+    match side {
+        Side::Host => skb.ifindex(),
+        Side::Pod => skb.stamp(),
+    }
+}
+
 /// Whether an endpoint that is not here may be this pod all the same, enforced at the other end. An endpoint that is here is not
 /// asked about.
 #[inline(always)]

@@ -29,7 +29,9 @@ struct Rst {
 #[inline(never)]
 pub fn at_egress(skb: &Skb, packet: &Packet, numbers: &ResetNumbers) -> i32 {
     // The copy that is sent first is looked at as any packet, and takes their place.
-    let (packet, numbers) = (&{ *packet }, &{ *numbers });
+    let (mut packet, numbers) = (*packet, &{ *numbers });
+    packet.leave_link();
+    let packet = &packet;
     let Some(partial) = make_bare(skb, packet) else {
         return DROP;
     };
@@ -52,15 +54,18 @@ pub fn at_egress(skb: &Skb, packet: &Packet, numbers: &ResetNumbers) -> i32 {
 #[inline(never)]
 pub fn at_ingress(skb: &Skb, packet: &Packet, numbers: &ResetNumbers) -> i32 {
     // The copy that is sent first is looked at as any packet, and takes their place.
-    let (packet, numbers) = (&{ *packet }, &{ *numbers });
-    let Some(partial) = make_bare(skb, packet) else {
+    let (mut packet, numbers) = (*packet, &{ *numbers });
+    let Some(partial) = make_bare(skb, &packet) else {
         return DROP;
     };
     let Some(macs) = macs(skb) else {
         return DROP;
     };
+    let back = way_back(&packet, &macs);
+    packet.leave_link();
+    let packet = &packet;
     let (source, destination) = packet.addresses();
-    if !address(skb, packet, &way_back(packet, &macs), destination, source) {
+    if !address(skb, packet, &back, destination, source) {
         return DROP;
     }
     if write(skb, packet, &turned(packet, numbers), partial) {
@@ -117,7 +122,9 @@ pub fn trim_syn(skb: &Skb, packet: &Packet) -> i32 {
     let Some(partial) = is_partial(skb, packet) else {
         return DROP;
     };
-    let pseudo = pseudo_header_sum(packet, header_len);
+    let mut on_wire = *packet;
+    on_wire.leave_link();
+    let pseudo = pseudo_header_sum(&on_wire, header_len);
     let mut header = [0_u32; 15];
     if !skb.load(packet.tcp_offset, header.as_mut_ptr().cast::<u8>(), header_len) {
         return DROP;

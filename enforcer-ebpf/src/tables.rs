@@ -30,6 +30,10 @@ const IPPROTO_TCP: u32 = 6;
 /// Pod address -> its policy.
 #[btf_map]
 pub static ENDPOINTS: HashMap<Address, Endpoint, 4096> = HashMap::new();
+/// Interface of a pod (host side: its index; at the pod's own device: the stamp of the pod's network namespace) -> the policy
+/// that the pod's link-local addresses are under.
+#[btf_map]
+pub static LINKS: HashMap<u32, Endpoint, 4096> = HashMap::new();
 /// Ports whose mode or treatment differs from the endpoint's.
 #[btf_map]
 pub static PORT_MODES: HashMap<PortKey, PortMode, 65536> = HashMap::new();
@@ -116,11 +120,21 @@ pub fn work<'a>() -> Option<&'a mut Work> {
 /// Looks an endpoint up. Its policy is read in one load: a packet sees all of a change or none of it.
 #[inline(always)]
 pub fn endpoint(address: &Address) -> Option<Endpoint> {
-    let entry = ENDPOINTS.get_ptr(address)?;
+    ENDPOINTS.get_ptr(address).map(read)
+}
+
+/// The same for the link-local addresses of the pod on this link.
+#[inline(always)]
+pub fn endpoint_on_link(link: u32) -> Option<Endpoint> {
+    LINKS.get_ptr(link).map(read)
+}
+
+#[inline(always)]
+fn read(entry: *const Endpoint) -> Endpoint {
     // SAFETY: the entry is 16 bytes, aligned to 8 as every map value is; a concurrent update replaces it as a whole.
     let (word, place) =
         unsafe { (entry.cast::<u64>().read_volatile(), entry.cast::<u64>().add(1).read_volatile()) };
-    Some(Endpoint {
+    Endpoint {
         workload: word as u32,
         generation: (word >> 32) as u16,
         mode: match (word >> 48) as u8 {
@@ -131,7 +145,7 @@ pub fn endpoint(address: &Address) -> Option<Endpoint> {
         flags: (word >> 56) as u8,
         ifindex: place as u32,
         netns_id: (place >> 32) as u32,
-    })
+    }
 }
 
 /// Looks a flow up, protected or not.

@@ -347,7 +347,9 @@ impl Agent {
         for (key, mut pending, flow) in
             self.tables.silent(monotonic_ns(), self.config.settings.undecided_ns)?
         {
-            if let [interface] = self.facts.places.of(&IpAddr::from(key.pod))[..] {
+            let link = self.wanted.links.get(&key.pod.listed()).map(|plan| plan.ifindex);
+            let places = self.facts.places.of(&IpAddr::from(key.pod));
+            if let Some(interface) = link.or_else(|| places.first().copied().filter(|_| places.len() == 1)) {
                 // At the pod's own device the index is that one's; the way there is by its other end.
                 pending.ifindex = interface;
             }

@@ -16,11 +16,12 @@ use enforcer_common::map::{Flow, FlowKey, flow_flags};
 use tracing::{info, warn};
 
 use super::Agent;
-use super::tables::key;
+use super::tables::key_on_link;
 use crate::datapath::Interface;
 use crate::datapath::load::Pinned;
 use crate::datapath::maps::Flows;
 use crate::datapath::netns::Namespaces;
+use crate::datapath::pod_side::PodDevice;
 use crate::datapath::sockdiag::OnWire;
 
 /// How often is looked, at most.
@@ -64,8 +65,8 @@ struct Look {
     bpffs: PathBuf,
     /// Closes of tagged sockets are seen.
     tags_count: bool,
-    /// Hooked interfaces, with what was seen behind them.
-    interfaces: Vec<(Interface, BTreeSet<IpAddr>)>,
+    /// Hooked interfaces, with what was seen behind them and the link that link-local addresses there are on.
+    interfaces: Vec<(Interface, BTreeSet<IpAddr>, u32)>,
     endpoints: BTreeSet<Address>,
 }
 
@@ -112,7 +113,8 @@ impl Agent {
         let interfaces = self.attachments.values().map(|attachment| {
             let interface = attachment.interface.clone();
             let addresses = self.facts.places.behind(interface.index);
-            (interface, addresses)
+            let link = attachment.device.as_ref().map_or(interface.index, PodDevice::stamp);
+            (interface, addresses, link)
         });
         Look {
             bpffs: self.config.open.bpffs.clone(),
@@ -135,24 +137,26 @@ impl Look {
             return Ok(suspects);
         }
         // After the flows: each of them had its socket by then, if it has one.
-        let pods: BTreeSet<IpAddr> = suspects.values().map(|(key, _)| IpAddr::from(key.pod)).collect();
+        let pods: BTreeSet<Address> = suspects.values().map(|(key, _)| key.pod.listed()).collect();
         let namespaces = Namespaces::scan()?;
         let (mut seen, mut live) = (BTreeSet::new(), BTreeSet::new());
-        for (interface, addresses) in &self.interfaces {
+        for (interface, addresses, link) in &self.interfaces {
+            let addresses = addresses.iter().map(|address| Address::from(*address));
+            let addresses: BTreeSet<Address> = addresses.chain([Address::link(*link)]).collect();
             if addresses.is_disjoint(&pods) {
                 continue;
             }
             let Ok(pod) = namespaces.inspect(interface) else { continue };
-            seen.extend(addresses.iter().copied());
+            seen.extend(addresses);
             for socket in pod.sockets.established.iter().chain(&pod.sockets.time_wait) {
                 if let OnWire::Inbound(all) = pod.sockets.on_wire(socket) {
-                    live.extend(all.into_iter().map(|ends| ordered(&key(ends))));
+                    live.extend(all.into_iter().map(|ends| ordered(&key_on_link(ends, *link))));
                 }
             }
         }
         // Nothing is said of pods that cannot be looked into.
-        let is_known = |pod: Address| seen.contains(&IpAddr::from(pod)) || !self.endpoints.contains(&pod);
-        suspects.retain(|at, (key, _)| is_known(key.pod) && !live.contains(at));
+        let is_known = |pod: Address| seen.contains(&pod) || !self.endpoints.contains(&pod);
+        suspects.retain(|at, (key, _)| is_known(key.pod.listed()) && !live.contains(at));
         Ok(suspects)
     }
 }

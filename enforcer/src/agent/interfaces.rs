@@ -233,8 +233,15 @@ impl Agent {
 
     pub(super) fn sockets(&self, addresses: &BTreeSet<Address>) -> BTreeMap<Address, PodSockets> {
         let mut sockets = BTreeMap::new();
-        let wanted: BTreeSet<u32> =
-            addresses.iter().flat_map(|address| self.facts.places.of(&IpAddr::from(*address))).collect();
+        let links: BTreeMap<u32, Address> = addresses
+            .iter()
+            .filter_map(|address| Some((self.wanted.links.get(address)?.ifindex, *address)))
+            .collect();
+        let wanted: BTreeSet<u32> = addresses
+            .iter()
+            .flat_map(|address| self.facts.places.of(&IpAddr::from(*address)))
+            .chain(links.keys().copied())
+            .collect();
         if wanted.is_empty() {
             return sockets;
         }
@@ -243,6 +250,9 @@ impl Agent {
             let Some(attachment) = self.attachments.get(&ifindex) else { continue };
             match namespaces.inspect(&attachment.interface) {
                 Ok(found) => {
+                    if let Some(link) = links.get(&ifindex) {
+                        sockets.entry(*link).or_default().add(&found.sockets);
+                    }
                     for address in &found.addresses {
                         let all: &mut PodSockets = sockets.entry(Address::from(address.address)).or_default();
                         all.add(&found.sockets);

@@ -70,7 +70,7 @@ impl Agent {
         let held = &self.tables.held().endpoints;
         let new: BTreeMap<Address, u16> =
             endpoints(change).map(|(address, new)| (address, new.generation)).collect();
-        let plans = wanted.endpoints.iter().filter_map(|(address, plan)| {
+        let plans = wanted.listed().filter_map(|(address, plan)| {
             let generation = new.get(address).copied();
             let generation = generation.or_else(|| held.get(address).map(|held| held.generation))?;
             Some((*address, generation, plan))

@@ -183,7 +183,7 @@ impl Agent {
     fn tell_bypassed(&mut self) {
         let bypassed: BTreeSet<Address> = self.sides.bypassed.keys().copied().collect();
         for address in bypassed.difference(&self.sides.told) {
-            let pod = self.wanted.endpoints.get(address).map(|plan| plan.pod.to_string()).unwrap_or_default();
+            let pod = self.wanted.plan(*address).map(|plan| plan.pod.to_string()).unwrap_or_default();
             if self.config.attach == Attach::Host {
                 warn!(
                     pod, %address,

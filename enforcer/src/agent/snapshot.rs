@@ -45,10 +45,16 @@ impl Agent {
     /// Pods that packets reach past the hook on the host side.
     fn bypassed_pods(&self) -> BTreeSet<String> {
         let name = |address: &Address| {
-            let plan = self.wanted.endpoints.get(address);
+            let plan = self.wanted.plan(*address);
             plan.map_or_else(|| IpAddr::from(*address).to_string(), |plan| plan.pod.to_string())
         };
         self.sides.bypassed.keys().map(name).collect()
+    }
+
+    /// Addresses that are enforced behind several interfaces.
+    fn shared(&self) -> BTreeSet<Address> {
+        let several = |address: &&Address| self.facts.places.interfaces(&IpAddr::from(**address)).len() > 1;
+        self.wanted.endpoints.keys().filter(several).copied().collect()
     }
 
     /// What is known, for telemetry.
@@ -62,7 +68,7 @@ impl Agent {
             state: self.state(),
             placed: self.facts.places.known(),
             bypassed: self.bypassed_pods(),
-            shared: self.looks.shared.keys().copied().map(Address::from).collect(),
+            shared: self.shared(),
             unhooked: self
                 .failed
                 .values()

@@ -14,7 +14,8 @@ use crate::datapath::Datapath;
 use crate::datapath::apply::{Change, Held, Write};
 use crate::datapath::conntrack::Ends;
 use crate::datapath::maps::{
-    BypassedPods, Endpoints, Exempt, Flows, MapsError, Outbounds, Pendings, PodLinks, PortModes, SettingsMap,
+    BypassedPods, Endpoints, Exempt, Flows, Links, MapsError, Outbounds, Pendings, PodLinks, PortModes,
+    SettingsMap,
 };
 use crate::datapath::sockdiag::{OnWire, PodSockets};
 
@@ -47,6 +48,7 @@ pub struct Refusal {
 /// The maps.
 pub struct Tables {
     endpoints: Endpoints,
+    links: Links,
     ports: PortModes,
     exempt: Exempt,
     flows: Flows,
@@ -71,10 +73,12 @@ impl Tables {
     /// When a map is missing or holds invalid entries.
     pub fn open(datapath: &mut Datapath) -> Result<Self, MapsError> {
         let endpoints = Endpoints::new("ENDPOINTS", take(datapath, "ENDPOINTS")?)?;
+        let links = Links::new("LINKS", take(datapath, "LINKS")?)?;
+        let on_links = links.entries()?.into_iter().map(|(link, endpoint)| (Address::link(link), endpoint));
         let ports = PortModes::new("PORT_MODES", take(datapath, "PORT_MODES")?)?;
         let exempt = Exempt::new(take(datapath, "EXEMPT")?)?;
         let held = Held {
-            endpoints: endpoints.entries()?.into_iter().collect(),
+            endpoints: endpoints.entries()?.into_iter().chain(on_links).collect(),
             ports: ports
                 .entries()?
                 .into_iter()
@@ -84,6 +88,7 @@ impl Tables {
         };
         Ok(Self {
             endpoints,
+            links,
             ports,
             exempt,
             flows: Flows::new("FLOWS", take(datapath, "FLOWS")?)?,
@@ -173,17 +178,28 @@ impl Tables {
         }
     }
 
+    /// Writes a policy where the kernel side looks for it.
+    fn put(&mut self, address: Address, endpoint: Endpoint) -> Result<(), MapsError> {
+        match address.link_of() {
+            Some(link) => self.links.insert(&link, &endpoint),
+            None => self.endpoints.insert(&address, &endpoint),
+        }
+    }
+
     fn write(&mut self, write: &Write, change: &Change) -> Result<(), MapsError> {
         match *write {
             Write::Port(key, mode) => self.ports.insert(&key, &mode),
             Write::Exempt(address, kind) => self.exempt.insert(address, kind),
             Write::Unexempt(address) => self.exempt.remove(address),
-            Write::RemoveEndpoint(address) => self.endpoints.remove(&address),
+            Write::RemoveEndpoint(address) => match address.link_of() {
+                Some(link) => self.links.remove(&link),
+                None => self.endpoints.remove(&address),
+            },
             Write::Endpoint(address, endpoint) if change.fresh.contains(&address) => {
                 let flags = endpoint.flags | endpoint_flags::LEARNING;
-                self.endpoints.insert(&address, &Endpoint { flags, ..endpoint })
+                self.put(address, Endpoint { flags, ..endpoint })
             }
-            Write::Endpoint(address, endpoint) => self.endpoints.insert(&address, &endpoint),
+            Write::Endpoint(address, endpoint) => self.put(address, endpoint),
         }
     }
 
@@ -200,7 +216,11 @@ impl Tables {
         let Some(endpoint) = self.held.endpoints.get(&address).copied() else {
             return Ok(());
         };
-        let own = |ends: &Ends| Address::from(ends.0.ip()) == address;
+        let own = |ends: &Ends| match (address.link_of(), Address::from(ends.0.ip())) {
+            (Some(_), pod) => pod.is_link_local(),
+            (None, pod) => pod == address,
+        };
+        let key = |ends: Ends| address.link_of().map_or_else(|| key(ends), |link| key_on_link(ends, link));
         for socket in sockets.iter().flat_map(|sockets| &sockets.established) {
             if HANDSHAKE_STATES.contains(&socket.state) {
                 continue;
@@ -217,7 +237,7 @@ impl Tables {
                 _ => {}
             }
         }
-        self.endpoints.insert(&address, &endpoint)
+        self.put(address, endpoint)
     }
 
     /// Enters a connection that was open before, where no other can push it out. What the kernel side has judged meanwhile stays
@@ -319,7 +339,7 @@ impl Tables {
                 // sends must.
                 let link = PodLinkKey { pod: key.pod, client: key.client };
                 let is_inside = |endpoint: &Endpoint| endpoint.flags & endpoint_flags::POD_SIDE != 0;
-                if self.held.endpoints.get(&key.pod).is_some_and(is_inside)
+                if self.held.endpoints.get(&key.pod.listed()).is_some_and(is_inside)
                     && let Some(PodLink { macs }) = self.pod_links.get(&link)?
                 {
                     pending.frame[..6].copy_from_slice(&macs[6..]);
@@ -339,7 +359,7 @@ impl Tables {
     pub fn bypassed(&mut self) -> Result<BTreeMap<Address, Bypassed>, MapsError> {
         let mut found = BTreeMap::new();
         for (address, evidence) in self.bypassed.entries()? {
-            let endpoint = self.held.endpoints.get(&address);
+            let endpoint = self.held.endpoints.get(&address.listed());
             if endpoint.is_some_and(|endpoint| endpoint.flags & endpoint_flags::POD_SIDE == 0) {
                 found.insert(address, evidence);
             } else {
@@ -378,6 +398,12 @@ fn strictest(endpoint: Endpoint) -> Endpoint {
         flags: endpoint.flags & !endpoint_flags::HAS_PORTS,
         ..endpoint
     }
+}
+
+/// The same of a pod on this link.
+pub(super) fn key_on_link(ends: Ends, link: u32) -> FlowKey {
+    let key = key(ends);
+    if key.pod.is_link_local() { FlowKey { pod: key.pod.on_link(link), ..key } } else { key }
 }
 
 /// The flow with these ends on the wire: the pod's, then the other's.

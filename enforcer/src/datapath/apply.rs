@@ -13,7 +13,7 @@ use super::desired::{Desired, EndpointPlan};
 /// What the maps hold.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Held {
-    /// `ENDPOINTS`.
+    /// `ENDPOINTS` and `LINKS`, the latter by [`Address::link`].
     pub endpoints: BTreeMap<Address, Endpoint>,
     /// `PORT_MODES`, by (workload, generation, port).
     pub ports: BTreeMap<(u32, u16, u16), PortMode>,
@@ -30,9 +30,9 @@ pub enum Write {
     Exempt(Address, ExemptKind),
     /// Remove an entry of `EXEMPT`.
     Unexempt(Address),
-    /// Write an entry of `ENDPOINTS`.
+    /// Write an entry of `ENDPOINTS`, or of `LINKS`.
     Endpoint(Address, Endpoint),
-    /// Remove an entry of `ENDPOINTS`.
+    /// Remove one.
     RemoveEndpoint(Address),
 }
 
@@ -69,7 +69,7 @@ impl Held {
     /// A generation that neither the workload nor an earlier owner of its addresses uses: flows carry the generation
     /// that they were judged under, and those of an earlier owner must not pass for settled.
     fn free_generation(&self, workload: u32, wanted: &Desired) -> u16 {
-        let addresses = wanted.endpoints.iter().filter(|(_, plan)| plan.workload == workload);
+        let addresses = wanted.listed().filter(|(_, plan)| plan.workload == workload);
         let owners = addresses.filter_map(|(address, _)| self.endpoints.get(address));
         let own = self.endpoints.values().filter(|endpoint| endpoint.workload == workload);
         let used: BTreeSet<u16> = owners.chain(own).map(|endpoint| endpoint.generation).collect();
@@ -92,7 +92,7 @@ pub fn change(held: &Held, wanted: &Desired) -> Change {
     let exempt_changed = exempt(held, wanted, &mut change.writes);
     // Two addresses of one pod share its ports: they turn to the same generation.
     let mut generations: BTreeMap<u32, u16> = BTreeMap::new();
-    for (address, plan) in &wanted.endpoints {
+    for (address, plan) in wanted.listed() {
         let old = held.endpoints.get(address).filter(|old| old.workload == plan.workload);
         // Nothing was followed of a pod outside the mesh: when it joins, what is open there is not known.
         let joins = |old: &&Endpoint| plan.meshed && old.flags & endpoint_flags::NOT_MESHED != 0;
@@ -114,7 +114,7 @@ pub fn change(held: &Held, wanted: &Desired) -> Change {
             change.writes.push(Write::Endpoint(*address, endpoint));
         }
     }
-    let gone = held.endpoints.keys().filter(|address| !wanted.endpoints.contains_key(address));
+    let gone = held.endpoints.keys().filter(|address| wanted.plan(**address).is_none());
     change.writes.extend(gone.map(|address| Write::RemoveEndpoint(*address)));
     change.stale = stale(held, &change.writes);
     change

@@ -128,10 +128,26 @@ pub struct EndpointPlan {
 pub struct Desired {
     /// By address.
     pub endpoints: BTreeMap<Address, EndpointPlan>,
+    /// For the link-local addresses of pods, by link ([`Address::link`]): neighbours reach a pod by them, and no status names them.
+    pub links: BTreeMap<Address, EndpointPlan>,
     /// Exempt sources.
     pub exempt: BTreeMap<Address, ExemptKind>,
     /// Pods that a mesh namespace leaves without a data plane.
     pub unprotected: BTreeSet<ObjectName>,
+}
+
+impl Desired {
+    /// All content of `ENDPOINTS` and `LINKS`.
+    pub fn listed(&self) -> impl Iterator<Item = (&Address, &EndpointPlan)> {
+        self.endpoints.iter().chain(&self.links)
+    }
+
+    /// The policy of an address, link-local ones on their link included.
+    #[must_use]
+    pub fn plan(&self, address: Address) -> Option<&EndpointPlan> {
+        let listed = address.listed();
+        self.endpoints.get(&listed).or_else(|| self.links.get(&listed))
+    }
 }
 
 /// Computes the desired state.
@@ -140,7 +156,7 @@ pub fn desired(objects: &Objects, facts: &Facts, options: &Options, ids: &mut Wo
         Composer::new(objects.policies.values(), &options.root_namespace, options.revision.as_deref());
     let mut wanted = Desired { exempt: exempt(facts), ..Desired::default() };
     let owners = owners(objects, facts);
-    let mut named = BTreeSet::new();
+    let (mut named, mut doubtful) = (BTreeSet::new(), Vec::new());
     for (pod, leaving) in pods(objects, facts) {
         let membership = membership::membership(pod, objects.namespaces.get(&pod.name.namespace));
         if matches!(membership, Membership::Unprotected { .. }) {
@@ -169,10 +185,38 @@ pub fn desired(objects: &Objects, facts: &Facts, options: &Options, ids: &mut Wo
                 inside: facts.inside.get(&place.ifindex).cloned(),
                 ..plan.clone()
             };
+            links(facts, &address, &plan, &mut wanted.links, &mut doubtful);
             wanted.endpoints.insert(Address::from(address), plan);
         }
     }
+    for (link, plan) in doubtful {
+        wanted.links.entry(link).or_insert(plan);
+    }
     wanted
+}
+
+/// Adds the links of a pod with this address. A link is the first one's: what is listed comes before what is gone, and where an
+/// address is behind interfaces of several pods, whose a link is says another address, or nobody better.
+fn links(
+    facts: &Facts,
+    address: &IpAddr,
+    plan: &EndpointPlan,
+    links: &mut BTreeMap<Address, EndpointPlan>,
+    doubtful: &mut Vec<(Address, EndpointPlan)>,
+) {
+    let is_shared = facts.places.of(address).len() > 1;
+    let only = Some(plan.ifindex).filter(|ifindex| *ifindex != 0);
+    let interfaces = only.map_or_else(|| facts.places.interfaces(address), |only| BTreeSet::from([only]));
+    for ifindex in interfaces {
+        let inside = facts.inside.get(&ifindex).cloned();
+        let link = Address::link(inside.as_ref().map_or(ifindex, PodDevice::stamp));
+        let plan = EndpointPlan { ifindex, inside, ..plan.clone() };
+        if is_shared && only.is_none() {
+            doubtful.push((link, plan));
+        } else {
+            links.entry(link).or_insert(plan);
+        }
+    }
 }
 
 /// The pods that may serve, and whether each is leaving: what is listed first, then what is gone, newest first.

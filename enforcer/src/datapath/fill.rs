@@ -10,8 +10,9 @@ use super::load::{OpenError, Pinned};
 
 /// Maps whose being full has consequences, with what these are. What is pushed out of other maps is told anew by the next
 /// packet.
-const LIMITED: [(&str, &str); 7] = [
+const LIMITED: [(&str, &str); 8] = [
     ("ENDPOINTS", "pods beyond it have no policy"),
+    ("LINKS", "link-local addresses of pods beyond it have no policy"),
     ("PORT_MODES", "policies with ports beyond it are not put in force"),
     ("EXEMPT", "probes of sources beyond it are judged like any client"),
     ("FLOWS", "the pods' answers on TLS connections beyond it wait until there is room"),

@@ -174,6 +174,8 @@ impl<K: Entry, V: Entry, const KN: usize, const VN: usize> Table<K, V, KN, VN> {
 
 /// `ENDPOINTS`.
 pub type Endpoints = Table<Address, Endpoint, 16, 16>;
+/// `LINKS`.
+pub type Links = Table<u32, Endpoint, 4, 16>;
 /// `PORT_MODES`.
 pub type PortModes = Table<PortKey, PortMode, 8, 4>;
 /// `FLOWS` or `TRANSIENT`.

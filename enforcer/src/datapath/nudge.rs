@@ -65,7 +65,7 @@ impl Nudge {
 
 /// The frame: an ACK without data, at the place in the stream where the client stopped.
 fn segment(key: &FlowKey, pending: &Pending, flow: &Flow) -> Vec<u8> {
-    let (client, pod) = (&key.client.bytes, &key.pod.bytes);
+    let (client, pod) = (&key.client.bytes, &key.pod.on_wire().bytes);
     let v4 = std::net::Ipv6Addr::from(*pod).to_ipv4_mapped().is_some();
     let (client, pod) = if v4 { (&client[12..], &pod[12..]) } else { (&client[..], &pod[..]) };
     let seq = flow.client_start.wrapping_add(flow.client_mask.trailing_ones());

@@ -111,6 +111,21 @@ impl Places {
         having.map(|(ifindex, _)| *ifindex).collect()
     }
 
+    /// The interfaces of the pod behind this one, itself included: Linux takes packets for the address of one by any of them.
+    fn siblings(&self, ifindex: u32) -> impl Iterator<Item = u32> {
+        let netns_id = self.behind.get(&ifindex).map_or(-1, |behind| behind.netns_id);
+        let of_pod = move |(other, behind): &(&u32, &Behind)| {
+            **other == ifindex || (netns_id >= 0 && behind.netns_id == netns_id)
+        };
+        self.behind.iter().filter(of_pod).map(|(ifindex, _)| *ifindex)
+    }
+
+    /// The interfaces of the pod with this address; more than one pod's where several have it.
+    #[must_use]
+    pub fn interfaces(&self, address: &IpAddr) -> BTreeSet<u32> {
+        self.of(address).into_iter().flat_map(|ifindex| self.siblings(ifindex)).collect()
+    }
+
     /// Addresses behind more than one interface, with these.
     #[must_use]
     pub fn shared(&self) -> BTreeMap<IpAddr, Vec<u32>> {
@@ -164,7 +179,7 @@ impl Places {
     #[must_use]
     pub fn claim(&self, pod: &Pod, leaving: bool, address: &IpAddr) -> Option<Place> {
         let place = |ifindex: u32| Place {
-            ifindex,
+            ifindex: if self.siblings(ifindex).count() > 1 { 0 } else { ifindex },
             netns_id: self.behind.get(&ifindex).map_or(-1, |behind| behind.netns_id),
         };
         let found = self.of(address);

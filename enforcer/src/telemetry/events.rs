@@ -176,7 +176,7 @@ impl Events {
 
 /// Where clients are seen, the certificate checks look too; their own probes tell nothing.
 fn note(shared: &Shared, view: &View, event: &Event, noted: &mut HashSet<([u8; 16], u16)>) {
-    let plan = view.snapshot.wanted.endpoints.get(&event.key.pod);
+    let plan = view.snapshot.wanted.plan(event.key.pod);
     let Some(plan) = plan.filter(|plan| plan.workload == event.workload && event.reason != Reason::PROBE)
     else {
         return;

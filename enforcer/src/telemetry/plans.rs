@@ -72,7 +72,7 @@ impl Plans {
     ) -> Option<Arc<EndpointPlan>> {
         let held = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let of_event = |entry: &&Entry| entry.generation == generation && entry.plan.workload == workload;
-        let entries = held.get(&address)?;
+        let entries = held.get(&address.listed())?;
         let then = entries.iter().rev().filter(of_event).find(|entry| entry.since_ns <= time_ns);
         // An agent before this one put it in force.
         then.or_else(|| entries.iter().find(of_event)).map(|entry| entry.plan.clone())

@@ -13,7 +13,7 @@ use crate::load::value;
 use crate::poll;
 
 /// How much the agent's memory may grow over the quiet part, KiB. A leak of a few bytes per verdict is more.
-const GROWTH: u64 = 4096;
+const GROWTH: u64 = 2 * 1024;
 
 /// What is compared with.
 #[derive(Debug)]
@@ -151,16 +151,18 @@ impl Memory {
         Ok(())
     }
 
-    /// The medians of the first and the last quarter: what a single moment holds is not what leaks.
+    /// The medians of the first and the last quarter, what a single moment holds is not what leaks; without the first third, in
+    /// which the agent's bounded tables fill (records, remembered connections).
     fn ends(&self) -> Option<((u64, usize), (u64, usize))> {
-        let quarter = (self.0.len() / 4).max(1);
+        let samples = self.0.get(self.0.len() / 3..)?;
+        let quarter = (samples.len() / 4).max(1);
         let median = |part: &[(u64, usize)]| {
             let (mut memory, mut files): (Vec<u64>, Vec<usize>) = part.iter().copied().unzip();
             memory.sort_unstable();
             files.sort_unstable();
             Some((*memory.get(memory.len() / 2)?, *files.get(files.len() / 2)?))
         };
-        Some((median(self.0.get(..quarter)?)?, median(self.0.get(self.0.len() - quarter..)?)?))
+        Some((median(samples.get(..quarter)?)?, median(samples.get(samples.len() - quarter..)?)?))
     }
 
     pub(super) fn check(&self) -> Result<()> {

@@ -28,7 +28,7 @@ fn facts(behind: &[(u32, IpAddr)]) -> Facts {
     let mut facts = Facts::default();
     for (ifindex, address) in behind {
         facts.places.appeared(*ifindex);
-        facts.places.saw(*ifindex, 1, [*address]);
+        facts.places.saw(*ifindex, ifindex.cast_signed(), [*address]);
     }
     facts
 }
@@ -112,4 +112,35 @@ fn an_address_goes_from_a_leaving_pod_to_the_next_with_the_interface() {
     let both = objects(listed.pods.into_values().chain([next]));
     settle(&mut facts, &both);
     assert_eq!(at(&facts, &both), Some(("next".into(), 9)));
+}
+
+/// Each pod's link is its own, also where one has the other's address.
+#[test]
+fn a_link_is_under_the_policy_of_the_pod_behind_it() {
+    let [x, y]: [IpAddr; 2] = ["10.0.0.5", "10.0.0.6"].map(|text| text.parse().expect("an address"));
+    let first = pod("1", x, 1);
+    let second = Pod { name: ObjectName::new("shop", "a-thief"), ..pod("2", y, 2) };
+    let objects = objects([first.clone(), second.clone()]);
+    let mut facts = facts(&[(7, x), (9, y)]);
+    settle(&mut facts, &objects);
+    let links = |facts: &Facts| {
+        let wanted = desired(&objects, facts, &options(), &mut WorkloadIds::default());
+        let links = wanted.links.iter();
+        links.map(|(link, plan)| (link.link_of(), plan.pod.name.clone(), plan.ifindex)).collect::<Vec<_>>()
+    };
+    let own = vec![(Some(7), "web-0".to_owned(), 7), (Some(9), "a-thief".to_owned(), 9)];
+    assert_eq!(links(&facts), own);
+    facts.places.saw(9, 9, [x, y]);
+    settle(&mut facts, &objects);
+    assert_eq!(links(&facts), own, "the second has the first one's address, too");
+    facts.inside.insert(9, PodDevice { cookie: 77, index: 2, name: "eth0".into() });
+    let wanted = desired(&objects, &facts, &options(), &mut WorkloadIds::default());
+    let inside = Address::link(PodDevice { cookie: 77, index: 2, name: "eth0".into() }.stamp());
+    assert_eq!(wanted.links[&inside].ifindex, 9);
+    assert_eq!(
+        wanted
+            .plan(Address::from("fe80::1".parse::<IpAddr>().expect("an address")).on_link(7))
+            .map(|plan| &plan.pod),
+        Some(&first.name)
+    );
 }

@@ -107,10 +107,10 @@ fn a_pod_that_takes_another_ones_address_moves_it_nowhere() {
     let (victim, thief) = (pod("victim", "1"), Pod { addresses: vec![Y], ..pod("thief", "2") });
     for (interface, address) in [(7, X), (9, Y)] {
         places.appeared(interface);
-        places.saw(interface, 1, [address]);
+        places.saw(interface, interface.cast_signed(), [address]);
     }
     places.settle([(&victim, false), (&thief, false)], nothing);
-    places.saw(9, 1, [X, Y]);
+    places.saw(9, 9, [X, Y]);
     places.settle([(&victim, false), (&thief, false)], nothing);
     assert_eq!(ifindex(&places, &victim, false), Some(0));
     assert_eq!(places.home(&victim), Some(7), "its own interface is still known");
@@ -119,6 +119,23 @@ fn a_pod_that_takes_another_ones_address_moves_it_nowhere() {
     // The thief leaves: the address is the victim's alone again.
     places.gone(9);
     assert_eq!(ifindex(&places, &victim, false), Some(7));
+}
+
+#[test]
+fn a_pod_with_several_interfaces_is_behind_all_of_them() {
+    let mut places = Places::default();
+    let pod = pod("p", "1");
+    for (interface, address) in [(7, X), (9, Y)] {
+        places.appeared(interface);
+        places.saw(interface, 3, [address]);
+    }
+    assert_eq!(places.claim(&pod, false, &X), Some(Place { ifindex: 0, netns_id: 3 }));
+    assert_eq!(places.interfaces(&X), BTreeSet::from([7, 9]));
+    assert!(places.shared().is_empty(), "and nobody took anything");
+    // Whose namespace is not known is nobody's sibling.
+    places.saw(9, -1, [Y]);
+    places.saw(7, -1, [X]);
+    assert_eq!((ifindex(&places, &pod, false), places.interfaces(&X)), (Some(7), BTreeSet::from([7])));
 }
 
 /// What happens to interfaces and pods, in any order.
@@ -161,7 +178,7 @@ proptest! {
                     places.gone(ifindex);
                     allowed.iter_mut().flatten().filter(|home| **home == Some(ifindex)).for_each(|home| *home = None);
                 }
-                Step::Saw(ifindex, has) => drop(places.saw(ifindex, 1, has.then_some(X))),
+                Step::Saw(ifindex, has) => drop(places.saw(ifindex, ifindex.cast_signed(), has.then_some(X))),
                 Step::Leave(number) if !leaving[number] => {
                     leaving[number] = true;
                     allowed[number] = places.home(&pods[number]).map(Some);
