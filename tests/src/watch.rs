@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use enforcer::datapath::attach::{Way, hooked_programs};
+use enforcer::datapath::attach::{HookedProgram, Way, hooked_programs};
 use enforcer::datapath::load::Pinned;
 use enforcer::datapath::maps::{Counters, Flows, HalfOpens, WorkloadCounters};
 use enforcer_common::map::{Flow, FlowKey, endpoint_flags};
@@ -106,7 +106,16 @@ impl Drop for Watch {
 }
 
 fn one_each(index: u32) -> Result<()> {
-    let hooks = hooked_programs(index)?;
+    // A program that is replaced between the question for the hook and the one for its name has no name any more: what is on
+    // the hook is asked anew.
+    let nameless = |hooks: &[HookedProgram]| hooks.iter().any(|hook| hook.name.is_empty());
+    let mut hooks = hooked_programs(index)?;
+    for _ in 0..100 {
+        if !nameless(&hooks) {
+            break;
+        }
+        hooks = hooked_programs(index)?;
+    }
     for way in Way::BOTH {
         let ours = hooks.iter().filter(|hook| hook.way == way && hook.name == way.program());
         ensure!(ours.count() == 1, "{} on interface {index}: {hooks:?}", way.program());
