@@ -20,6 +20,8 @@ pub struct Address {
 }
 
 impl Address {
+    /// The first 32 bits of a link-local address.
+    const LINK_LOCAL: u64 = 0xfe80_0000;
     /// The prefix that marks a v4-mapped address.
     const V4_PREFIX: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
 
@@ -42,8 +44,16 @@ impl Address {
     #[inline(always)]
     #[must_use]
     pub const fn is_link_local(&self) -> bool {
-        let [a, b, c, d, e, f, g, h, ..] = self.bytes;
-        u64::from_be_bytes([a, b, c, d, e, f, g, h]) == 0xfe80_0000_0000_0000
+        self.prefix() == Self::LINK_LOCAL << 32
+    }
+
+    /// The first half, as a number.
+    #[inline(always)]
+    const fn prefix(&self) -> u64 {
+        match self.bytes.first_chunk() {
+            Some(first) => u64::from_be_bytes(*first),
+            None => 0,
+        }
     }
 
     /// A link-local address on this link: the index of the pod's host-side interface, or the stamp of its network namespace
@@ -74,9 +84,9 @@ impl Address {
     #[inline(always)]
     #[must_use]
     pub const fn link_of(&self) -> Option<u32> {
-        let [a, b, c, d, e, f, g, h, ..] = self.bytes;
-        let link = u32::from_be_bytes([e, f, g, h]);
-        if u32::from_be_bytes([a, b, c, d]) == 0xfe80_0000 && link != 0 { Some(link) } else { None }
+        let prefix = self.prefix();
+        let link = (prefix & 0xffff_ffff) as u32;
+        if prefix >> 32 == Self::LINK_LOCAL && link != 0 { Some(link) } else { None }
     }
 
     /// Under which the agent knows the policy of this address: itself, or its link.

@@ -7,9 +7,15 @@
 use crate::datapath::HelloPart;
 use crate::event::HELLO_PARTS;
 use crate::map::{Endpoint, Flow, FlowState, HalfOpen, TrafficClass, flow_flags, half_open_flags};
-use crate::tcp::{ACK, FIN, Segment, URG, is_before, overlap};
+use crate::tcp::{FIN, Segment, URG, is_before, overlap};
 use crate::tls::{self, CLIENT_PREFIX, POD_PREFIX};
 use crate::{Mode, Reason, Verdict};
+
+mod numbers;
+mod window;
+
+pub use self::window::Window;
+use self::window::{low_bytes, spread, word};
 
 /// All six bits of [`Flow::client_mask`].
 const COMPLETE: u8 = 0b11_1111;
@@ -38,52 +44,6 @@ impl Policy {
     pub fn is_enforced(&self) -> bool {
         self.mode == Mode::STRICT && self.exempt == Reason::NONE
     }
-}
-
-/// The bytes of a segment that fall on the judged first bytes of its stream.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Window {
-    /// Offset in the stream of the first byte.
-    pub offset: u32,
-    /// How many bytes; 0 when the segment does not touch the first bytes.
-    pub count: u32,
-    /// The bytes, each at its offset in the stream: the stream's first byte is the lowest of the word.
-    pub word: u64,
-}
-
-impl Window {
-    /// From the bytes of a segment: the first `count` of `bytes` stand at `offset` of the stream; together at most 6.
-    #[inline(always)]
-    #[must_use]
-    pub const fn new(offset: u32, count: u32, bytes: [u8; 8]) -> Self {
-        let kept = u64::from_le_bytes(bytes) & low_bytes(count);
-        Self { offset, count, word: kept << ((offset & 7) * 8) }
-    }
-
-    /// Which bytes of the word are there, 0xff each.
-    #[inline(always)]
-    const fn mask(&self) -> u64 {
-        low_bytes(self.count) << ((self.offset & 7) * 8)
-    }
-}
-
-/// A word whose lowest `count` (at most 7) bytes are 0xff.
-#[inline(always)]
-const fn low_bytes(count: u32) -> u64 {
-    (1 << ((count & 7) * 8)) - 1
-}
-
-/// Six bytes as a word, first byte lowest.
-#[inline(always)]
-const fn word(bytes: [u8; 6]) -> u64 {
-    let [content, major, minor, high, low, kind] = bytes;
-    u64::from_le_bytes([content, major, minor, high, low, kind, 0, 0])
-}
-
-/// Spreads the seven lowest bits over the bytes of a word, 0xff for each that is set.
-#[inline(always)]
-const fn spread(bits: u8) -> u64 {
-    (((bits & 0x7f) as u64).wrapping_mul(0x0002_0408_1020_4081) & 0x0101_0101_0101_0101) * 0xff
 }
 
 /// What was seen of a segment, apart from the state of its flow, which another CPU may write at the same time.
@@ -174,29 +134,6 @@ impl Flow {
                 now_ns,
             )
         }
-    }
-
-    /// Whether nothing has come from the pod since the handshake: what was judged may have been discarded by its stack, and
-    /// the client has nothing to acknowledge but the pod's initial sequence number.
-    #[inline(always)]
-    #[must_use]
-    pub fn is_unconfirmed(&self) -> bool {
-        self.packets_from_pod == 0 && matches!(self.state, FlowState::OPEN | FlowState::HELLO)
-    }
-
-    /// Whether a segment might open a connection in the pod's stack that begins at another place than the one that is judged: for
-    /// all we know, of another handshake that the pod answered for the same tuple. Under SYN cookies the stack has a
-    /// socket only once it gets an acknowledgement of a cookie, and it takes the same cookie with several sequence numbers
-    /// (`net/ipv4/syncookies.c`: one for each MSS that it may stand for, and others of the minute before).
-    #[inline(always)]
-    #[must_use]
-    pub fn may_open_another(&self, segment: &Segment) -> bool {
-        let acknowledges = segment.ack == self.pod_start;
-        let elsewhere = segment.seq != self.client_start;
-        if self.flags & flow_flags::LOOK_AGAIN != 0 {
-            return acknowledges && elsewhere;
-        }
-        self.is_unconfirmed() && (!acknowledges || (elsewhere && self.flags & flow_flags::COOKIE != 0))
     }
 
     /// Whether the client has said something, and not enough to tell what it speaks.
@@ -331,51 +268,6 @@ impl Flow {
                 self.record_pod(window)
             }
             _ => Seen::READY,
-        }
-    }
-
-    /// Keeps the pod's acknowledgement, the exact number for a reset towards it. Called for every segment of the pod.
-    #[inline(always)]
-    pub fn note_pod_ack(&mut self, segment: &Segment) {
-        let again = self.flags & flow_flags::LOOK_AGAIN != 0;
-        if segment.has(ACK) && (again || self.pod_ack_is_unknown() || is_before(self.pod_ack, segment.ack)) {
-            self.flags &= !flow_flags::LOOK_AGAIN;
-            self.pod_ack = segment.ack;
-            if segment.ack.wrapping_sub(self.client_start) >= CLIENT_PREFIX && self.client_mask == COMPLETE {
-                self.flags |= flow_flags::PREFIX_ACKED;
-            }
-        }
-    }
-
-    /// True until the pod has sent a packet of a connection that was open before: nothing was seen of it yet.
-    #[inline(always)]
-    #[must_use]
-    pub fn pod_ack_is_unknown(&self) -> bool {
-        matches!(self.state, FlowState::EXISTING) && self.pod_ack == 0
-    }
-
-    /// The sequence number that the pod expects next of this segment's connection: for an exact reset towards it.
-    #[inline(always)]
-    #[must_use]
-    pub fn pod_expects(&self, segment: &Segment) -> u32 {
-        if self.pod_ack_is_unknown() {
-            segment.seq
-        } else if self.flags & flow_flags::LOOK_AGAIN != 0 && segment.ack == self.pod_start {
-            self.client_start
-        } else {
-            self.pod_ack
-        }
-    }
-
-    /// The pod's socket may be closed. Of a SYN cookie an old third packet makes a new one, whose first bytes nobody has seen; so
-    /// copies of the first bytes are held against what is known again, until the pod acknowledges more.
-    #[inline(always)]
-    pub fn look_again(&mut self) {
-        let acked_cookie = flow_flags::PREFIX_ACKED | flow_flags::COOKIE;
-        // Beyond that the numbers of the first bytes are about to come again.
-        if self.flags & acked_cookie == acked_cookie && self.bytes_to_pod < 1 << 30 {
-            self.flags &= !(flow_flags::PREFIX_ACKED | flow_flags::SETTLED);
-            self.flags |= flow_flags::LOOK_AGAIN;
         }
     }
 

@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use enforcer::datapath::attach::{Side, Way, hooked_programs_at};
+use enforcer::datapath::attach::{HookedProgram, Side, Way, hooked_programs_at};
 use enforcer::datapath::load::Pinned;
 use enforcer::datapath::maps::{Counters, Flows, HalfOpens, WorkloadCounters};
 use enforcer_common::map::{Flow, FlowKey, endpoint_flags};
@@ -122,7 +122,16 @@ impl Place {
     /// Looks, in the namespace of the place, where the calling thread stays.
     fn one_each(&self) -> Result<()> {
         setns(&self.namespace, CloneFlags::CLONE_NEWNET).context("cannot enter the namespace")?;
-        let hooks = hooked_programs_at(self.index, self.side)?;
+        // A program that is replaced between the question for the hook and the one for its name has no name any more: what is
+        // on the hook is asked anew.
+        let nameless = |hooks: &[HookedProgram]| hooks.iter().any(|hook| hook.name.is_empty());
+        let mut hooks = hooked_programs_at(self.index, self.side)?;
+        for _ in 0..100 {
+            if !nameless(&hooks) {
+                break;
+            }
+            hooks = hooked_programs_at(self.index, self.side)?;
+        }
         for way in Way::BOTH {
             let ours = hooks.iter().filter(|hook| hook.way == way && hook.name == way.program());
             let what = (way.program(), self.index, self.side);

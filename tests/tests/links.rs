@@ -36,6 +36,17 @@ fn curl(lab: &Lab, from: &str, scheme: &str) -> Result<(String, i32)> {
     Ok((output.stdout.trim().to_owned(), output.code))
 }
 
+/// A connection to it from a neighbour.
+fn connect(lab: &Lab) -> Result<TcpStream> {
+    let address = link_local(lab, "frontend");
+    let stream = lab.inside("sleep", || {
+        let scope = if_nametoindex("eth0").map_err(std::io::Error::from)?;
+        TcpStream::connect(SocketAddrV6::new(address, 8080, 0, scope))
+    })??;
+    stream.set_read_timeout(Some(LIMIT))?;
+    Ok(stream)
+}
+
 fn bridged() -> Result<Lab> {
     let lab = Lab::with(Topology::Bridge, Pod::cast())?;
     lab.describe()?;
@@ -59,7 +70,7 @@ fn link_local_addresses_are_under_the_policy_of_their_pod() -> Result<()> {
     for attach in ["host", "pod"] {
         let lab = bridged()?;
         let (_server, records) = lab.sidecar("frontend", 8080)?;
-        let mut agent = lab.agent_with(&["--attach", attach])?;
+        let mut agent = lab.agent_with(&["--attach", attach, "--undecided-timeout", "1"])?;
         agent.wait_for_output("agent is running")?;
         assert_eq!(curl(&lab, "sleep", "http")?, served(), "{attach}: PERMISSIVE");
         lab.apply("mesh.yaml", MESH_STRICT)?;
@@ -76,6 +87,12 @@ fn link_local_addresses_are_under_the_policy_of_their_pod() -> Result<()> {
             records.all()?.into_iter().skip(before).filter(|record| record.read > 0).collect();
         assert!(leaked.is_empty(), "{attach}: {leaked:?}");
         assert!(lab.count(Verdict::RESET, Reason::PLAINTEXT)?.connections > 0);
+
+        // Who begins what could be a hello and falls silent is judged there, too.
+        let mut silent = connect(&lab)?;
+        silent.write_all(&[0x16, 3])?;
+        let end = silent.read(&mut [0; 16]).expect_err("nothing is ever answered");
+        assert_eq!(end.kind(), std::io::ErrorKind::ConnectionReset, "{attach}: {end}");
 
         // A port of its own counts there, too, and an exception for the workload.
         lab.apply(
@@ -103,27 +120,18 @@ fn open_connections_to_link_local_addresses_are_entered() -> Result<()> {
     let lab = bridged()?;
     lab.apply("mesh.yaml", MESH_STRICT)?;
     let (_server, _) = lab.raw_server("frontend", 8080, &["--echo"])?;
-    let address = link_local(&lab, "frontend");
-    let connect = || -> Result<TcpStream> {
-        let stream = lab.inside("sleep", || {
-            let scope = if_nametoindex("eth0").map_err(std::io::Error::from)?;
-            TcpStream::connect(SocketAddrV6::new(address, 8080, 0, scope))
-        })??;
-        stream.set_read_timeout(Some(LIMIT))?;
-        Ok(stream)
-    };
     let echo = |stream: &mut TcpStream| -> std::io::Result<()> {
         stream.write_all(b"hello")?;
         stream.read_exact(&mut [0; 5])
     };
-    let mut open = connect()?;
+    let mut open = connect(&lab)?;
     echo(&mut open)?;
     for _ in 0..2 {
         let mut agent = lab.agent()?;
         agent.wait_for_output("agent is running")?;
         lab.wait_mode_here("frontend", Mode::STRICT)?;
         poll::until("new ones to be refused", LIMIT, || {
-            let refused = echo(&mut connect()?);
+            let refused = echo(&mut connect(&lab)?);
             ensure!(refused.is_err(), "served");
             Ok(())
         })?;

@@ -1,7 +1,7 @@
 //! How full the pinned maps are, and what they cost.
 
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 
 use aya::maps::{MapData, MapType};
 
@@ -93,14 +93,13 @@ fn fill(name: String, data: &MapData) -> io::Result<MapFill> {
         name,
         entries: if counted { Some(batch::count(data)?) } else { None },
         capacity: info.max_entries(),
-        memory_bytes: memory(data).unwrap_or(0),
+        memory_bytes: memory_bytes(data.fd().as_fd()).unwrap_or(0),
     })
 }
 
 /// Kernel memory of a map, by `/proc/self/fdinfo`.
-fn memory(data: &MapData) -> Option<u64> {
-    let fd = data.fd().as_fd().as_raw_fd();
-    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+pub(super) fn memory_bytes(map: BorrowedFd<'_>) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd())).ok()?;
     text.lines().find_map(|line| line.strip_prefix("memlock:")?.trim().parse().ok())
 }
 

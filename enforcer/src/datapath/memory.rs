@@ -1,8 +1,9 @@
 //! What the pinned maps cost, by the kernel's own count.
 
 use std::io;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::AsFd as _;
 
+use super::fill::memory_bytes;
 use super::pin::{self, Pins};
 use super::sys;
 
@@ -14,9 +15,7 @@ pub fn of_maps(pins: &Pins) -> io::Result<Vec<(String, u64)>> {
     let mut all = Vec::new();
     for name in pin::names(&pins.maps())? {
         let map = sys::open(&pins.maps().join(&name))?;
-        let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd()))?;
-        let bytes = text.lines().find_map(|line| line.strip_prefix("memlock:")?.trim().parse().ok());
-        all.push((name, bytes.unwrap_or(0)));
+        all.push((name, memory_bytes(map.as_fd()).unwrap_or(0)));
     }
     all.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
     Ok(all)

@@ -9,12 +9,24 @@ use anyhow::{Context, Result, bail};
 use super::summary::Tally;
 use crate::shell::cargo;
 
+/// How many tests of one program run at once.
+const THREADS: &str = "RUST_TEST_THREADS";
+
+/// Half as many again as there are processors: most tests wait more than they compute.
+fn threads() -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    processors + processors.div_ceil(2)
+}
+
 /// Runs the tests of the whole workspace that `targets` selects. A run that counts nothing is an error when
 /// `some_expected`: a filter that matches nothing must not look like success. `image` is the
 /// archive that the tests on a real node take.
 pub(super) fn run_tests(targets: &[&str], some_expected: bool, image: Option<&Path>) -> Result<Tally> {
     let mut command = cargo(["test", "--locked", "--workspace", "--no-fail-fast"]);
     command.args(targets).stdout(Stdio::piped());
+    if std::env::var_os(THREADS).is_none() {
+        command.env(THREADS, threads().to_string());
+    }
     if let Some(image) = image {
         command.env("ENFORCER_IMAGE", image);
     }
