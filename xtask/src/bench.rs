@@ -14,11 +14,22 @@ pub(crate) struct Options {
     arguments: Vec<String>,
 }
 
-/// Runs every benchmark of the agent, optimised.
+/// Runs every benchmark of the agent, and that of the path through the hooks, optimised.
 pub(crate) fn run(options: &Options) -> Result<()> {
     require_root("bench")?;
     setup::run()?;
     run_command(
         cargo(["bench", "--locked", "--package", "enforcer", "--bench", "*", "--"]).args(&options.arguments),
-    )
+    )?;
+    // The lab starts the agent as a program.
+    run_command(&mut cargo([
+        "build",
+        "--release",
+        "--locked",
+        "--package",
+        "enforcer",
+        "--bin",
+        "enforcer",
+    ]))?;
+    run_command(&mut cargo(["bench", "--locked", "--package", "enforcer-tests", "--bench", "path"]))
 }
