@@ -232,7 +232,7 @@ impl Lab {
     /// Starts `lab-server` in a pod and waits until it listens; `words` are its arguments.
     ///
     /// # Errors
-    /// When it does not listen within ten seconds.
+    /// When it does not listen within half a minute.
     pub fn serve<S: AsRef<OsStr>>(&self, member: &str, words: &[S]) -> Result<Running> {
         let program = binary("lab-server")?;
         let words = std::iter::once(program.as_os_str()).chain(words.iter().map(AsRef::as_ref));

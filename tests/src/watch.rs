@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use enforcer::datapath::attach::{HookedProgram, Way, hooked_programs};
+use enforcer::datapath::attach::{HookedProgram, Side, Way, hooked_programs_at};
 use enforcer::datapath::load::Pinned;
 use enforcer::datapath::maps::{Counters, Flows, HalfOpens, WorkloadCounters};
 use enforcer_common::map::{Flow, FlowKey, endpoint_flags};
@@ -35,27 +35,19 @@ pub struct Watch {
 type Totals = BTreeMap<(Verdict, Reason, Direction), [u64; 3]>;
 
 impl Watch {
-    /// Starts to look: on the interfaces of these pods each direction has exactly one program of ours, and no counter
-    /// goes back.
+    /// Starts to look: on the interfaces of these pods, or on their own devices where they are enforced there, each direction
+    /// has exactly one program of ours, and no counter goes back.
     ///
     /// # Errors
     /// When an interface is missing.
     pub fn start(lab: &Lab, pods: &[&str]) -> Result<Self> {
-        let names: Vec<String> = pods.iter().map(|pod| lab.pod(pod).interface()).collect();
-        let indices = lab.inside(NODE, || {
-            names.iter().map(|name| if_nametoindex(name.as_str())).collect::<Result<Vec<_>, _>>()
-        })??;
-        let path = Path::new("/run/netns").join(lab.namespace(NODE));
-        let namespace = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+        let places = pods.iter().map(|pod| Place::of(lab, pod)).collect::<Result<Vec<_>>>()?;
         let (stop, looks) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (stopped, looked, bpffs) = (Arc::clone(&stop), Arc::clone(&looks), lab.bpffs());
         let thread = thread::spawn(move || -> Result<()> {
-            setns(namespace, CloneFlags::CLONE_NEWNET).context("cannot enter the namespace")?;
             let mut before = node_totals(&bpffs)?;
             while !stopped.load(Ordering::Relaxed) {
-                for &index in &indices {
-                    one_each(index)?;
-                }
+                places.iter().try_for_each(Place::one_each)?;
                 let now = node_totals(&bpffs)?;
                 for (key, counts) in &before {
                     let later = now.get(key).with_context(|| format!("the counter of {key:?} is gone"))?;
@@ -105,22 +97,48 @@ impl Drop for Watch {
     }
 }
 
-fn one_each(index: u32) -> Result<()> {
-    // A program that is replaced between the question for the hook and the one for its name has no name any more: what is on
-    // the hook is asked anew.
-    let nameless = |hooks: &[HookedProgram]| hooks.iter().any(|hook| hook.name.is_empty());
-    let mut hooks = hooked_programs(index)?;
-    for _ in 0..100 {
-        if !nameless(&hooks) {
-            break;
+/// Where a pod is enforced.
+#[derive(Debug)]
+struct Place {
+    namespace: File,
+    index: u32,
+    side: Side,
+}
+
+impl Place {
+    fn of(lab: &Lab, pod: &str) -> Result<Self> {
+        let [host, _] = lab.own_hooks_by_side(pod)?;
+        let (member, name, side) = if host.is_empty() {
+            (pod, "eth0".to_owned(), Side::Pod)
+        } else {
+            (NODE, lab.pod(pod).interface(), Side::Host)
+        };
+        let index = lab.inside(member, || if_nametoindex(name.as_str()))??;
+        let path = Path::new("/run/netns").join(lab.namespace(member));
+        let namespace = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+        Ok(Self { namespace, index, side })
+    }
+
+    /// Looks, in the namespace of the place, where the calling thread stays.
+    fn one_each(&self) -> Result<()> {
+        setns(&self.namespace, CloneFlags::CLONE_NEWNET).context("cannot enter the namespace")?;
+        // A program that is replaced between the question for the hook and the one for its name has no name any more: what is
+        // on the hook is asked anew.
+        let nameless = |hooks: &[HookedProgram]| hooks.iter().any(|hook| hook.name.is_empty());
+        let mut hooks = hooked_programs_at(self.index, self.side)?;
+        for _ in 0..100 {
+            if !nameless(&hooks) {
+                break;
+            }
+            hooks = hooked_programs_at(self.index, self.side)?;
         }
-        hooks = hooked_programs(index)?;
+        for way in Way::BOTH {
+            let ours = hooks.iter().filter(|hook| hook.way == way && hook.name == way.program());
+            let what = (way.program(), self.index, self.side);
+            ensure!(ours.count() == 1, "{what:?}: {hooks:?}");
+        }
+        Ok(())
     }
-    for way in Way::BOTH {
-        let ours = hooks.iter().filter(|hook| hook.way == way && hook.name == way.program());
-        ensure!(ours.count() == 1, "{} on interface {index}: {hooks:?}", way.program());
-    }
-    Ok(())
 }
 
 fn node_totals(bpffs: &Path) -> Result<Totals> {

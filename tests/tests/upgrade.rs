@@ -15,6 +15,7 @@ use enforcer_tests::lab::{NODE, Running};
 use enforcer_tests::load::{Load, Plaintext, Plan, value};
 use enforcer_tests::neighbour::pin_map;
 use enforcer_tests::{Lab, Scene, poll};
+use nix::sys::signal::Signal;
 
 const LIMIT: Duration = Duration::from_secs(20);
 const RUNNING: &str = "agent is running";
@@ -87,6 +88,64 @@ fn an_upgrade_takes_everything_over_under_load() -> Result<()> {
     assert_eq!(lab.count(Verdict::RESET, Reason::PLAINTEXT)?.connections, value(&totals.plain_sent));
     assert_eq!(lab.count(Verdict::ALLOW, Reason::TLS)?.connections, value(&totals.tls_opened));
     assert!(records.all()?.iter().all(|record| record.class == "tls" || record.read == 0));
+    Ok(())
+}
+
+/// From another build to this one, killed and ended in order: `ENFORCER_OLD_BIN` is the path of its `enforcer`. Without it this
+/// build stands in for it, and nothing changes but the agent.
+#[test]
+fn an_upgrade_from_another_build_under_load() -> Result<()> {
+    let old = std::env::var("ENFORCER_OLD_BIN");
+    for end in [Signal::SIGKILL, Signal::SIGTERM] {
+        let lab = Lab::new()?;
+        lab.describe()?;
+        lab.apply("mesh.yaml", MESH_STRICT)?;
+        let (_server, records) = lab.sidecar("frontend", 8080)?;
+        let mut words = lab.run_words(&[])?;
+        if let Ok(old) = &old {
+            words[0].clone_from(old);
+        }
+        let mut agent = lab.spawn(NODE, words)?;
+        agent.wait_for_output(RUNNING)?;
+        poll::until("the policy to be in force", LIMIT, || {
+            let plain = lab.curl("sleep", &[PLAIN])?;
+            ensure!(plain.code == 56, "{plain:?}");
+            Ok(())
+        })?;
+        let read = records.all()?.len();
+        let layouts = || -> Result<BTreeSet<String>> {
+            let names =
+                fs::read_dir(lab.bpffs())?.flatten().map(|e| e.file_name().to_string_lossy().into_owned());
+            Ok(names.filter(|name| name.starts_with('v')).collect())
+        };
+        let before = layouts()?;
+        let load = Load::start(&lab, PLAN)?;
+        let goes_on = |when: &str| {
+            let (answers, sent) = (value(&load.totals().tls_answers), value(&load.totals().plain_sent));
+            poll::until(&format!("answers and attempts {when}"), LIMIT, || {
+                load.totals().check()?;
+                let answers = value(&load.totals().tls_answers) - answers;
+                ensure!(answers > 4 * PLAN.lasting as u64, "{answers} answers");
+                ensure!(value(&load.totals().plain_sent) > sent + 20, "few attempts");
+                Ok(())
+            })
+        };
+        goes_on("before")?;
+        agent.signal(end)?;
+        agent.wait(LIMIT)?;
+        goes_on("without an agent")?;
+        let agent = lab.agent()?;
+        goes_on("behind").map_err(|error| error.context(agent.output()))?;
+        let taken_over = agent.output().contains("taken over from an earlier version");
+        println!("{end}: {before:?}, then {:?}; taken over {taken_over}; {:?}", layouts()?, load.totals());
+        assert_eq!(layouts()?, BTreeSet::from([format!("v{LAYOUT_VERSION}")]), "{}", agent.output());
+        assert_eq!(taken_over, before != layouts()?, "{}", agent.output());
+        let totals = load.finish()?;
+        assert_eq!(value(&totals.plain_sent), value(&totals.plain_reset));
+        for record in records.all()?.iter().skip(read) {
+            assert!(record.class == "tls" || record.read == 0, "plaintext came through: {record:?}");
+        }
+    }
     Ok(())
 }
 
@@ -224,7 +283,7 @@ fn detach_leaves_no_trace(hook: &str) -> Result<()> {
     let shown = lab.exec(NODE, ["bpftool", "-j", "link", "show", "pinned", &link])?.success()?.stdout;
     let shown: serde_json::Value = serde_json::from_str(&shown)?;
     programs.insert(shown["prog_id"].as_u64().with_context(|| format!("no program in {shown}"))?);
-    agent.signal(nix::sys::signal::Signal::SIGTERM)?;
+    agent.signal(Signal::SIGTERM)?;
     agent.wait(LIMIT)?;
     assert!(maps.is_subset(&loaded(&lab, "map")?) && programs.is_subset(&loaded(&lab, "prog")?));
 

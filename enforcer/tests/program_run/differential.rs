@@ -460,8 +460,9 @@ fn the_programs_do_what_the_rules_say() {
                     both.step(step);
                 }
                 ends.set(ends.get() + both.ends);
-                // No agent does it, and a full table has another verdict.
+                // Full tables have verdicts of their own, and these two push nothing out.
                 both.rig.pending.remove(&key).expect("PENDING");
+                both.rig.flows.remove(&key).expect("FLOWS");
                 for (key, counter) in &both.counts {
                     let packets = counter.packets - before.get(key).map_or(0, |counter| counter.packets);
                     *reached.borrow_mut().entry((key.0, key.1)).or_insert(0) += packets;

@@ -192,11 +192,11 @@ impl Running {
     /// Waits until it has printed `needle`.
     ///
     /// # Errors
-    /// When it ends before, or after ten seconds; with all its output.
+    /// When it ends before, or after half a minute (machines are busy); with all its output.
     pub fn wait_for_output(&mut self, needle: &str) -> Result<()> {
         let what = format!("{needle:?} of `{}`", self.command);
         let mut ended = None;
-        let found = poll::until(&what, Duration::from_secs(10), || {
+        let found = poll::until(&what, Duration::from_secs(30), || {
             let output = self.output();
             if output.contains(needle) {
                 return Ok(true);
