@@ -76,6 +76,7 @@ fn build(source: &Path) -> Result<(), Failure> {
         .current_dir(source)
         .args(["build", "--release", "--target-dir"])
         .arg(&target)
+        .args(remapped())
         .env("RUSTC_BOOTSTRAP", "1")
         .env("LD_LIBRARY_PATH", libraries)
         .stdin(Stdio::null())
@@ -94,6 +95,21 @@ fn build(source: &Path) -> Result<(), Failure> {
     let copy = out.join(OBJECT);
     fs::write(&copy, stripped).map_err(|error| format!("cannot write {}: {error}", copy.display()))?;
     Ok(())
+}
+
+/// Paths that the outer build keeps out of the program are kept out of the object, too, whose BTF names source files.
+fn remapped() -> Vec<String> {
+    let flags = env::var("CARGO_ENCODED_RUSTFLAGS").unwrap_or_default();
+    let flags: Vec<String> = flags
+        .split('\u{1f}')
+        .filter(|flag| flag.starts_with("--remap-path-prefix="))
+        .map(|flag| format!("{flag:?}"))
+        .collect();
+    if flags.is_empty() {
+        return Vec::new();
+    }
+    // Added to what its `.cargo/config.toml` says; an environment variable would take the place of that.
+    vec!["--config".to_owned(), format!("target.{TARGET}.rustflags=[{}]", flags.join(","))]
 }
 
 /// True for a variable of the outer cargo that must not reach the inner one: the wrapper that makes every rustc a
