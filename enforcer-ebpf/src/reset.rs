@@ -15,6 +15,8 @@ use crate::tables::POD_LINKS;
 
 const TCP_LEN: u32 = 20;
 const TTL: u8 = 64;
+/// Where the link of an address stands, in 16-bit words.
+const LINK_WORDS: core::ops::Range<usize> = 2..4;
 
 /// One end's RST.
 struct Rst {
@@ -122,9 +124,7 @@ pub fn trim_syn(skb: &Skb, packet: &Packet) -> i32 {
     let Some(partial) = is_partial(skb, packet) else {
         return DROP;
     };
-    let mut on_wire = *packet;
-    on_wire.leave_link();
-    let pseudo = pseudo_header_sum(&on_wire, header_len);
+    let pseudo = pseudo_header_sum(packet, header_len);
     let mut header = [0_u32; 15];
     if !skb.load(packet.tcp_offset, header.as_mut_ptr().cast::<u8>(), header_len) {
         return DROP;
@@ -267,13 +267,17 @@ fn store_addresses(skb: &Skb, packet: &Packet, source: &Address, destination: &A
 }
 
 /// Sum of the pseudo header (RFC 9293, section 3.1; RFC 8200, section 8.1), not folded. The words that mark an IPv4 address
-/// are all ones, which is zero in this arithmetic.
+/// are all ones, which is zero in this arithmetic. The link of a link-local address is not in the packet.
 #[inline(always)]
 fn pseudo_header_sum(packet: &Packet, tcp_len: u32) -> u32 {
+    let link = if packet.is_v6 { packet.key.pod.link_of() } else { None };
     let mut sum = u32::from(6_u16.to_be()) + u32::from((tcp_len as u16).to_be());
     let mut index = 0;
     while index < 8 {
-        sum += address_word(&packet.key.client, index) + address_word(&packet.key.pod, index);
+        sum += address_word(&packet.key.client, index);
+        if link.is_none() || !LINK_WORDS.contains(&index) {
+            sum += address_word(&packet.key.pod, index);
+        }
         index += 1;
     }
     sum
