@@ -152,7 +152,7 @@ pub fn run(options: Options) -> Result<String> {
             println!("{:5.0?} {}", start.elapsed(), line(&stage, &done));
         }
     }
-    memory.check()?;
+    memory.check(options.duration)?;
     invariants.finish(stage, start.elapsed(), &memory, &done)
 }
 

@@ -9,7 +9,7 @@ use enforcer_tests::soak::{Options, run};
 fn a_minute_of_everything_at_once() -> Result<()> {
     let seed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
     // The seed is in what a failure says.
-    let summary = run(Options { duration: Duration::from_secs(45), seed })?;
+    let summary = run(Options { duration: Duration::from_secs(30), seed })?;
     println!("{summary}");
     Ok(())
 }
