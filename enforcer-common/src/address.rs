@@ -2,7 +2,7 @@
 //!
 //! A link-local address (RFC 4291, section 2.5.6) is unique on its link only, and no status of a pod names it. Where it is a pod's,
 //! the maps hold it with the link in its second 32 bits, which are zero on the wire, as the KAME stack did:
-//! `fe80:0:IIII:IIII:…`, in network byte order. Nobody else's packets can carry that address.
+//! `fe80:0:IIII:IIII:…`, in network byte order. A packet that carries such an address belongs to no pod.
 
 use core::fmt;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -3,8 +3,7 @@
 //!
 //! `OUTBOUND` pushes the oldest out when it is full. A pod that opens and closes many connections must not push out its own idle
 //! ones like that, so what is over moves to `OUTBOUND_ENDED`, which is small: packets that are still on their way find it there.
-//! A tuple is in one of them or in `HALF_OPEN`, never in two, so new connections, which are many, are looked for before those
-//! that are over.
+//! A tuple that is in `HALF_OPEN` is in neither, so new connections, which are many, are looked for before those that are over.
 
 use super::{Decision, Env};
 use crate::map::{FlowKey, Outbound, flow_flags};

@@ -13,6 +13,18 @@ use enforcer_tests::raw::{Client, Wire};
 
 use crate::{LIMIT, REQUEST, number_of_flows, strict};
 
+/// Every lasting connection is answered, still.
+fn all_answer(load: Load, lasting: usize) -> Result<()> {
+    let answers = value(&load.totals().tls_answers);
+    poll::until("answers on every connection", Duration::from_mins(1), || {
+        load.totals().check()?;
+        ensure!(value(&load.totals().tls_answers) >= answers + 2 * lasting as u64, "not yet");
+        Ok(())
+    })?;
+    load.finish()?;
+    Ok(())
+}
+
 #[test]
 fn a_thousand_tls_connections_live_through_a_syn_flood() -> Result<()> {
     const LASTING: usize = 1000;
@@ -39,14 +51,7 @@ fn a_thousand_tls_connections_live_through_a_syn_flood() -> Result<()> {
     println!("{} SYNs in {:.2?}: {rate}/s", flood.sent, flood.took);
     assert_eq!(lab.transient()?.len(), transient, "the flood entered TRANSIENT");
     assert_eq!(number_of_flows(&lab)?, LASTING, "the flood entered FLOWS");
-    let answers = value(&load.totals().tls_answers);
-    poll::until("answers on every connection", Duration::from_mins(1), || {
-        load.totals().check()?;
-        ensure!(value(&load.totals().tls_answers) >= answers + 2 * LASTING as u64, "not yet");
-        Ok(())
-    })?;
-    load.finish()?;
-    Ok(())
+    all_answer(load, LASTING)
 }
 
 /// Both families at once, to the same port.
@@ -88,14 +93,7 @@ fn tls_connections_live_through_syn_floods_of_both_families() -> Result<()> {
     }
     assert_eq!(lab.transient()?.len(), transient, "the flood entered TRANSIENT");
     assert_eq!(number_of_flows(&lab)?, LASTING, "the flood entered FLOWS");
-    let answers = value(&load.totals().tls_answers);
-    poll::until("answers on every connection", Duration::from_mins(1), || {
-        load.totals().check()?;
-        ensure!(value(&load.totals().tls_answers) >= answers + 2 * LASTING as u64, "not yet");
-        Ok(())
-    })?;
-    load.finish()?;
-    Ok(())
+    all_answer(load, LASTING)
 }
 
 /// The oldest half-open connection makes room. Whoever comes with data after that has never shaken hands, so far as is known.

@@ -449,3 +449,19 @@ fn a_handshake_played_again_after_a_reset_is_not_spoken_for() {
     passes(talk.to_pod(RST, CLIENT_ISN + 1 + len, 0, &[]));
     reset(talk.client(0, REQUEST), Reason::PLAINTEXT);
 }
+
+/// A tuple that the pod uses for a connection of its own is half open no more, and so what comes late of that one, once it is over,
+/// is known.
+#[test]
+fn a_half_open_tuple_that_the_pod_uses_itself_is_its_own() {
+    let talk = Conversation::new(Mode::STRICT);
+    passes(talk.to_pod(SYN, CLIENT_ISN, 0, &[]));
+    passes(talk.pod_sends(SYN | ACK, POD_ISN, CLIENT_ISN + 1, &[]));
+    assert!(talk.model.half_open_entry(&talk.key).is_some());
+    passes(talk.pod_sends(SYN, 70, 0, &[]));
+    assert_eq!(talk.model.half_open_entry(&talk.key), None);
+    passes(talk.pod_sends(FIN | ACK, 71, 900, &[]));
+    passes(talk.to_pod(FIN | ACK, 900, 72, &[]));
+    assert!(talk.model.outbound_ended_entry(&talk.key).is_some());
+    passes(talk.to_pod(ACK, 899, 72, b"sent again"));
+}
