@@ -12,7 +12,7 @@ use clap::{Args, ValueEnum};
 
 use crate::shell::{require_root, run as run_command};
 use crate::{demo, kube, lint, setup};
-use runner::run_tests;
+use runner::{run_suites, run_tests};
 use summary::{Outcome, Record, Tally};
 
 /// Which steps to run.
@@ -85,9 +85,9 @@ impl Step {
             Self::Chart => {
                 return crate::chart::check().map(|passed| Tally { passed, ..Tally::default() });
             }
-            Self::Unit => return run_tests(&["--lib", "--bins"], true, None),
-            Self::Doc => return run_tests(&["--doc"], false, None),
-            Self::EndToEnd => return run_tests(&["--test", "*"], true, image),
+            Self::Unit => return run_tests(&["--lib", "--bins"], true),
+            Self::Doc => return run_tests(&["--doc"], false),
+            Self::EndToEnd => return run_suites(image),
         };
         // All of them, so that one run shows everything that is wrong.
         let results: Vec<_> = commands.into_iter().map(|mut command| run_command(&mut command)).collect();
