@@ -10,12 +10,14 @@ use super::load::{OpenError, Pinned};
 
 /// Maps whose being full has consequences, with what these are. What is pushed out of other maps is told anew by the next
 /// packet.
-const LIMITED: [(&str, &str); 8] = [
+const LIMITED: [(&str, &str); 10] = [
     ("ENDPOINTS", "pods beyond it have no policy"),
     ("LINKS", "link-local addresses of pods beyond it have no policy"),
     ("PORT_MODES", "policies with ports beyond it are not put in force"),
     ("EXEMPT", "probes of sources beyond it are judged like any client"),
     ("FLOWS", "the pods' answers on TLS connections beyond it wait until there is room"),
+    ("OUTBOUND", "the pods' own connections that are idle longest are forgotten, and reset under STRICT"),
+    ("PENDING", "clients beyond it whose first bytes could be a hello wait until there is room"),
     ("WORKLOAD_COUNTERS", "what is counted beyond it is counted for the node only"),
     ("COUNTERS", "what is counted beyond it is lost"),
     ("CLIENTS", "clients are forgotten, and no workload is READY for what they may have spoken"),
@@ -116,6 +118,9 @@ mod tests {
         assert_eq!(map("CLIENTS", 899).problem(), None);
         let problem = map("CLIENTS", 900).problem().expect("a problem");
         assert!(problem.contains("READY") && problem.contains("--map-size CLIENTS=2000"), "{problem}");
+        // Pushed out of here is a connection of a pod's own, which nothing tells of again.
+        assert!(map("OUTBOUND", 950).problem().is_some_and(|problem| problem.contains("reset under STRICT")));
+        assert!(map("PENDING", 1000).problem().is_some_and(|problem| problem.contains("wait until")));
         // An LRU map that forgets what comes again is full most of the time.
         assert_eq!(map("HALF_OPEN", 1000).problem(), None);
         assert_eq!(MapFill { entries: None, ..map("FLOWS", 0) }.problem(), None);

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use enforcer_common::{Reason, Verdict};
 use enforcer_tests::poll;
 
-use crate::{LIMIT, number_of_flows, strict};
+use crate::{LIMIT, number_of_flows, status, strict};
 
 /// A hello, as far as anybody looks at it, in two halves.
 const HALVES: [&[u8]; 2] = [b"\x16\x03\x01", b"\x01\x20\x01\x00\x01\x1c\x03\x03hello"];
@@ -43,6 +43,8 @@ fn half_a_hello_more_than_there_is_room_for_waits() -> Result<()> {
     })?;
     assert_eq!(waiting("loadgenerator")?, 1, "the fifth's bytes are not the pod's");
     assert_eq!(number_of_flows(&lab)?, 0);
+    let problems = status(&lab)?["problems"].to_string();
+    assert!(problems.contains("map PENDING is nearly full, and clients beyond it"), "{problems}");
     // Those who have their place are judged as ever.
     let mut first = held.remove(0);
     first.write_all(HALVES[1])?;
