@@ -240,16 +240,22 @@ fn syn_ack_from_pod<E: Env>(env: &E, key: &FlowKey, segment: &Segment) -> Decisi
     // Sent again because the pod missed the client's ACK. A pod that has said anything since has not; then the same numbers are
     // those of another connection (a SYN cookie's come again within a minute).
     let over = flow_flags::GONE | flow_flags::ENDED;
-    let again = env.flow(key).is_some_and(|flow| {
-        flow.pod_start == segment.seq.wrapping_add(1)
+    let mut cookie = !env.has_socket();
+    if let Some(flow) = env.flow(key) {
+        let again = flow.pod_start == segment.seq.wrapping_add(1)
             && flow.client_start == segment.ack
             && flow.packets_from_pod == 0
-            && flow.flags & over == 0
-    });
-    if again {
-        return Decision::PASS;
+            && flow.flags & over == 0;
+        if again {
+            return Decision::PASS;
+        }
+        cookie |= flow.flags & flow_flags::COOKIE != 0;
     }
-    let flags = if env.has_socket() { 0 } else { half_open_flags::COOKIE };
+    // A cookie is good for minutes, whatever the pod answers to a later SYN of the same tuple.
+    if !cookie && let Some(before) = env.half_open(key) {
+        cookie = before.flags & half_open_flags::COOKIE != 0;
+    }
+    let flags = if cookie { half_open_flags::COOKIE } else { 0 };
     let client_isn = segment.ack.wrapping_sub(1);
     env.insert_half_open(key, &HalfOpen { client_isn, pod_isn: segment.seq, flags });
     env.remove_outbound(key);

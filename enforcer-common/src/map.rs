@@ -137,7 +137,8 @@ map_type! {
 /// Bits of [`HalfOpen::flags`].
 pub mod half_open_flags {
     /// The SYN-ACK carried no socket: the pod's stack keeps nothing of the handshake, its number is a SYN cookie (`tcp_make_synack`
-    /// ties any other to its request). The same is said where packets of the pod carry no sockets at all.
+    /// ties any other to its request). The same is said where packets of the pod carry no sockets at all, and of later handshakes
+    /// of the tuple while this is known.
     pub const COOKIE: u32 = 1;
 }
 

@@ -9,11 +9,15 @@ use super::COMPLETE;
 
 impl Flow {
     /// Whether nothing has come from the pod since the handshake: what was judged may have been discarded by its stack, and
-    /// the client has nothing to acknowledge but the pod's initial sequence number.
+    /// the client has nothing to acknowledge but the pod's initial sequence number. Where the tuple has a cookie, only an
+    /// acknowledgement of the client's bytes counts: a request that is not a socket yet answers segments outside its window, too
+    /// (`tcp_check_req`).
     #[inline(always)]
     #[must_use]
     pub fn is_unconfirmed(&self) -> bool {
-        self.packets_from_pod == 0 && matches!(self.state, FlowState::OPEN | FlowState::HELLO)
+        let cookie = self.flags & flow_flags::COOKIE != 0;
+        matches!(self.state, FlowState::OPEN | FlowState::HELLO)
+            && (self.packets_from_pod == 0 || (cookie && !is_before(self.client_start, self.pod_ack)))
     }
 
     /// Whether a segment might open a connection in the pod's stack that begins at another place than the one that is judged: for

@@ -218,3 +218,54 @@ fn a_cookie_played_again_opens_nothing() -> Result<()> {
         Ok(())
     })
 }
+
+/// A cookie outlives the flood that it was given out in. The tuple's next handshake is an ordinary one, its socket is gone, and the
+/// cookie would make another whose first bytes nobody has seen.
+#[test]
+fn a_cookie_of_before_an_ordinary_handshake_opens_nothing() -> Result<()> {
+    each_family(|arena, v6| {
+        let cookies = |mode: &str| -> Result<()> {
+            let set = format!("net.ipv4.tcp_syncookies={mode}");
+            arena.scene.lab.exec("frontend", ["sysctl", "-qw", &set])?.success()?;
+            Ok(())
+        };
+        // Whether the ordinary handshake got its socket.
+        for made in [true, false] {
+            let seen = arena.records.all()?.len();
+            cookies("2")?;
+            let mut client = arena.client(v6, ISN);
+            client.knock()?;
+            let (isn, pod_isn) = (client.isn, client.pod_isn);
+            cookies("1")?;
+            // So that the cookie's first byte lies right behind the hello.
+            client.isn = isn.wrapping_sub(HELLO_LEN);
+            client.received.clear();
+            client.knock()?;
+            if made {
+                client.send(&client.ack(0))?;
+                client.send(&client.data(0, HELLO))?;
+                client.expect_acked(HELLO_LEN)?;
+                client.abort(HELLO_LEN)?;
+                arena.records.at_least(seen + 1)?;
+            } else {
+                client.send(&client.data(0, HELLO).damaged())?;
+                // The request answers what lies outside its window, which confirms nothing.
+                client.send(&client.ack(1 << 20))?;
+                client.listen(Duration::from_millis(100))?;
+                client.abort(0)?;
+            }
+            let genuine = arena.records.all()?.len();
+            (client.isn, client.pod_isn) = (isn, pod_isn);
+            client.send(&client.data(0, REQUEST))?;
+            client.send(&client.data(REQUEST_LEN, REQUEST))?;
+            client.listen(Duration::from_millis(200))?;
+            client.abort(2 * REQUEST_LEN)?;
+            client.abort(0)?;
+            client.listen(Duration::from_millis(200))?;
+            for record in arena.records.all()?.get(genuine..).unwrap_or_default() {
+                ensure!(record.head.is_empty(), "made {made}: the pod read {record:?}");
+            }
+        }
+        Ok(())
+    })
+}
