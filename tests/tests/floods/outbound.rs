@@ -9,7 +9,7 @@ use enforcer_tests::Lab;
 use enforcer_tests::client::{self, Outcome};
 use enforcer_tests::flood::raise_open_files;
 
-use crate::{LIMIT, status, strict};
+use crate::{LIMIT, strict};
 
 /// Entries that the table has, and connections that are opened beside those that are looked at.
 const ROOM: &str = "OUTBOUND=1024";
@@ -87,8 +87,6 @@ fn idle_connections_of_a_pod_make_room_for_its_others() -> Result<()> {
     there_and_back(&busy)?;
     there_and_back(held.last().context("none")?)?;
     assert_eq!(lab.count(Verdict::RESET, Reason::MIDSTREAM)?.connections, 0);
-    let problems = status(&lab)?["problems"].to_string();
-    assert!(problems.contains("map OUTBOUND is nearly full, and the pods' own connections"), "{problems}");
     // Who was silent may be forgotten, whichever end says something: none of what was said is read then.
     let mut lost = 0;
     for (number, (pod, other)) in held.iter().take(LOOKED_AT).enumerate() {
