@@ -59,7 +59,8 @@ fn accepted(ops: *mut bpf_sock_ops) {
     let Some(address) = local_address(ops) else {
         return;
     };
-    if tables::endpoint(&address).is_none() {
+    // Whose link-local address it is, only its packets tell: a tag that none of them fills means nothing.
+    if !address.is_link_local() && tables::endpoint(&address).is_none() {
         return;
     }
     // SAFETY: as in the macro.
@@ -90,7 +91,11 @@ fn closed(ops: *mut bpf_sock_ops) {
     }
     let decision = datapath::end_of_socket(&TableEnv, &tag);
     if decision.end {
-        let endpoint = tables::endpoint(&tag.key.pod).unwrap_or(Endpoint::UNKNOWN);
+        let endpoint = match tag.key.pod.link_of() {
+            Some(link) => tables::endpoint_on_link(link),
+            None => tables::endpoint(&tag.key.pod),
+        };
+        let endpoint = endpoint.unwrap_or(Endpoint::UNKNOWN);
         report::end(&tag.key, Direction::FROM_POD, &endpoint, &decision);
     }
 }
