@@ -465,3 +465,20 @@ fn a_half_open_tuple_that_the_pod_uses_itself_is_its_own() {
     assert!(talk.model.outbound_ended_entry(&talk.key).is_some());
     passes(talk.to_pod(ACK, 899, 72, b"sent again"));
 }
+
+/// A tuple that was given a cookie stays one of a cookie, through an ordinary handshake and a flow; and an answer that acknowledges
+/// no byte of the client does not say that what was judged has a socket.
+#[test]
+fn a_tuple_remembers_its_cookie() {
+    let mut talk = Conversation::new(Mode::STRICT);
+    talk.model.cookies = true;
+    passes(talk.pod_sends(SYN | ACK, 70, CLIENT_ISN + 12, &[]));
+    talk.model.cookies = false;
+    talk.handshake();
+    allowed(talk.client(0, HELLO), Reason::TLS);
+    passes(talk.pod_sends(ACK, POD_ISN + 1, CLIENT_ISN + 1, &[]));
+    waits(talk.to_pod(ACK, CLIENT_ISN + 12, 71, REQUEST));
+    passes(talk.pod_sends(SYN | ACK, POD_ISN + 900, CLIENT_ISN + 901, &[]));
+    let again = talk.model.half_open_entry(&talk.key).expect("a half-open connection");
+    assert_eq!(again.flags, crate::map::half_open_flags::COOKIE);
+}
